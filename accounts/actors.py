@@ -1,0 +1,35 @@
+"""Who is acting, and from where: settled once at the door, handed to every service."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+from uuid import UUID
+
+from accounts.roles import ALL_PERMISSIONS
+
+ActorKind = Literal["member", "api_key", "command", "system"]
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """The member, key or command behind a change; `id` is stamped into the audit columns."""
+
+    kind: ActorKind
+    name: str
+    id: UUID | None = None
+    permissions: frozenset[str] = frozenset()
+    request_id: str = ""
+    ip: str | None = None
+    user_agent: str = ""
+
+    def may(self, permission: str) -> bool:
+        """An absent permission denies."""
+        return permission in self.permissions
+
+    def at(self, *, request_id: str, ip: str | None, user_agent: str) -> Self:
+        """The same actor, calling from there."""
+        return replace(self, request_id=request_id, ip=ip, user_agent=user_agent[:300])
+
+
+def command_actor(name: str) -> Actor:
+    """The operator of the machine, running `manage.py <name>`: may do everything."""
+    return Actor(kind="command", name=name, permissions=frozenset(ALL_PERMISSIONS))

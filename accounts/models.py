@@ -1,0 +1,226 @@
+"""Organizations, the people and keys that sign in, the agents' end users, and the audit log.
+
+Identity plane: Organization and Member, needed before any organization is known (access.py), and
+behind a wall ApiKey and AuditEvent. Data plane: User.
+"""
+
+from typing import Any
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import RegexValidator
+from django.db import models
+from django.db.models import Q
+from django.db.models.lookups import Exact
+from django.utils import timezone
+
+from accounts.querysets import AuditEventQuerySet, MemberQuerySet, OrganizationQuerySet
+from accounts.roles import PERMISSIONS, Role
+from accounts.tenancy import AuditColumns, TenantModel, TenantQuerySet
+from agentmem_site.db.fields import OrganizationKey
+from agentmem_site.db.ids import uuid7
+from agentmem_site.db.walls import TenantWall
+
+SLUG = RegexValidator(
+    r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$",
+    "A slug has 1 to 63 lower-case letters, digits and inner hyphens.",
+)
+
+
+class Organization(AuditColumns):
+    """A customer of this server. Everything else belongs to one."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    name = models.CharField(max_length=255)
+    slug = models.CharField(max_length=63, unique=True, validators=[SLUG])
+    # Retention, quotas, defaults.
+    settings = models.JSONField(default=dict, blank=True)
+
+    objects = OrganizationQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class MemberManager(BaseUserManager.from_queryset(MemberQuerySet)):  # type: ignore[misc]
+    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "Member":
+        """A platform superuser, of no organization. For `manage.py createsuperuser`."""
+        member = self.model(email=email, is_superuser=True, is_staff=True, **fields)
+        member.set_password(password)
+        member.save(using=self._db)
+        return member
+
+
+class Member(AbstractBaseUser, AuditColumns):
+    """A person who signs in. Of one organization; a platform superuser of none."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    email = models.EmailField(unique=True)
+    name = models.CharField(max_length=255, blank=True, default="")
+    organization = models.ForeignKey(
+        Organization, models.PROTECT, null=True, blank=True, related_name="members"
+    )
+    role = models.CharField(max_length=16, choices=Role.choices, default=Role.VIEWER)
+    is_staff = models.BooleanField("may open the console", default=True)
+    is_active = models.BooleanField(default=True)
+    is_superuser = models.BooleanField("platform superuser", default=False)
+
+    objects = MemberManager()
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+    REQUIRED_FIELDS = ["name"]
+
+    class Meta:
+        ordering = ["email"]
+        constraints = [
+            models.CheckConstraint(
+                name="accounts_member_organization_or_platform",
+                condition=Q(is_superuser=True, organization__isnull=True)
+                | Q(is_superuser=False, organization__isnull=False),
+                violation_error_message=(
+                    "A member belongs to one organization, a platform superuser to none."
+                ),
+            ),
+            models.CheckConstraint(
+                name="accounts_member_role_known", condition=Q(role__in=Role.values)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.email
+
+    @property
+    def permissions(self) -> frozenset[str]:
+        """What the role allows (accounts/roles.py); a superuser is not asked."""
+        return PERMISSIONS[self.role]
+
+
+class ApiKey(TenantModel):
+    """A key that an agent or a service signs in with. The secret itself is not kept."""
+
+    name = models.CharField(max_length=255)
+    prefix = models.CharField(max_length=16, editable=False)  # shown, so that a key is recognised
+    hash = models.BinaryField(max_length=32, editable=False)  # SHA-256 of the whole key
+    scopes = ArrayField(models.CharField(max_length=64), default=list, blank=True)
+    member = models.ForeignKey(
+        Member, models.SET_NULL, null=True, blank=True, db_constraint=False, related_name="+"
+    )
+    expires_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, editable=False)
+    revoked_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        verbose_name = "API key"
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization", "hash"], name="accounts_apikey_hash_unique"
+            ),
+            models.CheckConstraint(
+                name="accounts_apikey_hash_length",
+                condition=Exact(
+                    models.Func(
+                        "hash", function="octet_length", output_field=models.IntegerField()
+                    ),
+                    models.Value(32),
+                ),
+            ),
+        ]
+        indexes = [
+            *TenantModel.Meta.indexes,
+            # agentmem_find_api_key: the one look-up before the organization is known.
+            models.Index(fields=["hash"], name="accounts_apikey_hash"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}…)"
+
+    @property
+    def is_usable(self) -> bool:
+        now = timezone.now()
+        return (
+            not self.is_deleted
+            and self.revoked_at is None
+            and (self.expires_at is None or self.expires_at > now)
+        )
+
+
+class User(TenantModel):
+    """An end user of the organization's agents: somebody whom memories are about."""
+
+    class Status(models.TextChoices):
+        ACTIVE = "active", "Active"
+        INACTIVE = "inactive", "Inactive"
+
+    external_id = models.CharField(max_length=255, null=True, blank=True)
+    name = models.CharField(max_length=255, blank=True, default="")
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.ACTIVE)
+    timezone = models.CharField(max_length=64, default="UTC")
+    email = models.EmailField(null=True, blank=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization", "external_id"], name="accounts_user_external_id_unique"
+            ),
+            models.CheckConstraint(
+                name="accounts_user_status_known",
+                condition=Q(status__in=["active", "inactive"]),
+            ),
+        ]
+        indexes = [*TenantModel.Meta.indexes]
+
+    def __str__(self) -> str:
+        return self.name or self.external_id or str(self.pk)
+
+
+class AuditEvent(models.Model):
+    """One change: who, what, when, from where. Written with it, never changed."""
+
+    class Status(models.TextChoices):
+        SUCCESS = "success", "Success"
+        FAILURE = "failure", "Failure"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    # NULL: failed sign-ins, platform superusers.
+    organization = OrganizationKey(null=True)
+    actor_id = models.UUIDField(null=True)
+    actor_kind = models.CharField(max_length=16)
+    actor_name = models.CharField(max_length=255, blank=True, default="")
+    action = models.CharField(max_length=64)
+    resource_type = models.CharField(max_length=64)
+    resource_id = models.UUIDField(null=True)
+    request_id = models.CharField(max_length=64, blank=True, default="")
+    ip = models.GenericIPAddressField(null=True)
+    user_agent = models.CharField(max_length=300, blank=True, default="")
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.SUCCESS)
+    duration_ms = models.IntegerField(null=True)
+    changes = models.JSONField(default=dict)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    is_append_only = True
+
+    objects = AuditEventQuerySet.as_manager()
+
+    class Meta:
+        constraints = [TenantWall(name="accounts_auditevent_wall", admits_orphans=True)]
+        indexes = [
+            # The audit log, newest first.
+            models.Index(
+                fields=["organization", "created_at", "id"], name="accounts_auditevent_created"
+            ),
+            # What happened to one row.
+            models.Index(
+                fields=["organization", "resource_id"], name="accounts_auditevent_resource"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.resource_type}"

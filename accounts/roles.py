@@ -1,0 +1,37 @@
+"""Who may do what: one table, read by the API, the console and the commands."""
+
+from django.db import models
+
+
+class Role(models.TextChoices):
+    OWNER = "owner", "Owner"
+    ADMIN = "admin", "Admin"
+    USER = "user", "User"
+    VIEWER = "viewer", "Viewer"
+
+
+RESOURCES = ("memory", "session", "agent", "user", "organization")
+MANAGE_ROLES = "roles:manage"
+MANAGE_KEYS = "keys:manage"
+MANAGE_MEMBERS = "members:manage"
+VIEW_AUDIT = "audit:read"
+
+
+def permission(resource: str, verb: str) -> str:
+    """`memory`, `read` -> "memory:read"; the word that a scope and a role's table hold."""
+    return f"{resource}:{verb}"
+
+
+_READ = frozenset(permission(resource, "read") for resource in RESOURCES)
+_ALL = frozenset(
+    permission(resource, verb) for resource in RESOURCES for verb in ("read", "write", "delete")
+) | {MANAGE_ROLES, MANAGE_KEYS, MANAGE_MEMBERS, VIEW_AUDIT}
+
+PERMISSIONS: dict[str, frozenset[str]] = {
+    Role.OWNER: _ALL,
+    Role.ADMIN: _ALL,
+    Role.USER: _READ
+    | {permission(resource, verb) for resource in ("memory", "session") for verb in ("write",)},
+    Role.VIEWER: _READ,
+}
+ALL_PERMISSIONS = tuple(sorted(_ALL))

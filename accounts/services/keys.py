@@ -1,0 +1,62 @@
+"""API keys: issued once, shown once, revoked at any time."""
+
+import secrets
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.access import hash_key
+from accounts.actors import Actor
+from accounts.errors import Forbidden
+from accounts.models import ApiKey, Member, Organization
+from accounts.services.records import Records
+
+api_keys = Records(ApiKey)
+_SEEN_EVERY = timedelta(minutes=1)
+
+
+def issue_key(
+    *,
+    organization: Organization,
+    actor: Actor,
+    name: str,
+    scopes: Iterable[str],
+    member: Member | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str]:
+    """The stored key and the secret itself, which is shown now and never again.
+
+    Raises:
+        Forbidden: a scope that the actor does not have.
+    """
+    wanted = sorted(set(scopes))
+    missing = [scope for scope in wanted if not actor.may(scope)]
+    if missing:
+        raise Forbidden(f"You cannot give what you do not have: {', '.join(missing)}.")
+    prefix = secrets.token_hex(4)
+    secret = f"agm_{prefix}_{secrets.token_urlsafe(32)}"
+    values = {
+        "name": name,
+        "prefix": f"agm_{prefix}",
+        "hash": hash_key(secret),
+        "scopes": wanted,
+        "member": member,
+        "expires_at": expires_at,
+    }
+    return api_keys.create(organization=organization, actor=actor, values=values), secret
+
+
+def revoke_key(key: ApiKey, *, organization: Organization, actor: Actor) -> ApiKey:
+    """The key opens nothing from the next request on."""
+    values = {"revoked_at": timezone.now()}
+    return api_keys.update(key, organization=organization, actor=actor, values=values)
+
+
+def note_use(actor: Actor, *, organization: Organization) -> None:
+    """Moves last_used_at of the actor's key, at most once a minute."""
+    now = timezone.now()
+    stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=now - _SEEN_EVERY)
+    keys = ApiKey.objects.for_organization(organization)
+    keys.filter(stale, pk=actor.id).update(last_used_at=now)

@@ -1,0 +1,152 @@
+"""Tenancy: the context that opens the walls for one organization, and what tenant models share.
+
+The door (a request, a console page, a command) enters `tenant(organization)`, everything below it
+uses plain `atomic()`. Inside, PostgreSQL shows the rows of that organization and no others.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+from django.db import connection, models, transaction
+from django.db.models.lookups import Exact
+from django.utils import timezone
+from psycopg import sql
+
+from agentmem_site.db.fields import OrganizationKey
+from agentmem_site.db.ids import uuid7
+from agentmem_site.db.roles import ADMIN
+from agentmem_site.db.walls import CONTEXT, TenantWall
+
+if TYPE_CHECKING:
+    from accounts.models import Organization
+
+
+@contextmanager
+def tenant(organization: "Organization | UUID") -> Iterator[None]:
+    """One transaction in which this organization's rows, and no others, can be seen and written."""
+    organization_id = organization if isinstance(organization, UUID) else organization.pk
+    yield from _context(
+        sql.SQL("SET LOCAL {} = {}").format(sql.SQL(CONTEXT), sql.Literal(str(organization_id))),
+        sql.SQL("SET LOCAL {} = ''").format(sql.SQL(CONTEXT)),
+    )
+
+
+@contextmanager
+def platform() -> Iterator[None]:
+    """One transaction across all organizations: the console of a superuser, maintenance."""
+    yield from _context(
+        sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(ADMIN)), sql.SQL("SET LOCAL ROLE NONE")
+    )
+
+
+def _context(enter: sql.Composed, leave: sql.SQL | sql.Composed) -> Iterator[None]:
+    with transaction.atomic(durable=True):
+        _execute(enter)
+        yield
+        # The end of the transaction ends the context. Inside a test's transaction, which lives
+        # on, it is taken back here; after an error the savepoint's rollback takes it back.
+        if len(connection.atomic_blocks) > 1 and not connection.needs_rollback:
+            _execute(leave)
+
+
+def _execute(statement: sql.SQL | sql.Composed) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+class AuditedQuerySet(models.QuerySet[Any]):
+    """What every list can say. The default manager shows all rows of the context: one that hid
+    the deleted would break uniqueness checks and get_or_create."""
+
+    def live(self) -> Self:
+        return self.filter(is_deleted=False)
+
+    def deleted(self) -> Self:
+        return self.filter(is_deleted=True)
+
+    def newest_first(self) -> Self:
+        return self.order_by("-created_at", "-id")
+
+    def write_history(
+        self, change_type: str, *, organization: Any, changed_by_id: UUID | None, at: datetime
+    ) -> None:
+        """Notes a change of all these rows in their history, in one statement. Most have none."""
+
+
+class TenantQuerySet(AuditedQuerySet):
+    def for_organization(self, organization: "Organization | UUID") -> Self:
+        return self.filter(organization=organization)
+
+
+class AuditColumns(models.Model):
+    """When a row was made and last changed, by whom, and whether it lies in the trash."""
+
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    updated_at = models.DateTimeField(default=timezone.now, editable=False)
+    # A member or an API key; plain ids, no reference (docs/decisions/0001).
+    created_by_id = models.UUIDField(null=True, editable=False)
+    last_updated_by_id = models.UUIDField(null=True, editable=False)
+    is_deleted = models.BooleanField(default=False, editable=False)
+    deleted_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        abstract = True
+
+
+class TenantModel(AuditColumns):
+    """A table of the data plane. Subclasses extend, never replace, Meta.constraints and .indexes:
+    `constraints = [*TenantModel.Meta.constraints, ...]`."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    organization = OrganizationKey()
+    metadata = models.JSONField(default=dict, blank=True)
+
+    # False where rows never go to the trash: they stay as they are until their parent is purged.
+    has_trash = True
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+        constraints = [
+            TenantWall(name="%(app_label)s_%(class)s_wall"),
+            models.CheckConstraint(
+                name="%(app_label)s_%(class)s_deleted_at",
+                condition=models.Q(is_deleted=False, deleted_at__isnull=True)
+                | models.Q(is_deleted=True, deleted_at__isnull=False),
+            ),
+            models.CheckConstraint(
+                name="%(app_label)s_%(class)s_metadata_object",
+                condition=Exact(
+                    models.Func(
+                        "metadata", function="jsonb_typeof", output_field=models.TextField()
+                    ),
+                    models.Value("object"),
+                ),
+                violation_error_message="Metadata must be a JSON object.",
+            ),
+        ]
+        indexes = [
+            # Every list, newest first, page by page.
+            models.Index(
+                fields=["organization", "created_at", "id"], name="%(app_label)s_%(class)s_created"
+            ),
+            # The trash, and the sweep that empties it.
+            models.Index(
+                fields=["organization", "deleted_at"],
+                condition=models.Q(is_deleted=True),
+                name="%(app_label)s_%(class)s_trash",
+            ),
+        ]
+
+    def _do_update(self, base_qs: Any, using: Any, pk_val: Any, values: Any, *rest: Any) -> bool:
+        # UPDATE .. WHERE id and organization, and never SET organization_id: both are rules of
+        # the sharded schema (docs/decisions/0001).
+        values = [value for value in values if not isinstance(value[0], OrganizationKey)]
+        organization_id = self.organization_id  # type: ignore[attr-defined]
+        return super()._do_update(  # type: ignore[misc]
+            base_qs.filter(organization=organization_id), using, pk_val, values, *rest
+        )

@@ -1,0 +1,36 @@
+"""Django's PostgreSQL backend with what tenant tables need, and an embedded server behind it."""
+
+from typing import Any
+
+from django.conf import settings
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresWrapper
+from django.db.backends.postgresql.features import DatabaseFeatures as PostgresFeatures
+
+from agentmem_site.db.creation import DatabaseCreation
+from agentmem_site.db.fields import tenant_key
+from agentmem_site.db.schema import DatabaseSchemaEditor
+from agentmem_site.db.setup import prepare_embedded
+
+
+class DatabaseFeatures(PostgresFeatures):
+    def allows_group_by_selected_pks_on_model(self, model: Any) -> bool:
+        # The key of a tenant table is (id, organization_id): PostgreSQL cannot infer the other
+        # columns from id alone, so GROUP BY has to name them.
+        return tenant_key(model) is None and super().allows_group_by_selected_pks_on_model(model)
+
+
+class DatabaseWrapper(PostgresWrapper):
+    SchemaEditorClass = DatabaseSchemaEditor
+    features_class = DatabaseFeatures
+    creation_class = DatabaseCreation
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """A connection; where the embedded server does not run (yet, or any more) it is started."""
+        server = settings.EMBEDDED_SERVER
+        try:
+            return super().get_new_connection(conn_params)
+        except self.Database.OperationalError:
+            if server is None or conn_params.get("host") != server.connection()["HOST"]:
+                raise
+            server.start(prepare=prepare_embedded(server))
+            return super().get_new_connection(conn_params)

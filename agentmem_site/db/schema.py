@@ -1,0 +1,59 @@
+"""The schema editor: what a tenant table looks like, so that no migration is edited by hand."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.db.backends.ddl_references import Columns, Statement
+from django.db.backends.postgresql.schema import DatabaseSchemaEditor as PostgresSchemaEditor
+
+from agentmem_site.db.fields import OrganizationKey, TenantForeignKey, tenant_key
+
+
+def _place(field: Any) -> int:
+    """id is column 1, the organization column 2, generated columns come last (docs/decisions)."""
+    if field.primary_key:
+        return 0
+    if isinstance(field, OrganizationKey):
+        return 1
+    return 3 if field.generated else 2
+
+
+class DatabaseSchemaEditor(PostgresSchemaEditor):
+    # A reference added to a table later gets its constraint from _create_fk_sql as well.
+    sql_create_column_inline_fk = None
+
+    def table_sql(self, model: Any) -> tuple[str, list[Any]]:
+        model._meta.local_fields.sort(key=_place)
+        key = tenant_key(model)
+        if key is None:
+            return super().table_sql(model)
+        stock = self.sql_create_table
+        self.sql_create_table = stock.replace(
+            "%(definition)s", f'%(definition)s, PRIMARY KEY ("id", "{key.column}")'
+        )
+        try:
+            return super().table_sql(model)
+        finally:
+            self.sql_create_table = stock
+
+    def _iter_column_sql(
+        self, column_db_type: Any, params: Any, model: Any, field: Any, *rest: Any
+    ) -> Iterator[str]:
+        parts = super()._iter_column_sql(column_db_type, params, model, field, *rest)
+        if field.primary_key and tenant_key(model):
+            return (part for part in parts if part != "PRIMARY KEY")
+        return parts
+
+    def _create_fk_sql(self, model: Any, field: Any, suffix: str) -> Statement:
+        statement = super()._create_fk_sql(model, field, suffix)
+        if isinstance(field, TenantForeignKey):
+            # NO ACTION, checked at once: the services say what happens to children.
+            # `organization` carries the key on both sides.
+            statement.parts["column"] = Columns(
+                model._meta.db_table, [field.column, "organization_id"], self.quote_name
+            )
+            statement.parts["to_column"] = Columns(
+                field.related_model._meta.db_table, ["id", "organization_id"], self.quote_name
+            )
+            statement.parts["deferrable"] = " DEFERRABLE INITIALLY IMMEDIATE"
+        return statement

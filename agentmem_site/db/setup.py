@@ -1,0 +1,121 @@
+"""Roles, database, extension and template: what only a superuser can make. Idempotent."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from agentmem_site.db.roles import ADMIN, APPLICATION, OWNER
+
+if TYPE_CHECKING:
+    from agentmem_site.embedded import Server
+
+TEMPLATE = "agentmem_template"
+Settings = Mapping[str, Any]  # Django's keys: NAME USER PASSWORD HOST PORT
+
+
+class SetupRefused(Exception):
+    """This PostgreSQL cannot carry AgentMem."""
+
+
+def setup_database(*, superuser: Settings, owner: Settings, application: Settings) -> None:
+    """Makes what is missing for `application["NAME"]`; passwords are set to the ones given.
+
+    Raises:
+        SetupRefused: the server is older than 16 or lacks pgvector 0.8.
+        psycopg.Error: the server refused.
+    """
+    with _connect(superuser) as connection:
+        if connection.info.server_version < 160000:
+            raise SetupRefused("AgentMem needs PostgreSQL 16 or newer; this server is older.")
+        _make_roles(connection, owner, application)
+        for name in (TEMPLATE, application["NAME"]):
+            _make_database(connection, name, owner["USER"])
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE true").format(sql.Identifier(TEMPLATE))
+        )
+    for name in (TEMPLATE, application["NAME"]):
+        with _connect({**superuser, "NAME": name}) as connection:
+            _make_extension(connection)
+
+
+def prepare_embedded(server: "Server") -> Callable[[Settings], None]:
+    """What the embedded server calls with its superuser once it runs."""
+
+    def prepare(superuser: Settings) -> None:
+        setup_database(
+            superuser=superuser,
+            owner=server.connection(OWNER),
+            application=server.connection(APPLICATION),
+        )
+
+    return prepare
+
+
+def _connect(settings: Settings) -> "psycopg.Connection[Any]":
+    return psycopg.connect(
+        dbname=settings["NAME"],
+        user=settings["USER"],
+        password=settings["PASSWORD"] or None,
+        host=settings["HOST"] or None,
+        port=settings["PORT"] or None,
+        connect_timeout=5,
+        autocommit=True,
+    )
+
+
+def _make_roles(
+    connection: "psycopg.Connection[Any]", owner: Settings, application: Settings
+) -> None:
+    """The three roles; a sign-in under another name than the role's becomes a member of it."""
+    existing = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
+    wanted = {
+        OWNER: sql.SQL("NOLOGIN CREATEDB"),
+        APPLICATION: sql.SQL("NOLOGIN NOSUPERUSER NOBYPASSRLS"),
+        ADMIN: sql.SQL("NOLOGIN NOSUPERUSER NOBYPASSRLS"),
+    }
+    for name, attributes in wanted.items():
+        if name not in existing:
+            connection.execute(
+                sql.SQL("CREATE ROLE {} WITH {}").format(sql.Identifier(name), attributes)
+            )
+    for role, sign_in in ((OWNER, owner), (APPLICATION, application)):
+        verb = "ALTER" if sign_in["USER"] in existing | set(wanted) else "CREATE"
+        connection.execute(
+            sql.SQL("{} ROLE {} WITH LOGIN PASSWORD {}").format(
+                sql.SQL(verb), sql.Identifier(sign_in["USER"]), sql.Literal(sign_in["PASSWORD"])
+            )
+        )
+        if sign_in["USER"] != role:
+            connection.execute(
+                sql.SQL("GRANT {} TO {}").format(
+                    sql.Identifier(role), sql.Identifier(sign_in["USER"])
+                )
+            )
+    # INHERIT FALSE: entered by SET ROLE alone. Inherited, its policy would open every wall.
+    connection.execute(
+        sql.SQL("GRANT {} TO {} WITH INHERIT FALSE, SET TRUE").format(
+            sql.Identifier(ADMIN), sql.Identifier(application["USER"])
+        )
+    )
+
+
+def _make_database(connection: "psycopg.Connection[Any]", name: str, owner: str) -> None:
+    found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
+    if not found:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {}").format(
+                sql.Identifier(name), sql.Identifier(owner)
+            )
+        )
+
+
+def _make_extension(connection: "psycopg.Connection[Any]") -> None:
+    connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    found = connection.execute(
+        "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+    ).fetchone()
+    version = tuple(int(part) for part in found[0].split(".")[:2]) if found else (0, 0)
+    if version < (0, 8):
+        raise SetupRefused("AgentMem needs pgvector 0.8 or newer; this server has an older one.")

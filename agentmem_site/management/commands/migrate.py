@@ -1,0 +1,17 @@
+"""`manage.py migrate`, as the owner of the tables; the application is granted what it needs."""
+
+from typing import Any
+
+from django.core.management.commands.migrate import Command as StockCommand
+from django.db import connections
+
+from agentmem_site.db.grants import grant_to_application
+from agentmem_site.db.roles import as_owner
+
+
+class Command(StockCommand):
+    def handle(self, *args: Any, **options: Any) -> None:
+        connection = connections[options["database"]]
+        with as_owner(connection):
+            super().handle(*args, **options)
+            grant_to_application(connection)

@@ -1,0 +1,44 @@
+"""`manage.py setup_database`: roles, extension, database and template on your own PostgreSQL."""
+
+from typing import Any
+
+import environ
+import psycopg
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from agentmem_site.db.setup import SetupRefused, setup_database
+
+
+class Command(BaseCommand):
+    help = (
+        "Makes the roles agentmem_owner, agentmem_app and agentmem_admin, the database and the "
+        "template with pgvector, as a superuser. Passwords are those of DATABASE_URL and "
+        "DATABASE_OWNER_URL. Idempotent; the embedded server does it by itself."
+    )
+    requires_system_checks: list[str] = []  # type: ignore[assignment]
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--superuser-url",
+            required=True,
+            help="postgres://postgres:PASSWORD@HOST:PORT/postgres",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        application = settings.DATABASES["default"]
+        if settings.EMBEDDED_SERVER is not None:
+            raise CommandError("Set DATABASE_URL first: the embedded server sets itself up.")
+        if not application["OWNER"]["USER"]:
+            raise CommandError(
+                "Set DATABASE_OWNER_URL: the owner migrates, the application cannot."
+            )
+        try:
+            setup_database(
+                superuser=environ.Env.db_url_config(options["superuser_url"]),
+                owner=application["OWNER"],
+                application=application,
+            )
+        except (SetupRefused, psycopg.Error) as refusal:
+            raise CommandError(str(refusal)) from refusal
+        self.stdout.write(f"{application['NAME']} is ready: run `manage.py migrate` next")

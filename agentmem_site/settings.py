@@ -1,0 +1,171 @@
+"""Every setting of the site, each from the environment (or `.env`) with a default that works here.
+
+Names are listed in docs/operations.md. Nothing else in the project reads the environment.
+"""
+
+import secrets
+from pathlib import Path
+
+import environ
+
+from agentmem_site.embedded import Server
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environ.Env()
+environ.Env.read_env(BASE_DIR / ".env")
+
+# --- where things are kept -------------------------------------------------------------------
+DATA_DIR = Path(env.str("AGENTMEM_DATA_DIR", str(BASE_DIR / "var"))).resolve()
+
+
+def _kept_secret(path: Path) -> str:
+    """The secret key of this installation: made once, readable by its user alone."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(50))
+    return path.read_text().strip()
+
+
+DEBUG = env.bool("AGENTMEM_DEBUG", False)
+SECRET_KEY = env.str("AGENTMEM_SECRET_KEY", "") or _kept_secret(DATA_DIR / "secret_key")
+ALLOWED_HOSTS = env.list("AGENTMEM_ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.list("AGENTMEM_TRUSTED_ORIGINS", default=[])
+
+# --- PostgreSQL ------------------------------------------------------------------------------
+# With DATABASE_URL: that server, as the application; DATABASE_OWNER_URL migrates it. Without:
+# the embedded one, started at the first connection (agentmem_site/db/base.py).
+DATABASE_URL = env.str("DATABASE_URL", "")
+POSTGRES_VERSION = env.int("AGENTMEM_POSTGRES_VERSION", 18)
+EMBEDDED_SERVER = (
+    None
+    if DATABASE_URL
+    else Server(DATA_DIR / f"postgres-{POSTGRES_VERSION}", version=POSTGRES_VERSION)
+)
+if EMBEDDED_SERVER is None:
+    _application = env.db("DATABASE_URL")
+    _owner = env.db("DATABASE_OWNER_URL", default="")
+else:
+    _application = EMBEDDED_SERVER.connection("agentmem_app")
+    _owner = EMBEDDED_SERVER.connection("agentmem_owner")
+DATABASES = {
+    "default": {
+        **_application,
+        "ENGINE": "agentmem_site.db",
+        "OWNER": {key: _owner.get(key, "") for key in ("USER", "PASSWORD", "HOST", "PORT")},
+        "CONN_MAX_AGE": env.int("AGENTMEM_CONN_MAX_AGE_S", 600),
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": {"connect_timeout": 5, "application_name": "agentmem"},
+        "TEST": {"TEMPLATE": "agentmem_template"},
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- the application -------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "agentmem_site",
+    "accounts",
+    "memories",
+    "sessions",
+    "unfold.apps.BasicAppConfig",  # templates and ModelAdmin; the site class is ours
+    "unfold.contrib.filters",
+    "agentmem_site.apps.ConsoleConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+]
+MIDDLEWARE = [
+    "agentmem_site.middleware.RequestIdMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "agentmem_site.urls"
+WSGI_APPLICATION = "agentmem_site.wsgi.application"
+APPEND_SLASH = False  # routes answer with and without it themselves
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+# --- people and sign-in ----------------------------------------------------------------------
+AUTH_USER_MODEL = "accounts.Member"
+LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "admin:index"
+_validators = "django.contrib.auth.password_validation"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"{_validators}.UserAttributeSimilarityValidator"},
+    {"NAME": f"{_validators}.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": f"{_validators}.CommonPasswordValidator"},
+    {"NAME": f"{_validators}.NumericPasswordValidator"},
+]
+
+# --- the web ---------------------------------------------------------------------------------
+HTTPS = env.bool("AGENTMEM_HTTPS", False)  # True in production: behind a proxy that ends TLS
+SECURE_SSL_REDIRECT = HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+STATIC_URL = "static/"
+STATIC_ROOT = DATA_DIR / "static"
+WHITENOISE_USE_FINDERS = True  # no collectstatic step: files come from the packages themselves
+WHITENOISE_AUTOREFRESH = DEBUG
+DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
+
+# --- REST ------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["accounts.api.permissions.HasScope"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "agentmem_site.api.problem_response",
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "AgentMem API",
+    "DESCRIPTION": "Memory for AI agents: agents, conversations and long-term memories.",
+    "VERSION": "1.0.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+
+# --- logs ------------------------------------------------------------------------------------
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "agentmem_site.logs.JsonFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"handlers": ["stderr"], "level": env.str("AGENTMEM_LOG_LEVEL", "WARNING")},
+}

@@ -1,0 +1,48 @@
+"""The words in which lists of memories are asked for."""
+
+from datetime import datetime
+from typing import Any, Self
+from uuid import UUID
+
+from django.contrib.postgres.search import SearchQuery
+from django.db import connection, models
+from psycopg import sql
+
+from accounts.tenancy import TenantQuerySet
+
+# {changed} gives (id, change_type) of memories as they are now. Parameters: who, who, who, when,
+# when, those of {changed}, organization.
+WRITE_HISTORY = sql.SQL("""
+INSERT INTO memories_memoryhistory (
+    id, organization_id, memory_id, version, change_type, reason, content, memory_metadata,
+    importance, changed_by_id, created_by_id, last_updated_by_id, created_at, updated_at,
+    metadata, is_deleted)
+SELECT agentmem_uuid7(), m.organization_id, m.id, m.version, c.change_type, '', m.content,
+    m.metadata, m.importance, %s, %s, %s, %s, %s, '{{}}', false
+FROM memories_memory m JOIN ({changed}) AS c (id, change_type) ON c.id = m.id
+WHERE m.organization_id = %s
+""")
+
+
+class MemoryQuerySet(TenantQuerySet):
+    def matching(self, words: str) -> Self:
+        """Full text: speaker, content and context, as a person types into a search box."""
+        return self.filter(document=SearchQuery(words, config="english", search_type="websearch"))
+
+    def write_history(
+        self, change_type: str, *, organization: Any, changed_by_id: UUID | None, at: datetime
+    ) -> None:
+        changed = self.order_by().annotate(change=models.Value(change_type)).values("pk", "change")
+        compiled, parameters = changed.query.sql_with_params()
+        by = changed_by_id
+        with connection.cursor() as cursor:
+            cursor.execute(
+                WRITE_HISTORY.format(changed=sql.SQL(compiled)),
+                [by, by, by, at, at, *parameters, getattr(organization, "pk", organization)],
+            )
+
+
+class MemoryManager(models.Manager.from_queryset(MemoryQuerySet)):  # type: ignore[misc]
+    def get_queryset(self) -> Any:
+        # A vector is 1.5 KB and nobody reads it; the search document is for the index alone.
+        return super().get_queryset().defer("embedding", "document")

@@ -1,0 +1,80 @@
+"""Agents, their blocks and their tools."""
+
+from typing import Any
+
+from django.db import transaction
+
+from accounts.actors import Actor
+from accounts.errors import NotFound
+from accounts.models import Organization
+from accounts.services.records import Records
+from memories.models import Agent, AgentBlock, AgentTool, Block, Tool
+
+
+class BlockRecords(Records[Block]):
+    def derive(self, record: Block, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
+        if is_new:
+            return changed
+        record.version += 1
+        return changed | {"version"}
+
+    def after_update(self, record: Block, changed: frozenset[str]) -> None:
+        if "label" in changed:  # one block per label and agent: the links repeat it
+            links = AgentBlock.objects.for_organization(record.organization_id)
+            links.filter(block=record).update(block_label=record.label)
+
+
+class AgentBlockRecords(Records[AgentBlock]):
+    def derive(
+        self, record: AgentBlock, changed: frozenset[str], *, is_new: bool
+    ) -> frozenset[str]:
+        if "block" not in changed:
+            return changed
+        record.block_label = record.block.label
+        return changed | {"block_label"}
+
+
+agents = Records(Agent)
+blocks = BlockRecords(Block)
+tools = Records(Tool)
+agent_blocks = AgentBlockRecords(AgentBlock)
+agent_tools = Records(AgentTool)
+
+
+def attach_block(
+    agent: Agent, block: Block, *, organization: Organization, actor: Actor
+) -> AgentBlock:
+    """The block stands in the agent's prompt; already there, nothing changes.
+
+    Raises: Conflict (another block of this label does).
+    """
+    return _attach(agent_blocks, organization, actor, agent=agent, block=block)
+
+
+def detach_block(agent: Agent, block: Block, *, organization: Organization, actor: Actor) -> None:
+    """Raises: NotFound (it was not attached)."""
+    _detach(agent_blocks, organization, actor, agent=agent, block=block)
+
+
+def attach_tool(agent: Agent, tool: Tool, *, organization: Organization, actor: Actor) -> AgentTool:
+    """The agent may call the tool; already so, nothing changes."""
+    return _attach(agent_tools, organization, actor, agent=agent, tool=tool)
+
+
+def detach_tool(agent: Agent, tool: Tool, *, organization: Organization, actor: Actor) -> None:
+    """Raises: NotFound (it was not attached)."""
+    _detach(agent_tools, organization, actor, agent=agent, tool=tool)
+
+
+def _attach(links: Records[Any], organization: Organization, actor: Actor, **ends: Any) -> Any:
+    with transaction.atomic():
+        there = links.model.objects.for_organization(organization).live().filter(**ends).first()
+        return there or links.create(organization=organization, actor=actor, values=ends)
+
+
+def _detach(links: Records[Any], organization: Organization, actor: Actor, **ends: Any) -> None:
+    # A link holds nothing of its own: it is removed, not kept in the trash.
+    rows = links.model.objects.for_organization(organization).live().filter(**ends)
+    with transaction.atomic():
+        if not links.purge(rows, organization=organization, actor=actor):
+            raise NotFound

@@ -1,0 +1,184 @@
+"""Conversations: sessions, the runs of an agent in them, and messages."""
+
+from django.db import models
+from django.db.models import Q
+
+from accounts.models import User
+from accounts.tenancy import TenantModel, TenantQuerySet
+from agentmem_site.db.fields import TenantForeignKey
+from memories.models import Agent
+
+
+class Session(TenantModel):
+    """One conversation of a user with an agent, a team or a workflow."""
+
+    session_id = models.CharField(max_length=255)
+    agent = TenantForeignKey(Agent, models.CASCADE, null=True, blank=True, related_name="sessions")
+    user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="sessions")
+    team_id = models.CharField(max_length=255, null=True, blank=True)
+    workflow_id = models.CharField(max_length=255, null=True, blank=True)
+    name = models.CharField(max_length=255, blank=True, default="")
+    state = models.JSONField(default=dict, blank=True)
+    agent_data = models.JSONField(default=dict, blank=True)
+    summary = models.JSONField(null=True, blank=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization", "session_id"], name="agent_sessions_session_id_unique"
+            ),
+            models.CheckConstraint(
+                name="agent_sessions_session_id_given", condition=~Q(session_id="")
+            ),
+        ]
+        indexes = [
+            *TenantModel.Meta.indexes,
+            # An agent's, a user's, a team's, a workflow's sessions, newest first.
+            models.Index(
+                fields=["organization", "agent", "created_at"], name="agent_sessions_session_agent"
+            ),
+            models.Index(
+                fields=["organization", "user", "created_at"], name="agent_sessions_session_user"
+            ),
+            models.Index(
+                fields=["organization", "team_id", "created_at"],
+                condition=Q(team_id__isnull=False),
+                name="agent_sessions_session_team",
+            ),
+            models.Index(
+                fields=["organization", "workflow_id", "created_at"],
+                condition=Q(workflow_id__isnull=False),
+                name="agent_sessions_session_flow",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.session_id
+
+
+class Run(TenantModel):
+    """One turn of work in a session: from a request to the agent's answer."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending", "Pending"
+        RUNNING = "running", "Running"
+        COMPLETED = "completed", "Completed"
+        FAILED = "failed", "Failed"
+        CANCELLED = "cancelled", "Cancelled"
+
+    session = TenantForeignKey(Session, models.CASCADE, related_name="runs")
+    run_id = models.CharField(max_length=255)
+    position = models.IntegerField(default=0)  # order within the session
+    status = models.CharField(max_length=16, choices=Status.choices, default=Status.PENDING)
+    started_at = models.DateTimeField(null=True, blank=True)
+    completed_at = models.DateTimeField(null=True, blank=True)
+    cancellation_reason = models.TextField(blank=True, default="")
+    model = models.CharField(max_length=255, blank=True, default="")
+    content = models.TextField(blank=True, default="")
+    messages = models.JSONField(default=list, blank=True)
+    events = models.JSONField(default=list, blank=True)
+    metrics = models.JSONField(default=dict, blank=True)
+    input_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    total_tokens = models.BigIntegerField(default=0)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization", "session", "run_id"], name="agent_sessions_run_id_unique"
+            ),
+            models.CheckConstraint(name="agent_sessions_run_id_given", condition=~Q(run_id="")),
+            models.CheckConstraint(
+                name="agent_sessions_run_status_known",
+                condition=Q(status__in=["pending", "running", "completed", "failed", "cancelled"]),
+            ),
+            models.CheckConstraint(
+                name="agent_sessions_run_tokens_positive",
+                condition=Q(input_tokens__gte=0, output_tokens__gte=0, total_tokens__gte=0),
+            ),
+        ]
+        indexes = [
+            *TenantModel.Meta.indexes,
+            # A session's runs in order; the next position.
+            models.Index(
+                fields=["organization", "session", "position"], name="agent_sessions_run_position"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.run_id
+
+
+class Message(TenantModel):
+    """One message of a conversation, or of an agent outside one."""
+
+    class Role(models.TextChoices):
+        USER = "user", "User"
+        ASSISTANT = "assistant", "Assistant"
+        SYSTEM = "system", "System"
+        TOOL = "tool", "Tool"
+
+    external_id = models.CharField(max_length=255, null=True, blank=True)
+    session = TenantForeignKey(
+        Session, models.CASCADE, null=True, blank=True, related_name="messages"
+    )
+    # (Run.messages is what the model was sent; these are rows of their own.)
+    run = TenantForeignKey(Run, models.CASCADE, null=True, blank=True, related_name="message_rows")
+    # The agent's and the user's other messages stay with their sessions.
+    agent = TenantForeignKey(Agent, models.SET_NULL, null=True, blank=True, related_name="messages")
+    user = TenantForeignKey(User, models.SET_NULL, null=True, blank=True, related_name="messages")
+    role = models.CharField(max_length=16, choices=Role.choices)
+    text = models.TextField(blank=True, default="")
+    content = models.JSONField(null=True, blank=True)
+    model = models.CharField(max_length=255, blank=True, default="")
+    name = models.CharField(max_length=255, blank=True, default="")
+    tool_calls = models.JSONField(null=True, blank=True)
+    tool_call_id = models.CharField(max_length=255, blank=True, default="")
+    tool_returns = models.JSONField(null=True, blank=True)
+    step_id = models.CharField(max_length=255, blank=True, default="")
+    otid = models.CharField(max_length=255, blank=True, default="")
+    group_id = models.CharField(max_length=255, blank=True, default="")
+    sender_id = models.CharField(max_length=255, blank=True, default="")
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization", "external_id"],
+                name="agent_sessions_message_external_id_unique",
+            ),
+            models.CheckConstraint(
+                name="agent_sessions_message_role_known",
+                condition=Q(role__in=["user", "assistant", "system", "tool"]),
+            ),
+        ]
+        indexes = [
+            *TenantModel.Meta.indexes,
+            # A session's, a run's, an agent's, a user's messages in order.
+            models.Index(
+                fields=["organization", "session", "created_at"],
+                name="agent_sessions_message_session",
+            ),
+            models.Index(
+                fields=["organization", "run"],
+                condition=Q(run__isnull=False),
+                name="agent_sessions_message_run",
+            ),
+            models.Index(
+                fields=["organization", "agent", "created_at"], name="agent_sessions_message_agent"
+            ),
+            models.Index(
+                fields=["organization", "user", "created_at"], name="agent_sessions_message_user"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.text[:60]}"

@@ -1,0 +1,40 @@
+"""Sessions, the runs appended to them, and messages."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from accounts.actors import Actor
+from accounts.errors import NotFound
+from accounts.models import Organization
+from accounts.services.records import Records
+from sessions.models import Message, Run, Session
+
+sessions = Records(Session)
+runs = Records(Run)
+messages = Records(Message)
+
+
+def append_run(
+    session: Session, *, organization: Organization, actor: Actor, values: Mapping[str, Any]
+) -> Run:
+    """The new last run of the session; appending the 10,000th costs what the first did.
+
+    Raises: NotFound (the session is gone), Conflict (the run_id is taken), Invalid.
+    """
+    with transaction.atomic():
+        rows = Session.objects.for_organization(organization).live().filter(pk=session.pk)
+        if not rows.select_for_update().exists():
+            raise NotFound
+        before = Run.objects.for_organization(organization).filter(session=session)
+        last = before.order_by("-position").values_list("position", flat=True).first()
+        position = 0 if last is None else last + 1
+        run = runs.create(
+            organization=organization,
+            actor=actor,
+            values={"position": position, **values, "session": session},
+        )
+        rows.update(updated_at=timezone.now(), last_updated_by_id=actor.id)
+    return run
