@@ -1,0 +1,16 @@
+"""The bulk loader: lines of JSON into a table, in batches, exactly counted. Knows no app.
+
+    readers.py  bytes -> numbered lines
+    spec.py     what a resource's line looks like and where it goes (each app's bulk.py fills it in)
+    binary.py   values -> PostgreSQL's binary COPY format
+    sql.py      the statements of a batch
+    loader.py   decode -> COPY into a temp table -> INSERT .. ON CONFLICT -> counts
+
+Still to come, each in its place: more formats (readers.py), workers, resumable jobs, retries and
+a reject file (loader.py), the hash probe for rows seen before (sql.py).
+"""
+
+from agentmem_site.bulk.loader import LoadOptions, LoadReport, load
+from agentmem_site.bulk.spec import LineError
+
+__all__ = ["LineError", "LoadOptions", "LoadReport", "load"]

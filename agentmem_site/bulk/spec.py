@@ -1,0 +1,160 @@
+"""What a loader has to know of a resource: its line, its columns, its keys, what it refers to.
+
+A line is a `msgspec.Struct`: its types and limits are the validation, its properties derive what
+is not in the file. JSON columns are `msgspec.Raw`: their bytes go through untouched.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+from django.db import models
+from psycopg import sql
+
+from agentmem_site.bulk import binary
+
+Name = Annotated[str, msgspec.Meta(max_length=255)]
+KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)] | int | float  # numbers: seconds since 1970
+ABSENT = msgspec.Raw()
+OVERWRITE = "{new}.{column}"
+DIFFERENT = "{old}.{column} IS DISTINCT FROM {new}.{column}"
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+class LineError(Exception):
+    """A line cannot be loaded."""
+
+    def __init__(self, code: str, field: str, message: str, *, line: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+        self.message = message
+        self.line = line
+
+    def __str__(self) -> str:
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{self.field}: {self.message}" if self.field else f"{place}{self.message}"
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The fields of every resource."""
+
+    metadata: msgspec.Raw = ABSENT
+    created_at: Moment | None = None
+    updated_at: Moment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A column that holds another row's id; the file names that row by its key or its id.
+
+    `within` names another reference column of the same line that the key is unique in.
+    `creates`: an unknown key becomes a new row.
+    """
+
+    column: str
+    model: type[models.Model]
+    key: str = "external_id"
+    within: str = ""
+    creates: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that comes from the file.
+
+    `source` is the line's attribute (the column's own name if empty). `update` and `differs` are
+    SQL over {old} and {new} for columns that are not simply overwritten and compared.
+    """
+
+    name: str
+    encode: binary.Encode
+    source: str = ""
+    update: str = OVERWRITE
+    differs: str = DIFFERENT
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A unique index that tells rows apart, the organization before `columns`.
+
+    A line goes by the first key whose first column it fills. `partial` is the index's own
+    predicate, with {row} before each column; with `has_nulls` two NULLs are the same.
+    """
+
+    columns: tuple[str, ...]
+    partial: str = ""
+    has_nulls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """Lines inside a line (the runs of a session), rows of their own in another table."""
+
+    source: str
+    spec: "LoadSpec"
+
+
+# What to note of the rows written, in their transaction. Called with SQL that gives their (id,
+# change_type) and with organization_id, actor_id and now.
+Journal = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """One loadable resource."""
+
+    resource: str
+    model: type[models.Model]
+    line: type[msgspec.Struct]
+    columns: Sequence[Column]
+    keys: Sequence[Key]
+    references: Sequence[Reference] = ()
+    children: Children | None = None
+    # Of a child: the column that holds its parent's id, first in its key.
+    parent_column: str = ""
+    # SQL over {old} and {new}: columns that the server keeps and a real change moves.
+    server_columns: dict[str, str] = field(default_factory=dict)
+    journal: Journal | None = None
+
+    @property
+    def table(self) -> sql.Identifier:
+        return sql.Identifier(self.model._meta.db_table)
+
+
+def json_object(value: msgspec.Raw) -> bytes:
+    """A jsonb column that holds an object. Raises: ValueError."""
+    return _json(value, b"{", "an object")
+
+
+def json_array(value: msgspec.Raw) -> bytes:
+    """A jsonb column that holds an array. Raises: ValueError."""
+    return _json(value, b"[", "an array")
+
+
+def json_any(value: msgspec.Raw) -> bytes:
+    """A jsonb column that holds anything but null."""
+    return binary.jsonb(value)
+
+
+def _json(value: msgspec.Raw, opening: bytes, wanted: str) -> bytes:
+    raw = bytes(value)
+    if not raw.startswith(opening):
+        raise ValueError(f"Expected {wanted}")
+    return binary.jsonb(raw)
+
+
+def moment(value: Moment) -> bytes:
+    """A timestamptz from a date or seconds since 1970. Raises: ValueError outside 1970..2200."""
+    if not isinstance(value, datetime):
+        try:
+            value = datetime.fromtimestamp(value, UTC)
+        except (OverflowError, OSError, ValueError) as error:
+            raise ValueError("Expected a moment between 1970 and 2200") from error
+    if not _EARLIEST <= value < _LATEST:
+        raise ValueError("Expected a moment between 1970 and 2200")
+    return binary.timestamptz(value)

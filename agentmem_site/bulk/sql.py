@@ -1,0 +1,378 @@
+"""The statements of a batch, composed with psycopg.sql. No value but through a Literal.
+
+{stage} is a temp table of the batch's rows as the file has them, {changed} one of the ids written.
+A statement runs as one simple query; every one on a real table carries the organization.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+from psycopg import sql
+
+from agentmem_site.bulk.spec import OVERWRITE, Column, Key, LoadSpec, Reference
+
+_OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
+_EXCLUDED = sql.SQL("EXCLUDED")
+_AND, _OR, _COMMA = sql.SQL(" AND "), sql.SQL(" OR "), sql.SQL(", ")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Whose rows, by whom, when."""
+
+    organization_id: UUID
+    actor_id: UUID | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The temp tables of one spec, and the columns in the order in which they are copied."""
+
+    spec: LoadSpec
+    columns: tuple[str, ...]
+
+    @property
+    def keeps_time(self) -> bool:
+        """The file's timestamps count; otherwise rows bear the time of the load."""
+        return "created_at" in self.columns
+
+    @property
+    def rows(self) -> sql.Identifier:
+        return sql.Identifier(f"load_{self.spec.model._meta.db_table}")
+
+    @property
+    def changed(self) -> sql.Identifier:
+        """(id, parent_id) of each row written."""
+        return sql.Identifier(f"changed_{self.spec.model._meta.db_table}")
+
+    @property
+    def met(self) -> sql.Identifier:
+        """(staged_id, id, is_deleted, updated_at): the table's row for each staged one, filled
+        by `meet` after the upsert."""
+        return sql.Identifier(f"met_{self.spec.model._meta.db_table}")
+
+    def create(self) -> sql.Composed:
+        types = {f.column: f.db_type(connection) for f in self.spec.model._meta.concrete_fields}
+        return sql.SQL(
+            "CREATE TEMP TABLE {rows} ({columns}) ON COMMIT DROP; "
+            "CREATE TEMP TABLE {changed} (id uuid, parent_id uuid) ON COMMIT DROP; "
+            "CREATE TEMP TABLE {met} (staged_id uuid, id uuid, is_deleted boolean, "
+            "updated_at timestamptz) ON COMMIT DROP"
+        ).format(
+            rows=self.rows,
+            changed=self.changed,
+            met=self.met,
+            columns=_COMMA.join(
+                sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(str(types[name])))
+                for name in self.columns
+            ),
+        )
+
+    def copy(self) -> sql.Composed:
+        names = _COMMA.join(map(sql.Identifier, self.columns))
+        return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.rows, names)
+
+    def drop(self) -> sql.Composed:
+        return sql.SQL("DROP TABLE {}, {}, {}").format(self.rows, self.changed, self.met)
+
+
+def upsert(stage: Stage, key: Key, stamp: Stamp, *, expect_new: bool) -> sql.Composed:
+    """Inserts the staged rows of this key and updates those that really differ.
+
+    `expect_new`: every row goes to the index and a conflict is found there; else rows that stand
+    in the table unchanged are left out first, which writes nothing at all for them. Rows go in
+    the order of their key, so that loaders at work side by side never wait for each other in a
+    ring.
+    """
+    spec = stage.spec
+    insert = _inserted(stage, stamp, joined=not expect_new)
+    where: list[sql.Composable] = [_staged(spec, key)]
+    source = sql.SQL("{} s").format(stage.rows)
+    if not expect_new:
+        source = sql.SQL("{} s LEFT JOIN {} t ON {}").format(
+            stage.rows, spec.table, _same_row(key, stamp)
+        )
+        where.append(
+            sql.SQL("(t.id IS NULL OR (NOT t.is_deleted AND ({})))").format(
+                _differs(stage, _OLD, _NEW)
+            )
+        )
+    statement = sql.SQL(
+        "WITH written AS (INSERT INTO {table} AS t ({names}) SELECT {values} FROM {source} "
+        "WHERE {where} ORDER BY {order} ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
+        "WHERE t.organization_id = {organization} AND NOT t.is_deleted AND ({differs}) "
+        "RETURNING t.id, t.{parent} AS parent_id) INSERT INTO {changed} SELECT * FROM written"
+    ).format(
+        table=spec.table,
+        names=_COMMA.join(map(sql.Identifier, insert)),
+        values=_COMMA.join(insert.values()),
+        source=source,
+        where=_AND.join(where),
+        order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
+        key=_COMMA.join(map(sql.Identifier, ("organization_id", *key.columns))),
+        partial=_predicate(" WHERE ", key, ""),
+        updates=_COMMA.join(_updates(stage)),
+        organization=sql.Literal(stamp.organization_id),
+        differs=_differs(stage, _OLD, _EXCLUDED),
+        parent=sql.Identifier(spec.parent_column or "id"),
+        changed=stage.changed,
+    )
+    return statement if expect_new else _with_index_joins(statement)
+
+
+def meet(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
+    """Notes which row of the table each staged one is now."""
+    return _with_index_joins(
+        sql.SQL(
+            "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, {updated_at} "
+            "FROM {rows} s JOIN {table} t ON {same} WHERE {staged}"
+        ).format(
+            met=stage.met,
+            updated_at=sql.SQL("s.updated_at" if stage.keeps_time else "NULL"),
+            rows=stage.rows,
+            table=stage.spec.table,
+            same=_same_row(key, stamp),
+            staged=_staged(stage.spec, key),
+        )
+    )
+
+
+def _with_index_joins(statement: sql.Composed) -> sql.Composed:
+    """A plan made while the table was small would read all of it for every batch: the rows of a
+    batch are looked up in the index, one by one."""
+    return sql.SQL(
+        "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+        "SET LOCAL enable_seqscan = off; {}; SET LOCAL enable_hashjoin = on; "
+        "SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"
+    ).format(statement)
+
+
+def count_written(stage: Stage) -> sql.Composed:
+    """(rows written, of them inserted): an inserted row bears the id that was staged for it."""
+    return sql.SQL("SELECT count(*), count(s.id) FROM {} c LEFT JOIN {} s USING (id)").format(
+        stage.changed, stage.rows
+    )
+
+
+def count_deleted(stage: Stage) -> sql.Composed:
+    """How many of the staged rows lie in the trash."""
+    return sql.SQL("SELECT count(*) FROM {} WHERE is_deleted").format(stage.met)
+
+
+def changed_rows(stage: Stage) -> sql.Composed:
+    """(id, change_type) of the rows written."""
+    return sql.SQL(
+        "SELECT c.id, CASE WHEN s.id IS NULL THEN 'updated' ELSE 'created' END "
+        "FROM {} c LEFT JOIN {} s USING (id)"
+    ).format(stage.changed, stage.rows)
+
+
+def adopt(stage: Stage, children: Stage) -> sql.Composed:
+    """Hands staged children to the parents that were there before; those of the trash go."""
+    return sql.SQL(
+        "DELETE FROM {children} c USING {met} m WHERE c.{parent} = m.staged_id AND m.is_deleted; "
+        "UPDATE {children} c SET {parent} = m.id FROM {met} m "
+        "WHERE c.{parent} = m.staged_id AND m.id <> m.staged_id"
+    ).format(
+        children=children.rows,
+        parent=sql.Identifier(children.spec.parent_column),
+        met=stage.met,
+    )
+
+
+def touch_parents(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
+    """A parent of which only children changed has changed: it is stamped, and noted as written."""
+    return _with_index_joins(
+        sql.SQL(
+            "WITH written AS (UPDATE {table} t SET updated_at = coalesce(m.updated_at, {now}), "
+            "last_updated_by_id = {actor} FROM {met} m WHERE t.organization_id = {organization} "
+            "AND t.id = m.id AND m.id = ANY (ARRAY("
+            "SELECT parent_id FROM {changed_children} EXCEPT SELECT id FROM {changed})) "
+            "RETURNING t.id) INSERT INTO {changed} SELECT id, id FROM written"
+        ).format(
+            table=stage.spec.table,
+            now=sql.Literal(stamp.now),
+            actor=sql.Literal(stamp.actor_id),
+            met=stage.met,
+            organization=sql.Literal(stamp.organization_id),
+            changed=stage.changed,
+            changed_children=children.changed,
+        )
+    )
+
+
+def find_references(
+    reference: Reference, organization_id: UUID, wanted: Sequence[str]
+) -> sql.Composed:
+    """(key, id as text, id) of the rows that `wanted` names by their key or their id."""
+    return sql.SQL(
+        "SELECT {key}, id::text, id FROM {table} WHERE organization_id = {organization} "
+        "AND ({key} = ANY ({wanted}) OR id = ANY ({ids}))"
+    ).format(
+        key=sql.Identifier(reference.key),
+        table=sql.Identifier(reference.model._meta.db_table),
+        organization=sql.Literal(organization_id),
+        wanted=sql.Literal(list(wanted)),
+        ids=sql.Literal([i for i in map(_as_uuid, wanted) if i]),
+    )
+
+
+def find_references_within(
+    reference: Reference, organization_id: UUID, wanted: Sequence[tuple[UUID, str]]
+) -> sql.Composed:
+    """(outer id, key, id as text, id) of the rows that `wanted` names within their outer row."""
+    outer = reference.model._meta.get_field(reference.within.removesuffix("_id"))
+    return sql.SQL(
+        "SELECT {outer}, {key}, id::text, id FROM {table} WHERE organization_id = {organization} "
+        "AND ({outer}, {key}) IN (SELECT * FROM unnest({outers}::uuid[], {keys}::text[]))"
+    ).format(
+        outer=sql.Identifier(str(outer.column)),
+        key=sql.Identifier(reference.key),
+        table=sql.Identifier(reference.model._meta.db_table),
+        organization=sql.Literal(organization_id),
+        outers=sql.Literal([outer_id for outer_id, _ in wanted]),
+        keys=sql.Literal([key for _, key in wanted]),
+    )
+
+
+def create_references(
+    reference: Reference, stamp: Stamp, rows: Sequence[tuple[UUID, str]]
+) -> sql.Composed:
+    """New rows (id, key) with every other column at its default; one made meanwhile stays."""
+    given = {
+        **_audit_values(stamp),
+        "id": sql.Identifier("new", "id"),
+        "organization_id": sql.Literal(stamp.organization_id),
+        reference.key: sql.Identifier("new", "key"),
+    }
+    values = {**given, **_defaults(reference.model, given)}
+    return sql.SQL(
+        "INSERT INTO {table} ({names}) SELECT {values} "
+        "FROM unnest({ids}::uuid[], {keys}::text[]) AS new (id, key) ORDER BY new.key "
+        "ON CONFLICT (organization_id, {key}) DO NOTHING"
+    ).format(
+        table=sql.Identifier(reference.model._meta.db_table),
+        names=_COMMA.join(map(sql.Identifier, values)),
+        values=_COMMA.join(values.values()),
+        ids=sql.Literal([i for i, _ in rows]),
+        keys=sql.Literal([k for _, k in rows]),
+        key=sql.Identifier(reference.key),
+    )
+
+
+def _inserted(stage: Stage, stamp: Stamp, *, joined: bool) -> dict[str, sql.Composable]:
+    """Column -> value of the INSERT: staged, stamped, or the model's default."""
+    values: dict[str, sql.Composable] = {
+        name: sql.Identifier("s", name)
+        for name in stage.columns
+        if name not in ("created_at", "updated_at")
+    }
+    values["organization_id"] = sql.Literal(stamp.organization_id)
+    values |= _audit_values(stamp)
+    if stage.keeps_time:
+        now = sql.Literal(stamp.now)
+        kept = (
+            "coalesce(s.created_at, t.created_at, {})" if joined else "coalesce(s.created_at, {})"
+        )
+        values["created_at"] = sql.SQL(kept).format(now)
+        values["updated_at"] = sql.SQL("coalesce(s.updated_at, {})").format(now)
+    return values | _defaults(stage.spec.model, values)
+
+
+def _audit_values(stamp: Stamp) -> dict[str, sql.Composable]:
+    now, actor = sql.Literal(stamp.now), sql.SQL("{}::uuid").format(sql.Literal(stamp.actor_id))
+    return {
+        "created_at": now,
+        "updated_at": now,
+        "created_by_id": actor,
+        "last_updated_by_id": actor,
+    }
+
+
+def _defaults(model: Any, given: Any) -> dict[str, sql.Composable]:
+    """The remaining columns of a new row: Django keeps its defaults in Python, not in the table."""
+    rest: dict[str, sql.Composable] = {}
+    for field in model._meta.concrete_fields:
+        if field.column in given or field.generated:
+            continue
+        default = field.get_db_prep_save(field.get_default(), connection)
+        if default is not None:
+            cast = sql.SQL(str(field.db_type(connection)))
+            rest[field.column] = sql.SQL("{}::{}").format(sql.Literal(default), cast)
+    return rest
+
+
+def _updates(stage: Stage) -> list[sql.Composable]:
+    # EXCLUDED values, constants and the row's own columns: what a sharded database takes.
+    updates = [(column.name, column.update) for column in _own_columns(stage.spec)]
+    updates += stage.spec.server_columns.items()
+    stamped = ["updated_at", "last_updated_by_id", *(["created_at"] if stage.keeps_time else [])]
+    updates += [(name, OVERWRITE) for name in stamped]
+    return [
+        sql.SQL("{} = {}").format(
+            sql.Identifier(name),
+            sql.SQL(value).format(old=_OLD, new=_EXCLUDED, column=sql.Identifier(name)),
+        )
+        for name, value in updates
+    ]
+
+
+def _differs(stage: Stage, old: sql.Composable, new: sql.Composable) -> sql.Composable:
+    tests = [(column.name, column.differs) for column in _own_columns(stage.spec)]
+    if stage.keeps_time:
+        # A missing timestamp is no change; against EXCLUDED it is never missing.
+        given = "({new}.{column} IS NOT NULL AND {old}.{column} <> {new}.{column})"
+        tests += [("created_at", given), ("updated_at", given)]
+    compared = [
+        sql.SQL(test).format(old=old, new=new, column=sql.Identifier(name))
+        for name, test in tests
+        if test
+    ]
+    return _OR.join(compared) if compared else sql.SQL("false")
+
+
+def _own_columns(spec: LoadSpec) -> list[Column]:
+    """The columns that may change: not those that the row is found by."""
+    keys = {name for key in spec.keys if not key.partial for name in key.columns}
+    return [column for column in spec.columns if column.name not in {*keys, spec.parent_column}]
+
+
+def _staged(spec: LoadSpec, key: Key) -> sql.Composable:
+    """The staged rows that this key is for: those without an earlier one."""
+    earlier = spec.keys[: list(spec.keys).index(key)]
+    tests: list[sql.Composable] = [
+        sql.SQL("s.{} IS NULL").format(sql.Identifier(other.columns[0])) for other in earlier
+    ]
+    tests.append(sql.SQL("s.{} IS NOT NULL").format(sql.Identifier(key.columns[0])))
+    return _AND.join(tests)
+
+
+def _predicate(keyword: str, key: Key, row: str) -> sql.Composable:
+    """The predicate of a partial index, its columns led by `row`."""
+    return sql.SQL(keyword + key.partial if key.partial else "").format(row=sql.SQL(row))
+
+
+def _same_row(key: Key, stamp: Stamp) -> sql.Composed:
+    compare = sql.SQL("t.{0} = s.{0}")
+    loosely = sql.SQL("t.{0} IS NOT DISTINCT FROM s.{0}")
+    first, *rest = map(sql.Identifier, key.columns)
+    tests = [
+        sql.SQL("t.organization_id = {}").format(sql.Literal(stamp.organization_id)),
+        compare.format(first),
+        *((loosely if key.has_nulls else compare).format(name) for name in rest),
+    ]
+    if key.partial:
+        tests.append(_predicate("", key, "t."))
+    return _AND.join(tests)
+
+
+def _as_uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -1,0 +1,260 @@
+"""What the bulk loader has to know of this app's resources."""
+
+import math
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from django.db import connection
+from msgspec import Meta, Raw
+from psycopg import sql
+
+from accounts.bulk import METADATA, USER
+from agentmem_site.bulk import binary
+from agentmem_site.bulk.spec import (
+    ABSENT,
+    Column,
+    Key,
+    KeyText,
+    Line,
+    LineError,
+    LoadSpec,
+    Moment,
+    Name,
+    Reference,
+    json_array,
+    json_object,
+    moment,
+)
+from memories.models import (
+    DEFAULT_BLOCK_LIMIT,
+    EMBEDDING_DIM,
+    MAX_CONTENT_BYTES,
+    MAX_CONTEXT_BYTES,
+    Agent,
+    Block,
+    Memory,
+    Tool,
+    content_hash,
+)
+from memories.querysets import WRITE_HISTORY
+
+AGENT = Reference("agent_id", Agent)
+
+
+class AgentLine(Line):
+    external_id: KeyText
+    name: Name | None = None
+    agent_type: Annotated[str, Meta(max_length=64)] | None = None
+    description: str | None = None
+    system: str | None = None
+    topic: Name | None = None
+    message_ids: Raw = ABSENT
+    llm_config: Raw = ABSENT
+    embedding_config: Raw = ABSENT
+    tool_rules: Raw = ABSENT
+    mcp_tools: Raw = ABSENT
+    state: Annotated[str, Meta(max_length=32)] | None = None
+    last_active_at: Moment | None = None
+    error_message: str | None = None
+
+
+AGENTS = LoadSpec(
+    resource="agents",
+    model=Agent,
+    line=AgentLine,
+    columns=[
+        Column("external_id", binary.text),
+        Column("name", binary.text),
+        Column("agent_type", binary.text),
+        Column("description", binary.text),
+        Column("system", binary.text),
+        Column("topic", binary.text),
+        Column("message_ids", json_array),
+        Column("llm_config", json_object),
+        Column("embedding_config", json_object),
+        Column("tool_rules", json_array),
+        Column("mcp_tools", json_array),
+        Column("state", binary.text),
+        Column("last_active_at", moment),
+        Column("error_message", binary.text),
+        METADATA,
+    ],
+    keys=[Key(("external_id",))],
+)
+
+
+class BlockLine(Line):
+    external_id: KeyText
+    label: Annotated[str, Meta(min_length=1, max_length=50)]
+    user_id: KeyText | None = None
+    value: str | None = None
+    limit: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    description: str | None = None
+    is_template: bool | None = None
+    template_name: Name | None = None
+    read_only: bool | None = None
+
+    def __post_init__(self) -> None:
+        limit = DEFAULT_BLOCK_LIMIT if self.limit is None else self.limit
+        length = len(self.value or "")
+        if length > limit:
+            raise ValueError(f"The value has {length} characters; its limit is {limit}") from (
+                LineError("value_too_long", "value", f"{length} characters; the limit is {limit}")
+            )
+
+
+BLOCKS = LoadSpec(
+    resource="blocks",
+    model=Block,
+    line=BlockLine,
+    columns=[
+        Column("external_id", binary.text),
+        Column("user_id", binary.uuid),
+        Column("label", binary.text),
+        Column("value", binary.text),
+        Column("limit", binary.int4),
+        Column("description", binary.text),
+        Column("is_template", binary.boolean),
+        Column("template_name", binary.text),
+        Column("read_only", binary.boolean),
+        METADATA,
+    ],
+    keys=[Key(("external_id",))],
+    references=[USER],
+    server_columns={"version": "{old}.version + 1"},
+)
+
+
+class ToolLine(Line):
+    name: KeyText
+    description: str | None = None
+    json_schema: Raw = ABSENT
+    source_type: Tool.SourceType | None = None
+    source_code: str | None = None
+    tags: list[Annotated[str, Meta(max_length=64)]] | None = None
+
+
+TOOLS = LoadSpec(
+    resource="tools",
+    model=Tool,
+    line=ToolLine,
+    columns=[
+        Column("name", binary.text),
+        Column("description", binary.text),
+        Column("json_schema", json_object),
+        Column("source_type", binary.text),
+        Column("source_code", binary.text),
+        Column("tags", binary.varchar_array),
+        METADATA,
+    ],
+    keys=[Key(("name",))],
+)
+
+
+class MemoryLine(Line):
+    content: Annotated[str, Meta(min_length=1)]
+    external_id: KeyText | None = None
+    user_id: KeyText | None = None
+    agent_id: KeyText | None = None
+    session_id: Name | None = None
+    speaker: Name | None = None
+    context: str | None = None
+    memory_type: Memory.Type | None = None
+    scope: Memory.Scope | None = None
+    level: Memory.Level | None = None
+    importance: Annotated[float, Meta(ge=0, le=1)] | None = None
+    score: float | None = None
+    expires_at: Moment | None = None
+    embedding: list[float] | None = None
+    embedding_model: Annotated[str, Meta(max_length=64)] | None = None
+
+    def __post_init__(self) -> None:
+        for name, text, limit in (
+            ("content", self.content, MAX_CONTENT_BYTES),
+            ("context", self.context, MAX_CONTEXT_BYTES),
+        ):
+            # (A character has at most four bytes: most lines are told by their length.)
+            if text and len(text) * 4 > limit and len(text.encode()) > limit:
+                raise ValueError from LineError(
+                    "too_long", name, f"{len(text.encode()):,} bytes; the limit is {limit:,}"
+                )
+        if self.embedding is not None:
+            _check_vector(self.embedding)
+
+    @property
+    def hash(self) -> bytes:
+        return content_hash(self.speaker, self.content)
+
+    @property
+    def embedding_state(self) -> str:
+        return "pending" if self.embedding is None else "ready"
+
+
+def _check_vector(vector: list[float]) -> None:
+    wrong = ""
+    if len(vector) != EMBEDDING_DIM:
+        wrong = f"{len(vector)} numbers; {EMBEDDING_DIM} are needed"
+    elif not all(map(math.isfinite, vector)) or max(map(abs, vector)) > 65504:
+        wrong = "A number is not finite in half precision"
+    elif not any(vector):
+        wrong = "All zero"
+    if wrong:
+        raise ValueError(wrong) from LineError("invalid_vector", "embedding", wrong)
+
+
+def _write_history(
+    changed: sql.Composable, *, organization_id: UUID, actor_id: UUID | None, now: datetime
+) -> None:
+    by = actor_id
+    with connection.cursor() as cursor:
+        cursor.execute(
+            WRITE_HISTORY.format(changed=changed), [by, by, by, now, now, organization_id]
+        )
+
+
+# A vector stays while what was embedded does; a new one in the file replaces it.
+_SAME_VECTOR = "{new}.embedding IS NULL AND {old}.hash = {new}.hash"
+_KEPT = f"CASE WHEN {_SAME_VECTOR} THEN {{old}}.{{column}} ELSE {{new}}.{{column}} END"
+_NEW_VECTOR = "({new}.embedding IS NOT NULL AND {old}.embedding IS DISTINCT FROM {new}.embedding)"
+
+MEMORIES = LoadSpec(
+    resource="memories",
+    model=Memory,
+    line=MemoryLine,
+    columns=[
+        Column("external_id", binary.text),
+        Column("user_id", binary.uuid),
+        Column("agent_id", binary.uuid),
+        Column("session_id", binary.text),
+        Column("content", binary.text),
+        Column("speaker", binary.text),
+        Column("context", binary.text),
+        Column("hash", binary.data),
+        Column("memory_type", binary.text),
+        Column("scope", binary.text),
+        Column("level", binary.text),
+        Column("importance", binary.real),
+        Column("score", binary.real),
+        Column("expires_at", moment),
+        Column("embedding", binary.halfvec, update=_KEPT, differs=_NEW_VECTOR),
+        Column("embedding_model", binary.text, update=_KEPT, differs=""),
+        Column("embedding_state", binary.text, update=_KEPT, differs=""),
+        METADATA,
+    ],
+    keys=[
+        Key(("external_id",)),
+        Key(
+            ("hash", "agent_id", "user_id"),
+            partial="{row}external_id IS NULL AND NOT {row}is_deleted",
+            has_nulls=True,
+        ),
+    ],
+    references=[USER, AGENT],
+    server_columns={
+        "version": "{old}.version + 1",
+        "embedding_attempts": _KEPT,
+        "embedding_error": _KEPT,
+    },
+    journal=_write_history,
+)
