@@ -43,9 +43,8 @@ def uuid(value: Any) -> bytes:
     return _UUID_LENGTH + value.bytes
 
 
-def jsonb(value: Any) -> bytes:
-    """From JSON as bytes (or msgspec.Raw): the version byte, then the text as it stands."""
-    raw = bytes(value)
+def jsonb(raw: bytes) -> bytes:
+    """From JSON as bytes: the version byte, then the text as it stands."""
     return _length(len(raw) + 1) + b"\1" + raw
 
 

@@ -181,7 +181,7 @@ class _Encoder:
         get = attrgetter(*self._sources)
         self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
         self._encoders = [self._encoder(c.name, c.encode) for c in spec.columns]
-        self._encoders += [_or_null(moment)] * len(times)
+        self._encoders += [(moment, binary.NULL)] * len(times)
         self._header = binary.row_header(len(self.columns))
         self._within = [
             (names.index(r.column), names.index(r.within)) for r in spec.references if r.within
@@ -200,7 +200,10 @@ class _Encoder:
         if self._within:
             values = self._with_outer(values)
         try:
-            parts = [encode(value) for encode, value in zip(self._encoders, values, strict=True)]
+            parts = [
+                default if value is None else encode(value)
+                for (encode, default), value in zip(self._encoders, values, strict=True)
+            ]
         except Exception as error:
             raise self._fault(values) from error
         key: tuple[bytes, ...] = ()
@@ -210,15 +213,16 @@ class _Encoder:
                 break
         return key, b"".join((self._header, row_id, parent, *parts))
 
-    def _encoder(self, name: str, encode: binary.Encode) -> binary.Encode:
+    def _encoder(self, name: str, encode: binary.Encode) -> tuple[binary.Encode, bytes]:
+        """How a column's values are encoded, and what stands for a missing one: its default."""
         if name in self.known:
-            return _or_null(self.known[name].__getitem__)
-        model_field = next(f for f in self.spec.model._meta.concrete_fields if f.column == name)
-        default = model_field.get_default()
-        if model_field.get_internal_type() == "JSONField":
-            raw = msgspec.Raw(msgspec.json.encode(default))
-            return _json_or(binary.NULL if default is None else encode(raw), encode)
-        return _or(binary.NULL if default is None else encode(default), encode)
+            return self.known[name].__getitem__, binary.NULL
+        column = next(f for f in self.spec.model._meta.concrete_fields if f.column == name)
+        default = column.get_default()
+        if column.get_internal_type() == "JSONField":
+            missing = binary.NULL if default is None else encode(msgspec.json.encode(default))
+            return _json_or(missing, encode), missing
+        return encode, binary.NULL if default is None else encode(default)
 
     def _with_outer(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         changed = list(values)
@@ -229,9 +233,10 @@ class _Encoder:
 
     def _fault(self, values: tuple[Any, ...]) -> LineError:
         """The first column that cannot be encoded. (Found again: the fast path does not count.)"""
-        for source, encode, value in zip(self._sources, self._encoders, values, strict=True):
+        for source, (encode, _), value in zip(self._sources, self._encoders, values, strict=True):
             try:
-                encode(value)
+                if value is not None:
+                    encode(value)
             except Exception as error:
                 return LineError("invalid_value", source, str(error))
         return LineError("invalid_value", "", "The line cannot be encoded")
@@ -463,18 +468,12 @@ class _Loader:
         return written, inserted
 
 
-def _or(default: bytes, encode: binary.Encode) -> binary.Encode:
-    return lambda value: default if value is None else encode(value)
+def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
+    """For a JSON column: absent and null are its default, never JSON null."""
 
-
-def _or_null(encode: binary.Encode) -> binary.Encode:
-    return _or(binary.NULL, encode)
-
-
-def _json_or(default: bytes, encode: binary.Encode) -> binary.Encode:
     def encode_raw(value: msgspec.Raw) -> bytes:
         raw = bytes(value)
-        return encode(value) if raw and raw != b"null" else default
+        return encode(raw) if raw and raw != b"null" else missing
 
     return encode_raw
 

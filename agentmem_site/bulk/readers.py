@@ -6,8 +6,9 @@ The place of more formats (CSV, Parquet, zstd): each gives numbered lines of JSO
 import gzip
 import re
 import sys
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -28,20 +29,19 @@ class UnreadableFile(Exception):
 def open_lines(source: str) -> Iterator[IO[bytes]]:
     """The file, or standard input for "-"; gzip is unpacked, by what stands in it.
 
-    Raises: UnreadableFile.
+    Raises: UnreadableFile, at once or while reading.
     """
     try:
-        raw: IO[bytes] = sys.stdin.buffer if source == "-" else Path(source).open("rb")
-    except OSError as error:
-        raise UnreadableFile(f"{source}: {error.strerror}.") from error
-    try:
-        is_gzip = raw.peek(2)[:2] == _GZIP  # type: ignore[attr-defined]
-        yield gzip.open(raw, "rb") if is_gzip else raw
-    except (gzip.BadGzipFile, EOFError, IsADirectoryError) as error:
-        raise UnreadableFile(f"{source}: {error}.") from error
-    finally:
-        if source != "-":
-            raw.close()
+        with ExitStack() as stack:
+            if source == "-":
+                raw: IO[bytes] = sys.stdin.buffer
+            else:
+                raw = stack.enter_context(Path(source).open("rb"))
+            if raw.peek(2)[:2] == _GZIP:  # type: ignore[attr-defined]
+                raw = stack.enter_context(gzip.open(raw, "rb"))
+            yield raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise UnreadableFile(f"{source}: {getattr(error, 'strerror', '') or error}") from error
 
 
 def numbered_lines(stream: IO[bytes]) -> Iterator[NumberedLine]:

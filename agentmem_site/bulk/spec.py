@@ -126,25 +126,17 @@ class LoadSpec:
         return sql.Identifier(self.model._meta.db_table)
 
 
-def json_object(value: msgspec.Raw) -> bytes:
+def json_object(raw: bytes) -> bytes:
     """A jsonb column that holds an object. Raises: ValueError."""
-    return _json(value, b"{", "an object")
+    if not raw.startswith(b"{"):
+        raise ValueError("Expected an object")
+    return binary.jsonb(raw)
 
 
-def json_array(value: msgspec.Raw) -> bytes:
+def json_array(raw: bytes) -> bytes:
     """A jsonb column that holds an array. Raises: ValueError."""
-    return _json(value, b"[", "an array")
-
-
-def json_any(value: msgspec.Raw) -> bytes:
-    """A jsonb column that holds anything but null."""
-    return binary.jsonb(value)
-
-
-def _json(value: msgspec.Raw, opening: bytes, wanted: str) -> bytes:
-    raw = bytes(value)
-    if not raw.startswith(opening):
-        raise ValueError(f"Expected {wanted}")
+    if not raw.startswith(b"["):
+        raise ValueError("Expected an array")
     return binary.jsonb(raw)
 
 

@@ -1,0 +1,60 @@
+"""`make bench`: the benchmarks on a database of their own; their figures go to docs/performance.md.
+
+    python -m tests.benchmarks [--rows 100000] [--write]
+
+Figures are ratios measured side by side in one run; absolute numbers only give the order.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "agentmem_site.settings")
+django.setup()
+
+from django.db import connection  # noqa: E402  (after setup)
+
+from tests.benchmarks import bulk_sessions  # noqa: E402
+
+PAPER = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+BEGIN, END = "<!-- {} -->\n", "<!-- end {} -->\n"
+
+
+def conditions() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('server_version'), current_setting('fsync'), "
+            "current_setting('shared_buffers')"
+        )
+        version, fsync, buffers = cursor.fetchone()
+    return (
+        f"Measured {date.today():%Y-%m-%d}: PostgreSQL {version} (fsync {fsync}, shared_buffers "
+        f"{buffers}), Python {platform.python_version()}, {os.cpu_count()} shared cores."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--write", action="store_true", help="put the figures into the paper")
+    options = parser.parse_args()
+    name = connection.settings_dict["NAME"]
+    connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    try:
+        section = f"{conditions()}\n\n{bulk_sessions.run(options.rows)}"
+    finally:
+        connection.creation.destroy_test_db(name, verbosity=0)
+    sys.stdout.write(section)
+    if options.write:
+        paper = PAPER.read_text()
+        begin, end = BEGIN.format("bulk_sessions"), END.format("bulk_sessions")
+        before, rest = paper.split(begin)
+        PAPER.write_text(before + begin + section + end + rest.split(end)[1])
+
+
+main()
