@@ -393,11 +393,12 @@ class _Loader:
         self, reference: Reference, wanted: Iterable[tuple[str, str]]
     ) -> dict[tuple[str, str], bytes]:
         outer_ids = self._rows.known[reference.within]
-        pairs = {(UUID(bytes=outer_ids[outer][4:]), name): (outer, name) for outer, name in wanted}
+        pairs = {(outer, name): (UUID(bytes=outer_ids[outer][4:]), name) for outer, name in wanted}
         self._execute(
-            statements.find_references_within(reference, self.organization_id, list(pairs))
+            statements.find_references_within(reference, self.organization_id, list(pairs.values()))
         )
-        return {pairs[outer, key]: binary.uuid(row_id) for outer, key, row_id in self._fetch()}
+        found = {(outer_id, key): binary.uuid(row_id) for outer_id, key, row_id in self._fetch()}
+        return {name: found[pair] for name, pair in pairs.items() if pair in found}
 
     # -- rows --------------------------------------------------------------------------------------
 

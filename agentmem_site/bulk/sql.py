@@ -225,10 +225,10 @@ def find_references(
 def find_references_within(
     reference: Reference, organization_id: UUID, wanted: Sequence[tuple[UUID, str]]
 ) -> sql.Composed:
-    """(outer id, key, id as text, id) of the rows that `wanted` names within their outer row."""
+    """(outer id, key, id) of the rows that `wanted` names within their outer row."""
     outer = reference.model._meta.get_field(reference.within.removesuffix("_id"))
     return sql.SQL(
-        "SELECT {outer}, {key}, id::text, id FROM {table} WHERE organization_id = {organization} "
+        "SELECT {outer}, {key}, id FROM {table} WHERE organization_id = {organization} "
         "AND ({outer}, {key}) IN (SELECT * FROM unnest({outers}::uuid[], {keys}::text[]))"
     ).format(
         outer=sql.Identifier(str(outer.column)),
