@@ -26,7 +26,7 @@ from psycopg import sql
 
 from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
-from agentmem_site.bulk.readers import NumberedLine, check_text
+from agentmem_site.bulk.readers import NumberedLine, UnreadableFile, check_text
 from agentmem_site.bulk.spec import LineError, LoadSpec, Reference, moment
 from agentmem_site.bulk.sql import Stage, Stamp
 from agentmem_site.db.ids import uuid7_bytes
@@ -106,6 +106,10 @@ class BadLine(LoadStopped):
     """A line cannot be loaded; nothing of its batch is stored."""
 
 
+class Unreadable(LoadStopped):
+    """The file could not be read to its end."""
+
+
 class Interrupted(LoadStopped):
     """The database went away or was too slow; the same command goes on where this one stopped."""
 
@@ -150,6 +154,8 @@ def load(
             batches()
     except LineError as error:
         raise BadLine(str(error), report) from error
+    except UnreadableFile as error:
+        raise Unreadable(str(error), report) from error
     except (OperationalError, InterfaceError) as error:
         raise Interrupted(str(error).strip(), report) from error
     except DatabaseError as error:
@@ -484,8 +490,8 @@ def _named(error: msgspec.ValidationError, spec: LoadSpec, number: int) -> LineE
     match = _PATH.fullmatch(str(error))
     message, path = (match[1], match[2] or "") if match else (str(error), "")
     quoted = _QUOTED.search(message)
-    if isinstance(error.__cause__, LineError):
-        cause = error.__cause__
+    cause = error.__cause__.__cause__ if error.__cause__ else None
+    if isinstance(cause, LineError):  # what a line says of itself (its __post_init__)
         field_name = ".".join(part for part in (path, cause.field) if part)
         return LineError(cause.code, field_name, cause.message, line=number)
     if quoted and message.startswith("Object contains unknown field"):

@@ -29,32 +29,35 @@ class UnreadableFile(Exception):
 def open_lines(source: str) -> Iterator[IO[bytes]]:
     """The file, or standard input for "-"; gzip is unpacked, by what stands in it.
 
-    Raises: UnreadableFile, at once or while reading.
+    Raises: UnreadableFile.
     """
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        try:
             if source == "-":
                 raw: IO[bytes] = sys.stdin.buffer
             else:
                 raw = stack.enter_context(Path(source).open("rb"))
             if raw.peek(2)[:2] == _GZIP:  # type: ignore[attr-defined]
                 raw = stack.enter_context(gzip.open(raw, "rb"))
-            yield raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise UnreadableFile(f"{source}: {getattr(error, 'strerror', '') or error}") from error
+        except OSError as error:
+            raise UnreadableFile(f"{source}: {error.strerror or error}") from error
+        yield raw
 
 
 def numbered_lines(stream: IO[bytes]) -> Iterator[NumberedLine]:
-    """(number from 1, line) of each line that is not blank. Raises: LineError."""
+    """(number from 1, line) of each line that is not blank. Raises: LineError, UnreadableFile."""
     number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if len(line) > MAX_LINE_BYTES:
-            raise LineError("line_too_long", "", f"Over {MAX_LINE_BYTES:,} bytes", line=number)
-        if number == 1:
-            line = line.removeprefix(_BOM)
-        if not line.isspace():
-            yield number, line
+    try:
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise LineError("line_too_long", "", f"Over {MAX_LINE_BYTES:,} bytes", line=number)
+            if number == 1:
+                line = line.removeprefix(_BOM)
+            if not line.isspace():
+                yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise UnreadableFile(f"after line {number:,}: {error}") from error
 
 
 def check_text(line: bytes) -> None:

@@ -15,12 +15,12 @@ from accounts.access import member_actor, member_by_email, organization_by_slug
 from accounts.actors import Actor, command_actor
 from accounts.errors import ServiceError
 from agentmem_site.bulk import LoadOptions, LoadReport
-from agentmem_site.bulk.loader import BadLine, Interrupted, LoadStopped, Refused
+from agentmem_site.bulk.loader import BadLine, Interrupted, LoadStopped, Refused, Unreadable
 from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_lines
 from agentmem_site.loads import RESOURCES, run_load
 
 USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION = 2, 65, 70, 75, 77
-_EXIT_CODES = {BadLine: BAD_DATA, Refused: INTEGRITY, Interrupted: TEMPORARY}
+_EXIT_CODES = {BadLine: BAD_DATA, Unreadable: USAGE, Refused: INTEGRITY, Interrupted: TEMPORARY}
 
 
 class Command(BaseCommand):
@@ -187,6 +187,7 @@ def _explained(stopped: LoadStopped) -> str:
     )
     advice = {
         BadLine: "Mend the line and run the same command again: what is stored stays unchanged.",
+        Unreadable: "Mend the file and run the same command again.",
         Interrupted: "Run the same command again: what is stored stays unchanged.",
         Refused: "The batch passed validation and the database refused it: please report this.",
     }[type(stopped)]

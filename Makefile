@@ -1,0 +1,55 @@
+# AgentMem: `make run` to try it, `make test` to check it. Everything made stands in .venv and var.
+PYTHON ?= python3
+PORT ?= 8000
+PG ?= 18
+
+VENV := .venv
+BIN := $(VENV)/bin
+MANAGE := $(BIN)/python manage.py
+export AGENTMEM_POSTGRES_VERSION := $(PG)
+
+.PHONY: run test test-full lint bench clean help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+run: $(VENV)/runtime ## the console and the API on 127.0.0.1:$(PORT), with sample data
+	@$(MANAGE) quickstart --port $(PORT)
+	@$(MANAGE) serve --port $(PORT)
+
+test: $(VENV)/dev ## all tests but the long ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-full: $(VENV)/dev ## all tests, the long ones too
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/dev ## format, lint, types, migrations, deployment settings, API schema
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MANAGE) makemigrations --check --dry-run
+	AGENTMEM_HTTPS=1 AGENTMEM_ALLOWED_HOSTS=agentmem.example \
+		AGENTMEM_SECRET_KEY=$$($(BIN)/python -c "import secrets; print(secrets.token_urlsafe(50))") \
+		$(MANAGE) check --deploy --fail-level WARNING
+	$(MANAGE) spectacular --validate --fail-on-warn --file /dev/null
+
+bench: $(VENV)/dev ## the benchmarks; their figures go to docs/performance.md
+	$(BIN)/python -m tests.benchmarks --write
+
+clean: ## stops the embedded PostgreSQL and removes the environment; the data in var stays
+	-@test ! -x $(BIN)/python || $(MANAGE) database stop
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "AgentMem needs Python 3.11 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Python's venv module is missing. On Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/runtime: requirements.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt requirements.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ $(VENV)/runtime

@@ -1,0 +1,130 @@
+"""`manage.py quickstart`: from nothing to a demo organization with data. Safe to run again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandParser
+
+from accounts.access import organization_by_slug
+from accounts.actors import command_actor
+from accounts.errors import NotFound
+from accounts.models import ApiKey, Member, Organization
+from accounts.services.organizations import organizations
+from accounts.tenancy import tenant
+from agentmem_site import samples
+
+SLUG = "demo"
+EMAIL = "demo@agentmem.example"
+SESSIONS = 300
+ACTOR = command_actor("quickstart")
+_SAMPLE_LOADED = "sample_loaded"
+
+
+class Command(BaseCommand):
+    help = "Migrates, makes the organization `demo` with a member, a key and sample data."
+    requires_system_checks: list[str] = []  # type: ignore[assignment]  # no tables yet
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--port", type=int, default=8000, help="what the printed URLs say")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        call_command("migrate", verbosity=0)
+        organization = self._organization()
+        password = self._password(organization)
+        key = self._key(organization)
+        if _SAMPLE_LOADED not in organization.settings:
+            self._load_sample(organization)
+        self._welcome(f"http://127.0.0.1:{options['port']}", password, key)
+
+    def _organization(self) -> Organization:
+        try:
+            return organization_by_slug(SLUG)
+        except NotFound:
+            call_command("create_organization", SLUG, stdout=_Silent())
+            return organization_by_slug(SLUG)
+
+    def _password(self, organization: Organization) -> str:
+        if Member.objects.for_organization(organization).exists():
+            return ""
+        return _printed("create_member", EMAIL, organization=SLUG, role="owner", name="Demo")
+
+    def _key(self, organization: Organization) -> str:
+        with tenant(organization):
+            if ApiKey.objects.for_organization(organization).exists():
+                return ""
+        return _printed("create_api_key", organization=SLUG, name="quickstart", role="admin")
+
+    def _load_sample(self, organization: Organization) -> None:
+        """Through the same door as anybody's file, with its progress bar."""
+        users, agents = samples.population(SESSIONS)
+        counts = {
+            "users": users,
+            "agents": agents,
+            "blocks": 2 * agents,
+            "tools": 20,
+            "sessions": SESSIONS,
+            "messages": 7 * SESSIONS,
+            "memories": 4 * SESSIONS,
+        }
+        folder = settings.DATA_DIR / "sample"
+        folder.mkdir(parents=True, exist_ok=True)
+        for resource, count in counts.items():
+            path: Path = folder / f"{resource}.jsonl"
+            with path.open("wb") as file:
+                file.writelines(samples.lines(resource, row_count=count, seed=0))
+            call_command(
+                "bulk_upsert",
+                resource,
+                str(path),
+                organization=SLUG,
+                preserve_timestamps=True,
+                stdout=self.stdout,
+            )
+        # Not again: by then somebody may have changed or deleted some of it.
+        with tenant(organization):
+            organizations.update(
+                organization,
+                organization=organization,
+                actor=ACTOR,
+                values={"settings": {**organization.settings, _SAMPLE_LOADED: True}},
+            )
+
+    def _welcome(self, url: str, password: str, key: str) -> None:
+        write: Callable[[str], None] = self.stdout.write
+        write("")
+        write(f"Console   {url}/admin/")
+        if password:
+            write(f"Sign in   {EMAIL}   password {password}   (shown this once)")
+        else:
+            write(f"Sign in   {EMAIL}   (forgotten? manage.py changepassword {EMAIL})")
+        write(f"API docs  {url}/api/docs/")
+        if key:
+            write(f"API key   {key}   (shown this once)")
+            write(f"\n  curl -H 'X-API-Key: {key}' '{url}/api/v1/agents?limit=2'\n")
+        else:
+            write("API key   shown at the first run; a new one:")
+            write(f"          manage.py create_api_key --organization {SLUG} --name NAME")
+            write(f"\n  curl -H 'X-API-Key: YOUR_KEY' '{url}/api/v1/agents?limit=2'\n")
+
+
+class _Silent:
+    """Takes what a command prints."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None: ...
+
+
+def _printed(command: str, *args: Any, **options: Any) -> str:
+    """The one result that the command prints."""
+    out = _Silent()
+    call_command(command, *args, **options, stdout=out)
+    return out.text.strip()

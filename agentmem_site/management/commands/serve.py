@@ -1,0 +1,58 @@
+"""`manage.py serve`: the console and the API, by granian, on this machine's own address."""
+
+import os
+import socket
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from agentmem_site.checks import database_faults
+
+
+class Command(BaseCommand):
+    help = "Serves the console and the API until it is stopped."
+    requires_system_checks: list[str] = []  # type: ignore[assignment]  # database_faults looks
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--host", default="127.0.0.1")
+        parser.add_argument("--port", type=int, default=8000)
+        parser.add_argument("--workers", type=int, default=1, help="processes")
+        parser.add_argument("--threads", type=int, default=8, help="requests at once per process")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        faults = database_faults()
+        if faults:
+            raise CommandError("\n".join(faults))
+        _refuse_taken_port(options["host"], options["port"])
+        self.stdout.write("Serving; Ctrl-C stops it.")
+        self.stdout.flush()
+        os.execv(  # noqa: S606  (this process becomes the server: signals reach it directly)
+            sys.executable,
+            [
+                sys.executable,
+                "-m",
+                "granian",
+                "--interface=wsgi",
+                f"--host={options['host']}",
+                f"--port={options['port']}",
+                f"--workers={options['workers']}",
+                f"--blocking-threads={options['threads']}",
+                "--no-ws",
+                "--log-level=warning",
+                "agentmem_site.wsgi:application",
+            ],
+        )
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CommandError(
+                f"{host}:{port} cannot be used ({error.strerror}): choose another, as in "
+                f"`make run PORT={port + 123}`"
+            ) from error
