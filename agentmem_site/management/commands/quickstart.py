@@ -1,5 +1,6 @@
 """`manage.py quickstart`: from nothing to a demo organization with data. Safe to run again."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Command(BaseCommand):
         try:
             return organization_by_slug(SLUG)
         except NotFound:
-            call_command("create_organization", SLUG, stdout=_Silent())
+            _printed("create_organization", SLUG)
             return organization_by_slug(SLUG)
 
     def _password(self, organization: Organization) -> str:
@@ -110,21 +111,8 @@ class Command(BaseCommand):
             write(f"\n  curl -H 'X-API-Key: YOUR_KEY' '{url}/api/v1/agents?limit=2'\n")
 
 
-class _Silent:
-    """Takes what a command prints."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None: ...
-
-
 def _printed(command: str, *args: Any, **options: Any) -> str:
     """The one result that the command prints."""
-    out = _Silent()
+    out = io.StringIO()
     call_command(command, *args, **options, stdout=out)
-    return out.text.strip()
+    return out.getvalue().strip()

@@ -1,0 +1,201 @@
+"""Bad input: named by line, field and reason, and nothing of its batch is stored."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError
+
+from accounts.models import User
+from accounts.tenancy import tenant
+from agentmem_site.bulk.readers import check_text
+from agentmem_site.bulk.spec import LineError
+from tests.bulk.loading import load, load_file
+
+
+def test_a_bad_line_stops_the_load_and_its_batch(acme, tmp_path):
+    rows = [{"external_id": f"u{n}"} for n in range(1, 11)]
+    rows[6] = {"external_id": "u7", "nmae": "Ann"}
+    with pytest.raises(CommandError) as refusal:
+        load(tmp_path, "users", rows, batch_size=4)
+    assert "line 7: nmae: Unknown field; allowed: external_id, name" in str(refusal.value)
+    assert "Lines up to 4 are committed." in str(refusal.value)
+    assert refusal.value.returncode == 65
+    with tenant(acme):
+        stored = User.objects.for_organization(acme).values_list("external_id", flat=True)
+        assert sorted(stored) == ["u1", "u2", "u3", "u4"]
+
+
+BAD = [
+    ("users", b'{"external_id": 7}', "external_id: Expected `str`, got `int`"),
+    ("users", b'{"name": "Ann"}', "external_id: Missing"),
+    ("users", b'{"external_id": ""}', "external_id: Expected `str` of length >= 1"),
+    (
+        "users",
+        b'{"external_id": "' + b"x" * 256 + b'"}',
+        "external_id: Expected `str` of length <=",
+    ),
+    ("users", b'{"external_id": "u"', "Input data was truncated"),
+    ("users", b"[]", "Expected `object`, got `array`"),
+    ("users", b'{"external_id": "u", "status": "asleep"}', "status: Invalid enum value 'asleep'"),
+    ("users", b'{"external_id": "u", "metadata": [1]}', "metadata: Expected an object"),
+    ("users", b'{"external_id": "u", "metadata": {"a": NaN}}', "malformed"),
+    ("users", b'{"external_id": "a\\u0000b"}', "cannot hold the character \\u0000"),
+    ("users", b'{"external_id": "u", "metadata": {"\\u0000": 1}}', "the character \\u0000"),
+    ("users", b'{"external_id": "u", "metadata": {"a": "\\ud800"}}', "Half of a surrogate pair"),
+    ("users", b'{"external_id": "\xff"}', "Invalid UTF-8 at byte 17"),
+    (
+        "users",
+        b'{"external_id": "u", "metadata": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
+        "recursion",
+    ),
+    ("blocks", b'{"external_id": "b", "label": "' + b"x" * 51 + b'"}', "label: Expected `str`"),
+    (
+        "blocks",
+        b'{"external_id": "b", "label": "l", "value": "four", "limit": 3}',
+        "value: 4 characters; the limit is 3",
+    ),
+    ("sessions", b'{"session_id": "s", "runs": [{"run_id": "1", "x": 1}]}', "runs[0].x: Unknown"),
+    (
+        "sessions",
+        b'{"session_id": "s", "runs": [{"run_id": "1"}, {"run_id": "2", "messages": {}}]}',
+        "runs[1].messages: Expected an array",
+    ),
+    (
+        "sessions",
+        b'{"session_id": "s", "runs": [{"run_id": "1", "started_at": "2024-02-30T00:00:00Z"}]}',
+        "runs[0].started_at: Invalid RFC3339",
+    ),
+    (
+        "sessions",
+        b'{"session_id": "s", "runs": [{"run_id": "1", "started_at": "2024-02-01T00:00:00"}]}',
+        "runs[0].started_at: Expected `datetime` with a timezone",
+    ),
+    (
+        "sessions",
+        b'{"session_id": "s", "runs": [{"run_id": "1", "started_at": 1e18}]}',
+        "runs[0].started_at: Expected a moment between 1970 and 2200",
+    ),
+    (
+        "messages",
+        b'{"external_id": "m", "role": "user", "session_id": "s", "run_id": "nope"}',
+        "run_id: There is no run 'nope'",
+    ),
+    (
+        "messages",
+        b'{"external_id": "m", "role": "user", "run_id": "1"}',
+        "session_id: Needed to find run_id",
+    ),
+    ("memories", b'{"content": ""}', "content: Expected `str` of length >= 1"),
+    ("memories", b'{"content": "x", "importance": 1.5}', "importance: Expected `float` <= 1.0"),
+    ("memories", b'{"content": "x", "embedding": [1, 2]}', "embedding: 2 numbers; 384 are needed"),
+    (
+        "memories",
+        b'{"content": "x", "embedding": [' + b", ".join([b"0"] * 384) + b"]}",
+        "embedding: All zero",
+    ),
+    (
+        "memories",
+        b'{"content": "' + "ä".encode() * 140_000 + b'"}',
+        "content: 280,000 bytes; the limit is 262,144",
+    ),
+]
+
+
+@pytest.mark.parametrize(("resource", "line", "message"), BAD)
+def test_each_refusal_says_where_and_why(acme, tmp_path, resource, line, message):
+    with pytest.raises(CommandError, match="line 2: ") as refusal:
+        good = {
+            "users": b'{"external_id": "good"}',
+            "blocks": b'{"external_id": "good", "label": "x"}',
+            "sessions": b'{"session_id": "good"}',
+            "messages": b'{"external_id": "good", "role": "user"}',
+            "memories": b'{"content": "good"}',
+        }[resource]
+        load(tmp_path, resource, [good, line])
+    assert message in str(refusal.value)
+    assert "Nothing is stored." in str(refusal.value)
+
+
+def test_strict_references_are_refused_by_name(acme, tmp_path):
+    with pytest.raises(CommandError, match="line 1: agent_id: There is no agent 'a'"):
+        load(tmp_path, "sessions", [{"session_id": "s", "agent_id": "a"}], strict_references=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_fine"),
+    [
+        (rb'{"a": "\ud83d\ude00"}', True),
+        (rb'{"a": "\\u0000"}', True),  # a backslash and letters
+        (rb'{"a": "\\\u0000"}', False),
+        (rb'{"a": "\ude00"}', False),
+        (rb'{"a": "\ud83d \ude00"}', False),
+        (rb'{"a": "\ud83dx"}', False),
+        (rb'{"a": "\u00e4\n"}', True),
+        ("{'a': 'ä'}".encode(), True),
+    ],
+)
+def test_only_text_that_postgresql_can_keep(line, is_fine):
+    if is_fine:
+        check_text(line)
+    else:
+        with pytest.raises(LineError):
+            check_text(line)
+
+
+def test_gzip_is_unpacked_and_a_cut_file_is_told(acme, tmp_path):
+    data = b"".join(b'{"external_id": "user-%d"}\n' % n for n in range(5000))
+    file = tmp_path / "users.jsonl.gz"
+    file.write_bytes(gzip.compress(data))
+    assert load_file(file, "users")["inserted"] == 5000
+    file.write_bytes(gzip.compress(data)[:-2000])
+    with pytest.raises(CommandError, match="end-of-stream marker") as refusal:
+        load_file(file, "users", batch_size=100)
+    assert refusal.value.returncode == 2
+    assert "are committed" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "code"),
+    [
+        ({"organization": "nowhere"}, "There is no organization 'nowhere'", 77),
+        ({"actor": "eve@acme.example"}, "There is no active member", 77),
+        ({"batch_size": 0}, "--batch-size is at least 1", 2),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(acme, tmp_path, options, message, code):
+    with pytest.raises(CommandError, match=message) as refusal:
+        load(tmp_path, "users", [{"external_id": "u"}], **options)
+    assert refusal.value.returncode == code
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "."])
+def test_an_unreadable_file_is_refused(acme, tmp_path, name):
+    with pytest.raises(CommandError, match=r"No such file|Is a directory") as refusal:
+        load_file(tmp_path / name, "users")
+    assert refusal.value.returncode == 2
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_lines(acme, tmp_path):
+    file = tmp_path / "users.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"external_id": "u"}\r\n\r\n   \n{"external_id": "v"}')
+    assert load_file(file, "users")["inserted"] == 2
+
+
+def test_the_site_starts_without_the_heavy_libraries():
+    code = (
+        "import django, sys; django.setup(); import agentmem_site.loads; "
+        "print([m for m in ('rich.progress', 'torch', 'numpy', 'pyarrow') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "agentmem_site.settings"},
+    )
+    assert out.stdout.strip() == "[]"
