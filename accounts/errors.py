@@ -70,7 +70,7 @@ def named_violations(model: type[models.Model]) -> Iterator[None]:
                 "It refers to a row that does not exist, or is referred to by one that does.",
                 code="broken_reference",
             ) from error
-        message = constraint.get_violation_error_message() if constraint else ""
+        message = str(constraint.get_violation_error_message()) if constraint else ""
         raise Invalid(message) from error
 
 
@@ -81,7 +81,7 @@ def _conflict(
     if constraint is not None and constraint.violation_error_message != (
         constraint.default_violation_error_message
     ):
-        return Conflict(constraint.get_violation_error_message(), constraint=name)
+        return Conflict(str(constraint.get_violation_error_message()), constraint=name)
     label = model._meta.verbose_name
     if not own:
         own = [f.name for f in model._meta.fields if f.unique and f.name in name]

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from accounts.querysets import AuditEventQuerySet, MemberQuerySet, OrganizationQuerySet
 from accounts.roles import PERMISSIONS, Role
-from accounts.tenancy import AuditColumns, TenantModel, TenantQuerySet
+from accounts.tenancy import AuditColumns, TenantModel
 from agentmem_site.db.fields import OrganizationKey
 from agentmem_site.db.ids import uuid7
 from agentmem_site.db.walls import TenantWall
@@ -161,8 +161,6 @@ class User(TenantModel):
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.ACTIVE)
     timezone = models.CharField(max_length=64, default="UTC")
     email = models.EmailField(null=True, blank=True)
-
-    objects = TenantQuerySet.as_manager()
 
     class Meta:
         constraints = [

@@ -142,11 +142,9 @@ class TenantModel(AuditColumns):
             ),
         ]
 
-    def _do_update(self, base_qs: Any, using: Any, pk_val: Any, values: Any, *rest: Any) -> bool:
+    def _do_update(self, base_qs: Any, using: Any, pk_val: Any, values: Any, *rest: Any) -> Any:
         # UPDATE .. WHERE id and organization, and never SET organization_id: both are rules of
         # the sharded schema (docs/decisions/0001).
         values = [value for value in values if not isinstance(value[0], OrganizationKey)]
-        organization_id = self.organization_id  # type: ignore[attr-defined]
-        return super()._do_update(  # type: ignore[misc]
-            base_qs.filter(organization=organization_id), using, pk_val, values, *rest
-        )
+        own = base_qs.filter(organization=self.organization_id)
+        return super()._do_update(own, using, pk_val, values, *rest)

@@ -12,7 +12,7 @@ from django.db.models.lookups import Exact, LessThanOrEqual
 from pgvector.django import HalfVectorField
 
 from accounts.models import User
-from accounts.tenancy import TenantModel, TenantQuerySet
+from accounts.tenancy import TenantModel
 from agentmem_site.db.fields import RealField, TenantForeignKey
 from memories.querysets import MemoryManager
 
@@ -46,8 +46,6 @@ class Agent(TenantModel):
     last_active_at = models.DateTimeField(null=True, blank=True)
     error_message = models.TextField(blank=True, default="")
 
-    objects = TenantQuerySet.as_manager()
-
     class Meta:
         constraints = [
             *TenantModel.Meta.constraints,
@@ -74,8 +72,6 @@ class Block(TenantModel):
     template_name = models.CharField(max_length=255, blank=True, default="")
     read_only = models.BooleanField(default=False)
     version = models.IntegerField(default=1, editable=False)
-
-    objects = TenantQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -106,8 +102,6 @@ class AgentBlock(TenantModel):
     agent = TenantForeignKey(Agent, models.CASCADE, related_name="block_links")
     block = TenantForeignKey(Block, models.CASCADE, related_name="agent_links")
     block_label = models.CharField(max_length=50, editable=False)
-
-    objects = TenantQuerySet.as_manager()
 
     class Meta:
         verbose_name = "attached block"
@@ -149,8 +143,6 @@ class Tool(TenantModel):
     source_code = models.TextField(blank=True, default="")
     tags = ArrayField(models.CharField(max_length=64), default=list, blank=True)
 
-    objects = TenantQuerySet.as_manager()
-
     class Meta:
         constraints = [
             *TenantModel.Meta.constraints,
@@ -174,8 +166,6 @@ class AgentTool(TenantModel):
 
     agent = TenantForeignKey(Agent, models.CASCADE, related_name="tool_links")
     tool = TenantForeignKey(Tool, models.CASCADE, related_name="agent_links")
-
-    objects = TenantQuerySet.as_manager()
 
     class Meta:
         verbose_name = "attached tool"
@@ -263,7 +253,7 @@ class Memory(TenantModel):
         db_persist=True,
     )
 
-    objects = MemoryManager()
+    objects = MemoryManager()  # type: ignore[misc]
 
     class Meta:
         verbose_name_plural = "memories"
@@ -386,7 +376,6 @@ class MemoryHistory(TenantModel):
     importance = RealField()
     changed_by_id = models.UUIDField(null=True)
 
-    objects = TenantQuerySet.as_manager()
     has_trash = False
 
     class Meta:

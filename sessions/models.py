@@ -4,7 +4,7 @@ from django.db import models
 from django.db.models import Q
 
 from accounts.models import User
-from accounts.tenancy import TenantModel, TenantQuerySet
+from accounts.tenancy import TenantModel
 from agentmem_site.db.fields import TenantForeignKey
 from memories.models import Agent
 
@@ -21,8 +21,6 @@ class Session(TenantModel):
     state = models.JSONField(default=dict, blank=True)
     agent_data = models.JSONField(default=dict, blank=True)
     summary = models.JSONField(null=True, blank=True)
-
-    objects = TenantQuerySet.as_manager()
 
     class Meta:
         constraints = [
@@ -85,8 +83,6 @@ class Run(TenantModel):
     output_tokens = models.BigIntegerField(default=0)
     total_tokens = models.BigIntegerField(default=0)
 
-    objects = TenantQuerySet.as_manager()
-
     class Meta:
         constraints = [
             *TenantModel.Meta.constraints,
@@ -145,8 +141,6 @@ class Message(TenantModel):
     otid = models.CharField(max_length=255, blank=True, default="")
     group_id = models.CharField(max_length=255, blank=True, default="")
     sender_id = models.CharField(max_length=255, blank=True, default="")
-
-    objects = TenantQuerySet.as_manager()
 
     class Meta:
         constraints = [

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from agentmem_site.bulk.spec import LineError
 
@@ -38,7 +38,7 @@ def open_lines(source: str) -> Iterator[IO[bytes]]:
             else:
                 raw = stack.enter_context(Path(source).open("rb"))
             if raw.peek(2)[:2] == _GZIP:  # type: ignore[attr-defined]
-                raw = stack.enter_context(gzip.open(raw, "rb"))
+                raw = cast(IO[bytes], stack.enter_context(gzip.open(raw, "rb")))
         except OSError as error:
             raise UnreadableFile(f"{source}: {error.strerror or error}") from error
         yield raw

@@ -226,12 +226,12 @@ def find_references_within(
     reference: Reference, organization_id: UUID, wanted: Sequence[tuple[UUID, str]]
 ) -> sql.Composed:
     """(outer id, key, id) of the rows that `wanted` names within their outer row."""
-    outer = reference.model._meta.get_field(reference.within.removesuffix("_id"))
+    outer: Any = reference.model._meta.get_field(reference.within.removesuffix("_id"))
     return sql.SQL(
         "SELECT {outer}, {key}, id FROM {table} WHERE organization_id = {organization} "
         "AND ({outer}, {key}) IN (SELECT * FROM unnest({outers}::uuid[], {keys}::text[]))"
     ).format(
-        outer=sql.Identifier(str(outer.column)),
+        outer=sql.Identifier(outer.column),
         key=sql.Identifier(reference.key),
         table=sql.Identifier(reference.model._meta.db_table),
         organization=sql.Literal(organization_id),
@@ -361,7 +361,7 @@ def _same_row(key: Key, stamp: Stamp) -> sql.Composed:
     compare = sql.SQL("t.{0} = s.{0}")
     loosely = sql.SQL("t.{0} IS NOT DISTINCT FROM s.{0}")
     first, *rest = map(sql.Identifier, key.columns)
-    tests = [
+    tests: list[sql.Composable] = [
         sql.SQL("t.organization_id = {}").format(sql.Literal(stamp.organization_id)),
         compare.format(first),
         *((loosely if key.has_nulls else compare).format(name) for name in rest),

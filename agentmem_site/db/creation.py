@@ -18,7 +18,7 @@ class DatabaseCreation(PostgresCreation):
 
     def _clone_test_db(self, *args: Any, **kwargs: Any) -> None:
         with as_owner(self.connection):
-            super()._clone_test_db(*args, **kwargs)
+            super()._clone_test_db(*args, **kwargs)  # type: ignore[misc]
 
     def destroy_test_db(self, *args: Any, **kwargs: Any) -> None:
         with as_owner(self.connection):

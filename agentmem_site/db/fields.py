@@ -1,5 +1,6 @@
 """The fields of a tenant table: its organization, its references; and a `real`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
@@ -32,7 +33,7 @@ class OrganizationKey(models.ForeignKey):
         kwargs["editable"] = False
         super().__init__(to, **kwargs)
 
-    def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
+    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
         name, path, args, kwargs = super().deconstruct()
         for implied in ("db_index", "editable"):
             kwargs.pop(implied, None)
@@ -54,7 +55,7 @@ class TenantForeignKey(models.ForeignKey):
         kwargs["db_index"] = False  # each reader's index is declared with the organization first
         super().__init__(to, on_delete, **kwargs)
 
-    def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
+    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
         name, path, args, kwargs = super().deconstruct()
         kwargs.pop("db_index", None)
         return name, path, args, kwargs
@@ -63,8 +64,8 @@ class TenantForeignKey(models.ForeignKey):
         return {"organization": instance.organization_id}  # type: ignore[attr-defined]
 
     def get_extra_restriction(self, alias: str, related_alias: str) -> WhereNode:
-        theirs = self.related_model._meta.get_field("organization")
-        ours = self.model._meta.get_field("organization")
+        theirs: Any = self.related_model._meta.get_field("organization")
+        ours: Any = self.model._meta.get_field("organization")
         same = ours.get_lookup("exact")(ours.get_col(related_alias), theirs.get_col(alias))
         return WhereNode([same])
 

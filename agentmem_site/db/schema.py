@@ -20,7 +20,7 @@ def _place(field: Any) -> int:
 
 class DatabaseSchemaEditor(PostgresSchemaEditor):
     # A reference added to a table later gets its constraint from _create_fk_sql as well.
-    sql_create_column_inline_fk = None
+    sql_create_column_inline_fk = None  # type: ignore[assignment]
 
     def table_sql(self, model: Any) -> tuple[str, list[Any]]:
         model._meta.local_fields.sort(key=_place)
@@ -39,13 +39,15 @@ class DatabaseSchemaEditor(PostgresSchemaEditor):
     def _iter_column_sql(
         self, column_db_type: Any, params: Any, model: Any, field: Any, *rest: Any
     ) -> Iterator[str]:
-        parts = super()._iter_column_sql(column_db_type, params, model, field, *rest)
+        parts = super()._iter_column_sql(  # type: ignore[misc]
+            column_db_type, params, model, field, *rest
+        )
         if field.primary_key and tenant_key(model):
             return (part for part in parts if part != "PRIMARY KEY")
         return parts
 
     def _create_fk_sql(self, model: Any, field: Any, suffix: str) -> Statement:
-        statement = super()._create_fk_sql(model, field, suffix)
+        statement = super()._create_fk_sql(model, field, suffix)  # type: ignore[misc]
         if isinstance(field, TenantForeignKey):
             # NO ACTION, checked at once: the services say what happens to children.
             # `organization` carries the key on both sides.

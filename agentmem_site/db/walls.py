@@ -6,6 +6,7 @@ the one that `tenant()` set for the transaction; outside a transaction of a tena
 NULL, and nothing matches.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import models
@@ -43,15 +44,15 @@ class TenantWall(models.BaseConstraint):
         super().__init__(name=name)
         self.admits_orphans = admits_orphans
 
-    def constraint_sql(self, model: Any, schema_editor: Any) -> None:
+    def constraint_sql(self, model: Any, schema_editor: Any) -> None:  # type: ignore[override]
         # A policy needs the table to exist: with CREATE TABLE it waits for the end of it.
         schema_editor.deferred_sql.append(self.create_sql(model, schema_editor))
 
-    def create_sql(self, model: Any, schema_editor: Any) -> Statement:
+    def create_sql(self, model: Any, schema_editor: Any) -> Statement:  # type: ignore[override]
         template = _BUILD + (_BUILD_ORPHANS if self.admits_orphans else "")
         return self._statement(template, model, schema_editor)
 
-    def remove_sql(self, model: Any, schema_editor: Any) -> Statement:
+    def remove_sql(self, model: Any, schema_editor: Any) -> Statement:  # type: ignore[override]
         return self._statement(_TEAR_DOWN, model, schema_editor)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
@@ -76,7 +77,7 @@ class TenantWall(models.BaseConstraint):
 
     __hash__ = models.BaseConstraint.__hash__
 
-    def deconstruct(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    def deconstruct(self) -> tuple[str, Sequence[Any], dict[str, Any]]:
         path, args, kwargs = super().deconstruct()
         if self.admits_orphans:
             kwargs["admits_orphans"] = True

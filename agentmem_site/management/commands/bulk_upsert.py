@@ -29,7 +29,7 @@ class Command(BaseCommand):
         "updated, the others stay untouched, timestamps too. A line is the whole row: an absent "
         "field takes its default."
     )
-    requires_system_checks: list[str] = []  # type: ignore[assignment]  # starts at once
+    requires_system_checks: list[str] = []  # starts at once
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

@@ -26,7 +26,7 @@ _SAMPLE_LOADED = "sample_loaded"
 
 class Command(BaseCommand):
     help = "Migrates, makes the organization `demo` with a member, a key and sample data."
-    requires_system_checks: list[str] = []  # type: ignore[assignment]  # no tables yet
+    requires_system_checks: list[str] = []  # no tables yet
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--port", type=int, default=8000, help="what the printed URLs say")

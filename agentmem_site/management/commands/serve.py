@@ -12,7 +12,7 @@ from agentmem_site.checks import database_faults
 
 class Command(BaseCommand):
     help = "Serves the console and the API until it is stopped."
-    requires_system_checks: list[str] = []  # type: ignore[assignment]  # database_faults looks
+    requires_system_checks: list[str] = []  # database_faults looks
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1")

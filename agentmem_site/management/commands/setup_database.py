@@ -16,7 +16,7 @@ class Command(BaseCommand):
         "template with pgvector, as a superuser. Passwords are those of DATABASE_URL and "
         "DATABASE_OWNER_URL. Idempotent; the embedded server does it by itself."
     )
-    requires_system_checks: list[str] = []  # type: ignore[assignment]
+    requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
