@@ -1,13 +1,26 @@
 """From a name, an address or a key to the organization: the only look-ups outside a context."""
 
 import hashlib
+from datetime import timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from django.db import connection
+from django.utils import timezone
 
 from accounts.actors import Actor
 from accounts.errors import NotFound
 from accounts.models import Member, Organization
+
+USE_NOTED_EVERY = timedelta(minutes=1)
+
+
+class KeyHolder(NamedTuple):
+    """What a key opens, and whether its last use is to be noted again (services/keys.py)."""
+
+    organization: Organization
+    actor: Actor
+    is_stale: bool
 
 
 def organization_by_slug(slug: str) -> Organization:
@@ -43,13 +56,14 @@ def hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def authenticate_key(key: str) -> tuple[Organization, Actor] | None:
+def authenticate_key(key: str) -> KeyHolder | None:
     """Whose key it is; None for an unknown, revoked or expired one. Two statements."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT * FROM agentmem_find_api_key(%s)", [hash_key(key)])
         row = cursor.fetchone()
     if row is None:
         return None
-    key_id, organization_id, name, scopes, _last_used_at = row
+    key_id, organization_id, name, scopes, last_used_at = row
     actor = Actor(kind="api_key", name=name, id=key_id, permissions=frozenset(scopes))
-    return Organization.objects.get(pk=organization_id), actor
+    is_stale = last_used_at is None or last_used_at < timezone.now() - USE_NOTED_EVERY
+    return KeyHolder(Organization.objects.get(pk=organization_id), actor, is_stale)

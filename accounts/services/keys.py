@@ -2,19 +2,18 @@
 
 import secrets
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.db.models import Q
 from django.utils import timezone
 
-from accounts.access import hash_key
+from accounts.access import USE_NOTED_EVERY, hash_key
 from accounts.actors import Actor
 from accounts.errors import Forbidden
 from accounts.models import ApiKey, Member, Organization
 from accounts.services.records import Records
 
 api_keys = Records(ApiKey)
-_SEEN_EVERY = timedelta(minutes=1)
 
 
 def issue_key(
@@ -55,8 +54,13 @@ def revoke_key(key: ApiKey, *, organization: Organization, actor: Actor) -> ApiK
 
 
 def note_use(actor: Actor, *, organization: Organization) -> None:
-    """Moves last_used_at of the actor's key, at most once a minute."""
+    """Moves last_used_at of the actor's key, at most once a minute.
+
+    Where another request is noting it already nobody waits: that lock lasts as long as its
+    transaction.
+    """
     now = timezone.now()
-    stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=now - _SEEN_EVERY)
+    stale = Q(last_used_at__isnull=True) | Q(last_used_at__lt=now - USE_NOTED_EVERY)
     keys = ApiKey.objects.for_organization(organization)
-    keys.filter(stale, pk=actor.id).update(last_used_at=now)
+    free = keys.filter(stale, pk=actor.id).select_for_update(skip_locked=True)
+    keys.filter(pk__in=free.values("pk")).update(last_used_at=now)
