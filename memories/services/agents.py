@@ -5,7 +5,7 @@ from typing import Any
 from django.db import transaction
 
 from accounts.actors import Actor
-from accounts.errors import NotFound
+from accounts.errors import Invalid, NotFound
 from accounts.models import Organization
 from accounts.services.records import Records
 from memories.models import Agent, AgentBlock, AgentTool, Block, Tool
@@ -13,6 +13,13 @@ from memories.models import Agent, AgentBlock, AgentTool, Block, Tool
 
 class BlockRecords(Records[Block]):
     def derive(self, record: Block, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
+        if len(record.value) > record.limit:
+            raise Invalid(
+                f"The value has {len(record.value)} characters; the block's limit is"
+                f" {record.limit}.",
+                field="value" if is_new or "value" in changed else "limit",
+                code="too_long",
+            )
         if is_new:
             return changed
         record.version += 1
