@@ -51,10 +51,16 @@ def add_memory(
     except Conflict as conflict:
         if conflict.constraint != MEMORY_CONTENT_UNIQUE:
             raise
-    rows = Memory.objects.for_organization(organization).live()
-    return rows.get(
-        external_id=None,
-        hash=content_hash(values.get("speaker"), values["content"]),
-        agent=values.get("agent"),
-        user=values.get("user"),
-    ), False
+        same = (
+            Memory.objects.for_organization(organization)
+            .live()
+            .filter(
+                external_id=None,
+                hash=content_hash(values.get("speaker"), values["content"]),
+                agent=values.get("agent"),
+                user=values.get("user"),
+            )
+        )
+        if (there := same.first()) is None:  # deleted meanwhile
+            raise
+    return there, False
