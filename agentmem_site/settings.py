@@ -143,8 +143,11 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.api.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["accounts.api.permissions.HasScope"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["accounts.api.parsers.StrictJSONParser"],
+    "DEFAULT_METADATA_CLASS": None,  # no OPTIONS: the schema describes the API
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "UNAUTHENTICATED_USER": None,
+    "URL_FORMAT_OVERRIDE": None,  # `format` is a parameter like any other: unknown
     "EXCEPTION_HANDLER": "agentmem_site.api.problem_response",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
@@ -157,8 +160,35 @@ SPECTACULAR_SETTINGS = {
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "REDOC_DIST": "SIDECAR",
+    # Without it the page asks validator.swagger.io about this server's schema.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
     "COMPONENT_SPLIT_REQUEST": True,
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "agentmem_site.api.describe_problems",
+    ],
+    "ENUM_NAME_OVERRIDES": {
+        "UserStatus": "accounts.models.User.Status",
+        "AuditStatus": "accounts.models.AuditEvent.Status",
+        "RunStatus": "sessions.models.Run.Status",
+        "MemberRole": "accounts.roles.Role",
+        "MessageRole": "sessions.models.Message.Role",
+    },
+    "TAGS": [
+        {"name": "Memories", "description": "What agents learnt, and who said it."},
+        {"name": "Sessions", "description": "Conversations, with their runs and messages."},
+        {"name": "Messages", "description": "Single messages, in a session or outside one."},
+        {"name": "Agents", "description": "Agents and what is attached to them."},
+        {"name": "Blocks", "description": "Labelled pieces of text in agents' prompts."},
+        {"name": "Tools", "description": "What agents can call. Stored, never run."},
+        {"name": "Users", "description": "The end users of agents."},
+        {"name": "Organizations", "description": "The organization of the key."},
+        {"name": "Members", "description": "People who sign in to the console."},
+        {"name": "API keys", "description": "Keys that agents and services sign in with."},
+        {"name": "Audit", "description": "Who changed what, when and from where."},
+        {"name": "Me", "description": "Whose key this is."},
+    ],
 }
 
 # --- logs ------------------------------------------------------------------------------------

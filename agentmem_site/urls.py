@@ -1,4 +1,18 @@
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path, re_path
+from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 
-urlpatterns = [path("admin/", admin.site.urls)]
+from agentmem_site import api, health
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("api/v1/", include(api)),
+    re_path(r"^api/schema/?$", SpectacularJSONAPIView.as_view(), name="schema"),
+    re_path(r"^api/docs/?$", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    re_path(r"^health/live/?$", health.live),
+    re_path(r"^health/ready/?$", health.ready),
+]
+
+handler400 = "agentmem_site.api.bad_request"
+handler404 = "agentmem_site.api.not_found"
+handler500 = "agentmem_site.api.server_error"

@@ -1,0 +1,71 @@
+"""Who calls: the holder of an API key, in `X-API-Key` or as a bearer."""
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Any
+
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
+
+from accounts.access import authenticate_key
+from accounts.actors import Actor
+from accounts.models import Organization
+
+KEY_PREFIX = "agm_"
+MAX_KEY_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`request.user`: the organization a key opens, and who acts there."""
+
+    organization: Organization
+    actor: Actor
+    is_stale: bool  # the key's last use is not noted yet
+    is_authenticated: bool = True
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    def authenticate(self, request: Request) -> tuple[Caller, Actor] | None:
+        key = request.headers.get("X-API-Key", "") or _bearer(request)
+        if not key:
+            return None
+        is_sane = key.startswith(KEY_PREFIX) and key.isascii() and len(key) <= MAX_KEY_LENGTH
+        holder = authenticate_key(key) if is_sane else None
+        if holder is None:
+            raise AuthenticationFailed("This API key is unknown, revoked or expired.")
+        actor = holder.actor.at(
+            request_id=request.id,  # type: ignore[attr-defined]
+            ip=_address(request),
+            user_agent=request.headers.get("User-Agent", "").replace("\0", ""),
+        )
+        return Caller(holder.organization, actor, holder.is_stale), actor
+
+    def authenticate_header(self, request: Request) -> str:
+        return 'Bearer realm="AgentMem"'
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _address(request: Request) -> str | None:
+    """The peer's address; None on a Unix socket."""
+    try:
+        return str(ipaddress.ip_address(request.META.get("REMOTE_ADDR", "")))
+    except ValueError:
+        return None
+
+
+class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    target_class = ApiKeyAuthentication
+    name = ["apiKey", "bearer"]
+
+    def get_security_definition(self, auto_schema: Any) -> list[dict[str, str]]:
+        return [
+            {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            {"type": "http", "scheme": "bearer", "bearerFormat": "agm_..."},
+        ]

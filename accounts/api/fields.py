@@ -1,0 +1,157 @@
+"""The kinds of values in the API's shapes, and the one way from an id to a row."""
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Model, Q
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+_MAX_REAL, _MIN_REAL = 3.4e38, 1.2e-38
+# "+02:00" in a query string that was not escaped arrives as " 02:00".
+_UNESCAPED_OFFSET = re.compile(r" (?=\d\d:?\d\d$)")
+
+
+def find(rows: Any, name: str, natural_key: str) -> Any:
+    """The row among `rows` with this uuid, else with this value of its natural key; or None.
+
+    One statement. A caller's own key may look like a uuid; our ids come first.
+    """
+    if "\0" in name:
+        return None
+    named = Q(**{natural_key: name}) if natural_key else Q()
+    if not _UUID.fullmatch(name):
+        return rows.filter(named).first() if natural_key else None
+    found = list(rows.filter(Q(pk=UUID(name)) | named if natural_key else Q(pk=UUID(name)))[:2])
+    return min(found, key=lambda row: row.pk != UUID(name), default=None)
+
+
+@extend_schema_field(OpenApiTypes.STR)
+class ReferenceField(serializers.Field[Any, Any, Any, Any]):
+    """A live row of the request's organization, named by uuid or by its natural key.
+
+    Shown as the uuid, without loading the row. `user_id = ReferenceField(User, source="user")`.
+    """
+
+    default_error_messages = {
+        "not_text": "An id is text.",
+        "unknown": "There is no {label} {name!r}.",
+    }
+
+    def __init__(self, model: type[Model], *, key: str = "external_id", **kwargs: Any) -> None:
+        self.model: Any = model
+        self.key = key
+        kwargs.setdefault(
+            "help_text", f"uuid or {key} on input, uuid in answers" if key else "uuid"
+        )
+        super().__init__(**kwargs)
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, str):
+            self.fail("not_text")
+        rows = self.model.objects.for_organization(self.context["organization"]).live()
+        row = find(rows, data, self.key)
+        if row is None:
+            self.fail("unknown", label=self.model._meta.verbose_name, name=data[:80])
+        return row
+
+    def get_attribute(self, instance: Any) -> Any:
+        return getattr(instance, f"{self.source}_id")
+
+    def to_representation(self, value: Any) -> str:
+        return str(value)
+
+
+class Moment(serializers.DateTimeField):
+    """A point in time: ISO 8601 with its offset, between 1970 and 2200."""
+
+    default_error_messages = {
+        "naive": "Give the time zone, as in 2026-01-31T12:00:00Z.",
+        "range": "The time is before 1970 or after 2200.",
+    }
+
+    def enforce_timezone(self, value: datetime) -> datetime:
+        if value.tzinfo is None or value.utcoffset() is None:
+            self.fail("naive")
+        moment = super().enforce_timezone(value)
+        if not _EARLIEST <= moment < _LATEST:
+            self.fail("range")
+        return moment
+
+
+class QueryMoment(Moment):
+    """A Moment in a query string."""
+
+    def to_internal_value(self, value: Any) -> datetime:
+        if isinstance(value, str):
+            value = _UNESCAPED_OFFSET.sub("+", value)
+        return super().to_internal_value(value)
+
+
+class Real(serializers.FloatField):
+    """A finite number that fits a `real`: 4 bytes."""
+
+    default_error_messages = {"not_finite": "A finite number of at most 3.4e38 is required."}
+
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool):
+            self.fail("invalid")
+        number = super().to_internal_value(data)
+        if not math.isfinite(number) or abs(number) > _MAX_REAL:
+            self.fail("not_finite")
+        return 0.0 if abs(number) < _MIN_REAL else number
+
+
+class _Json(serializers.JSONField):
+    kind: type
+    default_error_messages = {"shape": "This must be a JSON {shape}."}
+
+    def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
+        if data is None and not self.allow_null:
+            return True, self.kind()  # null stands for the default, never for a JSON null
+        return super().validate_empty_values(data)
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, self.kind):
+            self.fail("shape", shape="object" if self.kind is dict else "array")
+        return data
+
+
+@extend_schema_field({"type": "object", "additionalProperties": {}})
+class JsonObject(_Json):
+    kind = dict
+
+
+@extend_schema_field({"type": "array", "items": {}})
+class JsonArray(_Json):
+    kind = list
+
+
+@extend_schema_field({})
+class JsonAny(serializers.JSONField):
+    """Any JSON value; null is SQL NULL."""
+
+
+class TextBytes(serializers.CharField):
+    """Text of at most `max_bytes` of UTF-8, kept as it came."""
+
+    default_error_messages = {"too_long": "{bytes} bytes are given; the limit is {max_bytes}."}
+
+    def __init__(self, *, max_bytes: int, **kwargs: Any) -> None:
+        self.max_bytes = max_bytes
+        kwargs.setdefault("trim_whitespace", False)
+        super().__init__(**kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        # surrogatepass: CharField's validators, which refuse a lone surrogate, run after this.
+        size = len(text.encode(errors="surrogatepass"))
+        if size > self.max_bytes:
+            self.fail("too_long", bytes=size, max_bytes=self.max_bytes)
+        return text

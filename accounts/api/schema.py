@@ -1,0 +1,51 @@
+"""How the API describes itself: summaries in product words, ids in paths, query strings."""
+
+import re
+from typing import Any
+
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.utils import OpenApiParameter
+
+_SUMMARIES = {
+    "list": "List {plural}",
+    "create": "Add {one}",
+    "retrieve": "Show {one}",
+    "update": "Replace {one}",
+    "partial_update": "Change {one}",
+    "destroy": "Move {one} to the trash",
+    "restore": "Restore {one} from the trash",
+}
+
+
+class RecordSchema(AutoSchema):  # type: ignore[no-untyped-call]
+    def get_tags(self) -> list[str]:
+        return [self.view.tag]
+
+    def get_summary(self) -> str:
+        words = getattr(self.view, "words", None)
+        template = _SUMMARIES.get(getattr(self.view, "action", ""))
+        if template is None or words is None:
+            return _first_line(getattr(self.view, getattr(self.view, "action", "get")).__doc__)
+        one, plural = words
+        article = "an" if one[0] in "aeioA" else "a"
+        return template.format(one=f"{article} {one}", plural=plural)
+
+    def get_description(self) -> str:
+        text = getattr(self.view, getattr(self.view, "action", "get"), None).__doc__ or ""
+        return re.sub(r"\s*\n\s*", " ", text.strip())
+
+    def get_override_parameters(self) -> list[Any]:
+        query = getattr(self.view, "query_class", lambda: None)()
+        has_query = query is not None and query().fields
+        return [*self._path_parameters(), *([query] if has_query else [])]
+
+    def _path_parameters(self) -> list[OpenApiParameter]:
+        names = getattr(self.view, "path_ids", {})
+        return [
+            OpenApiParameter(name, str, OpenApiParameter.PATH, description=names.get(name, "uuid"))
+            for name in re.findall(r"\{(\w+)\}", self.path)
+        ]
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,373 @@
+"""The one base of all viewsets, and those of organizations, members, keys, users, audit events."""
+
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any
+
+from django.db import Error, transaction
+from django.db.models import Model
+from drf_spectacular.utils import extend_schema, inline_serializer
+from rest_framework import mixins, serializers, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from accounts.actors import Actor
+from accounts.api.fields import find
+from accounts.api.pagination import KeysetPagination
+from accounts.api.permissions import AnyKey
+from accounts.api.schema import RecordSchema
+from accounts.api.serializers import (
+    ApiKeySerializer,
+    AuditEventQuery,
+    AuditEventSerializer,
+    IssuedKeySerializer,
+    MemberQuery,
+    MemberSerializer,
+    OrganizationSerializer,
+    UserQuery,
+    UserSerializer,
+)
+from accounts.api.shapes import ListQuery, Query, TrashQuery
+from accounts.errors import Forbidden, NotFound
+from accounts.models import AuditEvent, Organization
+from accounts.roles import MANAGE_KEYS, MANAGE_MEMBERS, VIEW_AUDIT
+from accounts.services.keys import api_keys, issue_key, note_use, revoke_key
+from accounts.services.organizations import members, organizations
+from accounts.services.records import Records
+from accounts.services.users import users
+from accounts.tenancy import tenant
+
+
+class TenantView(APIView):
+    """Runs permissions and handler inside the caller's organization: one transaction, taken back
+    when the answer is a refusal."""
+
+    schema = RecordSchema()  # type: ignore[no-untyped-call]
+    tag = ""
+
+    def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            with ExitStack() as self._context:
+                response = super().dispatch(request, *args, **kwargs)
+                if response.status_code >= 400 and self._is_inside:
+                    transaction.set_rollback(True)
+        except Error as error:  # the COMMIT failed
+            answer = self.handle_exception(error)
+            response = self.finalize_response(self.request, answer, *args, **kwargs)
+        return response
+
+    _is_inside = False
+
+    def perform_authentication(self, request: Request) -> None:
+        super().perform_authentication(request)
+        if request.auth is None:
+            return
+        self._context.enter_context(tenant(self.organization))
+        self._is_inside = True
+        if request.user.is_stale:
+            note_use(self.actor, organization=self.organization)
+
+    @property
+    def organization(self) -> Organization:
+        return self.request.user.organization  # type: ignore[union-attr,no-any-return]
+
+    @property
+    def actor(self) -> Actor:
+        return self.request.auth  # type: ignore[return-value]
+
+
+class TenantViewSet(TenantView, GenericViewSet[Any]):
+    """Rows of the caller's organization. A subclass declares; it has a `resource` or a `scope`
+    (permissions.py), its model by `records`, and for rows that hang on another a `parent_model`."""
+
+    records: Records[Any]
+    model: Any = None
+    resource = ""
+    scope = ""
+    words = ("", "")
+    natural_key = "external_id"  # what a row is addressed by beside its uuid
+    has_trash = True
+    page_key = "created_at"
+    pagination_class = KeysetPagination
+    lookup_url_kwarg = "id"
+    lookup_value_regex = "[^/]+"
+    list_query: type[Query] = ListQuery
+
+    # /agents/{agent_id}/sessions: the field that refers to the parent, and how that is found.
+    parent_model: type[Model] | None = None
+    parent_field = ""
+    parent_kwarg = ""
+    parent_key = "external_id"
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if self.action is not None:  # otherwise the answer is 405
+            self.query = self._checked_query(request)
+
+    def query_class(self) -> type[Query]:
+        """The parameters that this action knows."""
+        if self.action == "list":
+            return self.list_query
+        return TrashQuery if self.action == "retrieve" and self.has_trash else Query
+
+    def _checked_query(self, request: Request) -> dict[str, Any]:
+        given = dict(request.query_params.lists())
+        twice = {n: ["This parameter is given twice."] for n, v in given.items() if len(v) > 1}
+        if twice:
+            raise serializers.ValidationError(twice, code="twice")
+        data = {name: values[0] for name, values in given.items()}
+        self._query = self.query_class()(data=data, context=self.get_serializer_context())
+        self._query.is_valid(raise_exception=True)
+        return dict(self._query.validated_data)
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        context = super().get_serializer_context()
+        caller = getattr(self.request, "user", None)
+        return {**context, "organization": getattr(caller, "organization", None)}
+
+    @property
+    def path_ids(self) -> dict[str, str]:
+        """How the ids in this view's path may be written, for the schema."""
+        own = f"uuid or {self.natural_key}" if self.natural_key else "uuid"
+        parent = f"uuid or {self.parent_key}"
+        return {self.lookup_url_kwarg: own, self.parent_kwarg: parent}
+
+    # -- which rows --------------------------------------------------------------------------------
+
+    def get_queryset(self) -> Any:
+        model = self.model or self.records.model
+        if getattr(self, "swagger_fake_view", False):
+            return model.objects.none()
+        rows = model.objects.for_organization(self.organization)
+        if self.parent_model is not None:
+            rows = self.of_parent(rows)
+        return self.shown(self._by_trash(rows))
+
+    def of_parent(self, rows: Any) -> Any:
+        return rows.filter(**{self.parent_field: self.parent})
+
+    def shown(self, rows: Any) -> Any:
+        """What the shape shows beside the row's own columns."""
+        return rows
+
+    def _by_trash(self, rows: Any) -> Any:
+        if not self.has_trash:
+            return rows
+        wanted = "include" if self.action == "restore" else self.query.get("deleted")
+        if wanted == "include":
+            return rows
+        return rows.deleted() if wanted == "only" else rows.live()
+
+    @cached_property
+    def parent(self) -> Any:
+        rows: Any = self.parent_model
+        rows = rows.objects.for_organization(self.organization).live()
+        row = find(rows, self.kwargs[self.parent_kwarg], self.parent_key)
+        if row is None:
+            raise NotFound
+        return row
+
+    def get_object(self) -> Any:
+        row = find(self.get_queryset(), self.kwargs[self.lookup_url_kwarg], self.natural_key)
+        if row is None:
+            raise NotFound
+        return row
+
+    def as_rows(self, row: Any) -> Any:
+        """A queryset of this row alone, for the services."""
+        return self.records.model.objects.for_organization(self.organization).filter(pk=row.pk)
+
+    @property
+    def by(self) -> dict[str, Any]:
+        """Whose row, and who acts: what every service is told."""
+        return {"organization": self.organization, "actor": self.actor}
+
+
+class Listing(mixins.ListModelMixin):
+    def list(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        page = self.paginate_queryset(self._query.narrow(self.get_queryset()))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+
+class Showing(mixins.RetrieveModelMixin):
+    def retrieve(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return Response(self.get_serializer(self.get_object()).data)
+
+
+class Adding(mixins.CreateModelMixin):
+    def create(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        values = serializer.values()
+        if self.parent_model is not None:
+            values[self.parent_field] = self.parent
+        row, is_new = self.perform_create(values)
+        return Response(
+            self.get_serializer(row).data,
+            status.HTTP_201_CREATED if is_new else status.HTTP_200_OK,
+        )
+
+    def perform_create(self: Any, values: dict[str, Any]) -> tuple[Any, bool]:  # type: ignore[override]
+        return self.records.create(values=values, **self.by), True
+
+
+class Changing(mixins.UpdateModelMixin):
+    def update(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        is_partial = kwargs.get("partial", False)
+        row = self.get_object()
+        serializer = self.get_serializer(row, data=request.data, partial=is_partial)
+        serializer.is_valid(raise_exception=True)
+        row = self.records.update(row, values=serializer.values(), **self.by)
+        return Response(self.get_serializer(row).data)
+
+
+class Trashing(mixins.DestroyModelMixin):
+    def destroy(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        self.records.delete(self.as_rows(self.get_object()), **self.by)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(request=None)
+    @action(detail=True, methods=["post"])
+    def restore(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """With all that was deleted with it. A live row stays as it is."""
+        rows = self.as_rows(self.get_object())
+        self.records.restore(rows, **self.by)
+        return Response(self.get_serializer(self.get_object()).data)
+
+
+class RecordViewSet(Listing, Showing, Adding, Changing, Trashing, TenantViewSet):
+    """The whole life of a row."""
+
+
+class OrganizationViewSet(RecordViewSet):
+    tag = "Organizations"
+    words = ("organization", "organizations")
+    records = organizations
+    resource = "organization"
+    serializer_class = OrganizationSerializer
+    natural_key = "slug"
+
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Only the platform does that: `manage.py create_organization`."""
+        raise Forbidden("Only the platform makes organizations.")
+
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Only the platform does that, in the console."""
+        self.get_object()
+        raise Forbidden("Only the platform deletes organizations.")
+
+    @extend_schema(request=None)
+    @action(detail=True, methods=["post"])
+    def restore(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Only the platform does that, in the console."""
+        self.get_object()
+        raise Forbidden("Only the platform restores organizations.")
+
+
+class MemberViewSet(RecordViewSet):
+    """People who sign in to the console."""
+
+    tag = "Members"
+    words = ("member", "members")
+    records = members
+    scope = MANAGE_MEMBERS
+    serializer_class = MemberSerializer
+    list_query = MemberQuery
+    natural_key = "email"
+
+
+class ApiKeyViewSet(RecordViewSet):
+    """Keys that agents and services sign in with."""
+
+    tag = "API keys"
+    words = ("API key", "API keys")
+    records = api_keys
+    scope = MANAGE_KEYS
+    serializer_class = ApiKeySerializer
+    natural_key = ""
+    http_method_names = ["get", "post", "patch", "delete", "head"]
+
+    @extend_schema(responses={201: IssuedKeySerializer})
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """The answer holds the secret in `key`: now, and never again."""
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        key, secret = issue_key(**serializer.values(), **self.by)
+        return Response({**self.get_serializer(key).data, "key": secret}, status.HTTP_201_CREATED)
+
+    @extend_schema(request=None)
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Revoke an API key.
+
+        It opens nothing from the next request on, and cannot be brought back.
+        """
+        key = self.get_object()
+        if key.revoked_at is None:
+            key = revoke_key(key, **self.by)
+        return Response(self.get_serializer(key).data)
+
+
+class UserViewSet(RecordViewSet):
+    """The end users of the organization's agents."""
+
+    tag = "Users"
+    words = ("user", "users")
+    records = users
+    resource = "user"
+    serializer_class = UserSerializer
+    list_query = UserQuery
+
+
+class AuditEventViewSet(Listing, Showing, TenantViewSet):
+    """Who changed what, when and from where."""
+
+    tag = "Audit"
+    words = ("audit event", "audit events")
+    model = AuditEvent
+    scope = VIEW_AUDIT
+    serializer_class = AuditEventSerializer
+    list_query = AuditEventQuery
+    natural_key = ""
+    has_trash = False
+
+
+class MeView(TenantView):
+    """Whose key this is."""
+
+    tag = "Me"
+    permission_classes = [AnyKey]
+
+    @extend_schema(
+        operation_id="me",
+        responses=inline_serializer(
+            "Me",
+            {
+                "organization": inline_serializer(
+                    "MyOrganization",
+                    {
+                        "id": serializers.UUIDField(),
+                        "name": serializers.CharField(),
+                        "slug": serializers.CharField(),
+                    },
+                ),
+                "key": inline_serializer(
+                    "MyKey", {"id": serializers.UUIDField(), "name": serializers.CharField()}
+                ),
+                "scopes": serializers.ListField(child=serializers.CharField()),
+            },
+        ),
+    )
+    def get(self, request: Request) -> Response:
+        """Show the organization, the key and its scopes."""
+        mine = self.organization
+        return Response(
+            {
+                "organization": {"id": str(mine.pk), "name": mine.name, "slug": mine.slug},
+                "key": {"id": str(self.actor.id), "name": self.actor.name},
+                "scopes": sorted(self.actor.permissions),
+            }
+        )

@@ -1,0 +1,264 @@
+"""The roof of the API: every route, and every failure as problem+json (RFC 9457)."""
+
+import logging
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import psycopg
+from django.core.exceptions import PermissionDenied, TooManyFieldsSent
+from django.db import DataError, InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.urls import re_path
+from django.views import defaults
+from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
+from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
+
+from accounts.api.views import (
+    ApiKeyViewSet,
+    AuditEventViewSet,
+    MemberViewSet,
+    MeView,
+    OrganizationViewSet,
+    UserViewSet,
+)
+from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError
+from agentmem_site.middleware import current_request_id
+from memories.api.views import (
+    AgentBlockViewSet,
+    AgentMemoryViewSet,
+    AgentToolViewSet,
+    AgentViewSet,
+    BlockViewSet,
+    MemoryHistoryViewSet,
+    MemoryViewSet,
+    ToolViewSet,
+)
+from sessions.api.views import (
+    AgentMessageViewSet,
+    AgentSessionViewSet,
+    MessageViewSet,
+    RunViewSet,
+    SessionMessageViewSet,
+    SessionViewSet,
+)
+
+logger = logging.getLogger("agentmem.api")
+
+# -- routes ---------------------------------------------------------------------------------------
+
+
+class Router(SimpleRouter):
+    """Routes that answer with and without the trailing slash."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trailing_slash = "/?"
+
+
+_AGENT = "agents/(?P<agent_id>[^/]+)"
+_SESSION = "sessions/(?P<session_id>[^/]+)"
+
+router = Router()
+for prefix, viewset, basename in [
+    ("organizations", OrganizationViewSet, "organizations"),
+    ("members", MemberViewSet, "members"),
+    ("api-keys", ApiKeyViewSet, "api-keys"),
+    ("audit-events", AuditEventViewSet, "audit-events"),
+    ("users", UserViewSet, "users"),
+    ("agents", AgentViewSet, "agents"),
+    (f"{_AGENT}/blocks", AgentBlockViewSet, "agent-blocks"),
+    (f"{_AGENT}/tools", AgentToolViewSet, "agent-tools"),
+    (f"{_AGENT}/sessions", AgentSessionViewSet, "agent-sessions"),
+    (f"{_AGENT}/memories", AgentMemoryViewSet, "agent-memories"),
+    (f"{_AGENT}/messages", AgentMessageViewSet, "agent-messages"),
+    ("blocks", BlockViewSet, "blocks"),
+    ("tools", ToolViewSet, "tools"),
+    ("sessions", SessionViewSet, "sessions"),
+    (f"{_SESSION}/runs", RunViewSet, "session-runs"),
+    (f"{_SESSION}/messages", SessionMessageViewSet, "session-messages"),
+    ("messages", MessageViewSet, "messages"),
+    ("memories", MemoryViewSet, "memories"),
+    ("memories/(?P<memory_id>[^/]+)/history", MemoryHistoryViewSet, "memory-history"),
+]:
+    router.register(prefix, viewset, basename)  # type: ignore[arg-type]
+
+urlpatterns = [
+    re_path(r"^me/?$", MeView.as_view(), name="me"),
+    *router.urls,
+]
+
+# -- failures -------------------------------------------------------------------------------------
+
+PROBLEM = "application/problem+json"
+_STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403}
+_UNAVAILABLE = "The database cannot answer right now; the same request may well succeed in a while."
+
+
+def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
+    """The answer to a failure in a view; None for a bug, which goes on to `server_error`."""
+    described = _describe(error)
+    if described is None:
+        return None
+    status, headers, body = described
+    return Response(body, status, headers=headers, content_type=PROBLEM)
+
+
+def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | None:
+    match error:
+        case ValidationError():
+            problems = list(_flatten(error.detail))
+            return 400, {}, _problem(400, "invalid", _summary(problems), problems)
+        case APIException():
+            headers = {}
+            if challenge := getattr(error, "auth_header", None):
+                headers["WWW-Authenticate"] = challenge
+            if wait := getattr(error, "wait", None):
+                headers["Retry-After"] = str(int(wait))
+            code = _CODES.get(str(error.default_code), str(error.default_code))
+            return error.status_code, headers, _problem(error.status_code, code, str(error.detail))
+        case NotFound() | Http404():
+            # One answer, whatever was looked for: unknown, deleted and foreign read the same.
+            return 404, {}, _problem(404, NotFound.code, NotFound().args[0])
+        case ServiceError():
+            status = next(s for kind, s in _STATUS.items() if isinstance(error, kind))
+            message = str(error)
+            problems = [{"field": error.field, "code": error.code, "message": message}]
+            return (
+                status,
+                {},
+                _problem(status, error.code, message, problems if error.field else []),
+            )
+        case PermissionDenied():
+            return 403, {}, _problem(403, Forbidden.code, Forbidden().args[0])
+        case TooManyFieldsSent():
+            return 400, {}, _problem(400, "invalid", "There are too many parameters.")
+        case OperationalError() | InterfaceError() | psycopg.OperationalError():
+            return _unavailable(error)
+        case DataError():
+            logger.warning("A value reached the database unchecked", exc_info=error)
+            return 400, {}, _problem(400, "invalid", "A value is outside what can be stored.")
+    return None
+
+
+_CODES = {
+    "parse_error": "malformed_json",
+    "authentication_failed": "unauthenticated",
+    "not_authenticated": "unauthenticated",
+    "permission_denied": "forbidden",
+}
+
+
+def _unavailable(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]]:
+    state = getattr(error.__cause__ or error, "sqlstate", None) or ""
+    if state.startswith("54"):  # a limit of PostgreSQL, e.g. 1 MB of words in a search document
+        return 400, {}, _problem(400, "too_large", "A text holds too many different words.")
+    logger.warning("The database is unavailable (SQLSTATE %s)", state or "none")
+    return 503, {"Retry-After": "1"}, _problem(503, "unavailable", _UNAVAILABLE)
+
+
+def _flatten(detail: Any, path: str = "") -> Iterator[dict[str, Any]]:
+    """DRF's nest of errors by field -> one {field, code, message} each."""
+    if isinstance(detail, dict):
+        for name, below in detail.items():
+            is_whole = name == "non_field_errors"
+            yield from _flatten(below, path if is_whole else f"{path}.{name}".strip("."))
+    elif isinstance(detail, list):
+        for index, below in enumerate(detail):
+            is_leaf = isinstance(below, ErrorDetail)
+            yield from _flatten(below, path if is_leaf else f"{path}.{index}".strip("."))
+    else:
+        code = getattr(detail, "code", "invalid")
+        yield {"field": path or None, "code": code, "message": str(detail)}
+
+
+def _summary(problems: list[dict[str, Any]]) -> str:
+    said = [f"{p['field']}: {p['message']}" if p["field"] else p["message"] for p in problems[:3]]
+    rest = len(problems) - len(said)
+    return " ".join(said) + (f" And {rest} more." if rest else "")
+
+
+def _problem(
+    status: int, code: str, detail: str, problems: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": current_request_id.get(),
+        "errors": problems or [],
+    }
+
+
+# -- what fails outside the views: handler400 to handler500 of the URL configuration ---------------
+
+
+def _is_api(request: HttpRequest) -> bool:
+    return request.path.startswith(("/api/", "/health/"))
+
+
+def _plain(status: int, code: str, detail: str) -> HttpResponse:
+    return JsonResponse(_problem(status, code, detail), status=status, content_type=PROBLEM)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    if not _is_api(request):
+        return defaults.bad_request(request, exception)
+    return _plain(400, "invalid", "This request cannot be understood.")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    if not _is_api(request):
+        return defaults.page_not_found(request, exception)
+    return _plain(404, "no_such_route", "There is no such address: /api/docs/ lists them.")
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    if not _is_api(request):
+        return defaults.server_error(request)
+    return _plain(500, "error", "Something went wrong here; the log has it under the request id.")
+
+
+# -- the schema -----------------------------------------------------------------------------------
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "description": "RFC 9457. `code` is stable; `errors` names the fields at fault.",
+    "required": ["type", "title", "status", "detail", "code", "request_id", "errors"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string"},
+        "request_id": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["field", "code", "message"],
+                "properties": {
+                    "field": {"type": "string", "nullable": True},
+                    "code": {"type": "string"},
+                    "message": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+
+
+def describe_problems(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Adds the shape of failures to every operation of the schema."""
+    result["components"]["schemas"]["Problem"] = _PROBLEM_SCHEMA
+    answer = {
+        "description": "What went wrong.",
+        "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for operations in result["paths"].values():
+        for operation in operations.values():
+            operation["responses"]["default"] = answer
+    return result

@@ -1,0 +1,285 @@
+"""Shapes of agents, blocks, tools, memories and their history."""
+
+import math
+from typing import Any
+
+from django.db.models.functions import Cast
+from drf_spectacular.utils import extend_schema_field
+from pgvector import HalfVector
+from rest_framework import serializers
+
+from accounts.api.fields import JsonObject, Moment, Real, ReferenceField, TextBytes
+from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer, Strict
+from accounts.models import User
+from agentmem_site.db.fields import RealField
+from memories.models import (
+    EMBEDDING_DIM,
+    MAX_CONTENT_BYTES,
+    MAX_CONTEXT_BYTES,
+    Agent,
+    Block,
+    Memory,
+    MemoryHistory,
+    Tool,
+)
+
+_LARGEST_HALF = 65504.0
+
+
+class AgentSerializer(RecordSerializer):
+    class Meta:
+        model = Agent
+        fields = [
+            "id",
+            "organization_id",
+            "external_id",
+            "name",
+            "agent_type",
+            "description",
+            "system",
+            "topic",
+            "message_ids",
+            "llm_config",
+            "embedding_config",
+            "tool_rules",
+            "mcp_tools",
+            "state",
+            "last_active_at",
+            "error_message",
+            "metadata",
+            *KEPT_BY_SERVER,
+        ]
+
+
+class AgentQuery(ListQuery):
+    external_id = serializers.CharField(required=False)
+    agent_type = serializers.CharField(required=False)
+    state = serializers.CharField(required=False)
+
+
+class BlockSerializer(RecordSerializer):
+    user_id = ReferenceField(User, source="user", required=False, allow_null=True)
+
+    class Meta:
+        model = Block
+        fields = [
+            "id",
+            "organization_id",
+            "external_id",
+            "user_id",
+            "label",
+            "value",
+            "limit",
+            "description",
+            "is_template",
+            "template_name",
+            "read_only",
+            "version",
+            "metadata",
+            *KEPT_BY_SERVER,
+        ]
+        extra_kwargs = {"limit": {"min_value": 1, "help_text": "Characters of `value`, at most."}}
+
+
+class BlockQuery(ListQuery):
+    external_id = serializers.CharField(required=False)
+    user_id = ReferenceField(User, source="user", required=False)
+    label = serializers.CharField(required=False)
+    is_template = serializers.BooleanField(required=False)
+
+
+class ToolSerializer(RecordSerializer):
+    class Meta:
+        model = Tool
+        fields = [
+            "id",
+            "organization_id",
+            "name",
+            "description",
+            "json_schema",
+            "source_type",
+            "source_code",
+            "tags",
+            "metadata",
+            *KEPT_BY_SERVER,
+        ]
+        extra_kwargs = {"source_code": {"help_text": "Stored and shown, never run."}}
+
+
+class ToolQuery(ListQuery):
+    name = serializers.CharField(required=False)
+    source_type = serializers.ChoiceField(Tool.SourceType.choices, required=False)
+    tag = serializers.CharField(source="tags__contains", required=False)
+
+    def validate_tag(self, tag: str) -> list[str]:
+        return [tag]
+
+
+class AttachBlock(Strict):
+    block_id = ReferenceField(Block, help_text="uuid or external_id")
+
+
+class AttachTool(Strict):
+    tool_id = ReferenceField(Tool, key="name", help_text="uuid or name")
+
+
+@extend_schema_field({"type": "string", "description": "SHA-256 of what it says, in hex."})
+class Hex(serializers.Field[Any, Any, Any, Any]):
+    def to_representation(self, value: Any) -> str:
+        return bytes(value).hex()
+
+
+@extend_schema_field(
+    {
+        "type": "array",
+        "items": {"type": "number"},
+        "minItems": EMBEDDING_DIM,
+        "maxItems": EMBEDDING_DIM,
+        "nullable": True,
+    }
+)
+class EmbeddingField(serializers.Field[Any, Any, Any, Any]):
+    default_error_messages = {
+        "shape": f"An embedding is an array of {EMBEDDING_DIM} numbers.",
+        "length": f"{{length}} numbers are given; an embedding has {EMBEDDING_DIM}.",
+        "size": "A number is outside -65504 to 65504, which half precision can hold.",
+        "zero": "An embedding of zeros alone has no direction.",
+    }
+
+    def to_internal_value(self, data: Any) -> HalfVector:
+        if not isinstance(data, list) or not all(type(x) in (int, float) for x in data):
+            self.fail("shape")
+        if len(data) != EMBEDDING_DIM:
+            self.fail("length", length=len(data))
+        if not all(math.isfinite(x) and abs(x) <= _LARGEST_HALF for x in data):
+            self.fail("size")
+        vector = HalfVector(data)
+        if not any(vector.to_list()):
+            self.fail("zero")
+        return vector
+
+
+class MemorySerializer(RecordSerializer):
+    kept_by_put = ("external_id", "created_at", "embedding")
+
+    user_id = ReferenceField(User, source="user", required=False, allow_null=True)
+    agent_id = ReferenceField(Agent, source="agent", required=False, allow_null=True)
+    content = TextBytes(max_bytes=MAX_CONTENT_BYTES)
+    context = TextBytes(
+        max_bytes=MAX_CONTEXT_BYTES,
+        required=False,
+        allow_null=True,
+        allow_blank=True,
+        help_text="What was said just before. Searched by keyword, not embedded.",
+    )
+    hash = Hex(read_only=True)
+    importance = Real(required=False, min_value=0, max_value=1)
+    created_at = Moment(required=False, help_text="When it was said; now, where it is not given.")
+    embedding = EmbeddingField(
+        write_only=True,
+        required=False,
+        allow_null=True,
+        help_text="Made by the server where it is not given.",
+    )
+
+    class Meta:
+        model = Memory
+        fields = [
+            "id",
+            "organization_id",
+            "external_id",
+            "user_id",
+            "agent_id",
+            "session_id",
+            "content",
+            "speaker",
+            "context",
+            "hash",
+            "memory_type",
+            "scope",
+            "level",
+            "importance",
+            "score",
+            "access_count",
+            "last_accessed",
+            "expires_at",
+            "version",
+            "embedding",
+            "embedding_state",
+            "embedding_model",
+            "metadata",
+            *KEPT_BY_SERVER,
+        ]
+        extra_kwargs = {
+            "session_id": {
+                "allow_blank": False,
+                "help_text": "The session's own key; the session need not exist.",
+            },
+            "speaker": {"help_text": "Who said it. Part of what the memory is, and embedded."},
+        }
+
+    def validate_content(self, content: str) -> str:
+        if not content.strip():
+            raise serializers.ValidationError("This field may not be blank.", code="blank")
+        return content
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        if self.instance is None:
+            return values
+        if "embedding" in values:
+            raise serializers.ValidationError(
+                {"embedding": "It comes with a new memory; changed content is embedded anew."},
+                code="fixed",
+            )
+        if values.pop("created_at", self.instance.created_at) != self.instance.created_at:
+            raise serializers.ValidationError(
+                {"created_at": "When it was said does not change."}, code="fixed"
+            )
+        return values
+
+
+class MemoryQuery(ListQuery):
+    external_id = serializers.CharField(required=False)
+    user_id = ReferenceField(User, source="user", required=False)
+    agent_id = ReferenceField(Agent, source="agent", required=False)
+    session_id = serializers.CharField(required=False)
+    memory_type = serializers.ChoiceField(Memory.Type.choices, required=False)
+    scope = serializers.ChoiceField(Memory.Scope.choices, required=False)
+    level = serializers.ChoiceField(Memory.Level.choices, required=False)
+    importance_min = Real(source="importance__gte", required=False, min_value=0, max_value=1)
+    importance_max = Real(source="importance__lte", required=False, min_value=0, max_value=1)
+    q = serializers.CharField(
+        required=False,
+        help_text='Full text: words, "a phrase", or, -not. Newest first, not ranked.',
+    )
+
+    def validate_importance_min(self, value: float) -> Any:
+        return Cast(value, RealField())  # 0.1 as a real is not 0.1 as a double
+
+    validate_importance_max = validate_importance_min
+
+    def narrow(self, rows: Any) -> Any:
+        words = self.validated_data.pop("q", None)
+        rows = super().narrow(rows)
+        return rows if words is None else rows.matching(words)
+
+
+class MemoryHistorySerializer(RecordSerializer):
+    metadata = JsonObject(source="memory_metadata", read_only=True)
+
+    class Meta:
+        model = MemoryHistory
+        fields = [
+            "id",
+            "version",
+            "change_type",
+            "reason",
+            "content",
+            "metadata",
+            "importance",
+            "changed_by_id",
+            "created_at",
+        ]
+        read_only_fields = fields
+
+    organization_id = None

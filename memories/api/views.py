@@ -1,0 +1,199 @@
+"""Agents with what is attached to them, blocks, tools, memories and their history."""
+
+from typing import Any
+
+from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_view
+from rest_framework import status
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api.shapes import PageQuery
+from accounts.api.views import Listing, RecordViewSet, TenantViewSet
+from memories.api.serializers import (
+    AgentQuery,
+    AgentSerializer,
+    AttachBlock,
+    AttachTool,
+    BlockQuery,
+    BlockSerializer,
+    MemoryHistorySerializer,
+    MemoryQuery,
+    MemorySerializer,
+    ToolQuery,
+    ToolSerializer,
+)
+from memories.models import Agent, Block, Memory, MemoryHistory, Tool
+from memories.services.agents import (
+    agents,
+    attach_block,
+    attach_tool,
+    blocks,
+    detach_block,
+    detach_tool,
+    tools,
+)
+from memories.services.memories import add_memory, memories
+
+
+class AgentViewSet(RecordViewSet):
+    tag = "Agents"
+    words = ("agent", "agents")
+    records = agents
+    resource = "agent"
+    serializer_class = AgentSerializer
+    list_query = AgentQuery
+
+
+class BlockViewSet(RecordViewSet):
+    tag = "Blocks"
+    words = ("block", "blocks")
+    records = blocks
+    resource = "agent"
+    serializer_class = BlockSerializer
+    list_query = BlockQuery
+
+
+class ToolViewSet(RecordViewSet):
+    tag = "Tools"
+    words = ("tool", "tools")
+    records = tools
+    resource = "agent"
+    serializer_class = ToolSerializer
+    list_query = ToolQuery
+    natural_key = "name"
+
+
+class Attached(Listing, TenantViewSet):
+    """What is attached to an agent: a subclass names the services and the word in the body."""
+
+    tag = "Agents"
+    resource = "agent"
+    list_query = PageQuery
+    parent_model = Agent
+    parent_kwarg = "agent_id"
+    parent_field = "agent_links__agent"
+    body_class: Any
+    body_field = ""
+    attach: Any
+    detach: Any
+
+    def of_parent(self, rows: Any) -> Any:
+        return rows.filter(agent_links__agent=self.parent, agent_links__is_deleted=False)
+
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Attached already, nothing changes."""
+        agent = self.parent
+        body = self.body_class(data=request.data, context=self.get_serializer_context())
+        body.is_valid(raise_exception=True)
+        row = body.validated_data[self.body_field]
+        is_new = not self.get_queryset().filter(pk=row.pk).exists()
+        type(self).attach(agent, row, **self.by)
+        return Response(
+            self.get_serializer(row).data,
+            status.HTTP_201_CREATED if is_new else status.HTTP_200_OK,
+        )
+
+    def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """It stays, unattached."""
+        type(self).detach(self.parent, self.get_object(), **self.by)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+@extend_schema_view(
+    list=extend_schema(summary="List an agent's blocks"),
+    create=extend_schema(summary="Attach a block to an agent", request=AttachBlock),
+    destroy=extend_schema(summary="Detach a block from an agent"),
+)
+class AgentBlockViewSet(Attached):
+    model = Block
+    serializer_class = BlockSerializer
+    lookup_url_kwarg = "block_id"
+    body_class = AttachBlock
+    body_field = "block_id"
+    attach = staticmethod(attach_block)
+    detach = staticmethod(detach_block)
+
+
+@extend_schema_view(
+    list=extend_schema(summary="List an agent's tools"),
+    create=extend_schema(summary="Attach a tool to an agent", request=AttachTool),
+    destroy=extend_schema(summary="Detach a tool from an agent"),
+)
+class AgentToolViewSet(Attached):
+    model = Tool
+    natural_key = "name"
+    serializer_class = ToolSerializer
+    lookup_url_kwarg = "tool_id"
+    body_class = AttachTool
+    body_field = "tool_id"
+    attach = staticmethod(attach_tool)
+    detach = staticmethod(detach_tool)
+
+
+class MemoryViewSet(RecordViewSet):
+    tag = "Memories"
+    words = ("memory", "memories")
+    records = memories
+    resource = "memory"
+    serializer_class = MemorySerializer
+    list_query = MemoryQuery
+
+    @extend_schema(
+        responses={201: MemorySerializer, 200: MemorySerializer},
+        examples=[
+            OpenApiExample(
+                "A fact about a user",
+                request_only=True,
+                value={
+                    "content": "I take my coffee without sugar.",
+                    "speaker": "Alice",
+                    "context": "What can I get you?",
+                    "user_id": "alice",
+                    "agent_id": "barista",
+                    "session_id": "cafe:2026-01-31",
+                    "memory_type": "semantic",
+                    "importance": 0.7,
+                    "metadata": {"topic": "preferences"},
+                },
+            )
+        ],
+    )
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """201 and the new memory; 200 and the one that is there, where the same speaker said the
+        same to the same agent and user before, and no external_id is given."""
+        return super().create(request, *args, **kwargs)
+
+    def perform_create(self, values: dict[str, Any]) -> tuple[Any, bool]:  # type: ignore[override]
+        return add_memory(values=values, **self.by)
+
+
+class MemoryHistoryViewSet(Listing, TenantViewSet):
+    tag = "Memories"
+    model = MemoryHistory
+    resource = "memory"
+    serializer_class = MemoryHistorySerializer
+    list_query = PageQuery
+    has_trash = False
+    parent_model = Memory
+    parent_kwarg = "memory_id"
+    parent_field = "memory"
+
+    @extend_schema(summary="List the versions of a memory")
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """What it said at each version, and what was done to it then."""
+        return super().list(request, *args, **kwargs)
+
+
+class AgentMemoryViewSet(Listing, TenantViewSet):
+    tag = "Agents"
+    model = Memory
+    resource = "memory"
+    serializer_class = MemorySerializer
+    list_query = MemoryQuery
+    parent_model = Agent
+    parent_kwarg = "agent_id"
+    parent_field = "agent"
+
+    @extend_schema(summary="List an agent's memories")
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return super().list(request, *args, **kwargs)
