@@ -62,6 +62,10 @@ class MemberRecords(Records[Member]):
     def update(self, record: Member, *, actor: Actor, values: Any, **kwargs: Any) -> Member:
         if values.get("role", record.role) != record.role:
             _may_give(actor, values)
+        # Whoever sets a password, or the address it is recovered by, has the role as well.
+        signs_in_anew = "password" in values or values.get("email", record.email) != record.email
+        if signs_in_anew and record.role != Role.VIEWER and not actor.may(MANAGE_ROLES):
+            raise Forbidden("Only who manages roles may change how this member signs in.")
         return super().update(record, actor=actor, values=values, **kwargs)
 
 
