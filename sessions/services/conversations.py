@@ -12,9 +12,22 @@ from accounts.models import Organization
 from accounts.services.records import Records
 from sessions.models import Message, Run, Session
 
+
+class MessageRecords(Records[Message]):
+    def derive(self, record: Message, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
+        # Said in a session it is of that session's agent and user, where nothing else is told:
+        # an agent's messages are asked for without its sessions.
+        if not is_new or record.session is None:
+            return changed
+        followed = {"agent", "user"} - changed
+        for name in followed:
+            setattr(record, f"{name}_id", getattr(record.session, f"{name}_id"))
+        return changed | followed
+
+
 sessions = Records(Session)
 runs = Records(Run)
-messages = Records(Message)
+messages = MessageRecords(Message)
 
 
 def append_run(
