@@ -11,7 +11,7 @@ from django.db import DataError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import re_path
 from django.views import defaults
-from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
+from rest_framework.exceptions import APIException, ErrorDetail, NotAuthenticated, ValidationError
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
@@ -82,7 +82,7 @@ for prefix, viewset, basename in [
     ("memories", MemoryViewSet, "memories"),
     ("memories/(?P<memory_id>[^/]+)/history", MemoryHistoryViewSet, "memory-history"),
 ]:
-    router.register(prefix, viewset, basename)  # type: ignore[arg-type]
+    router.register(prefix, viewset, basename)
 
 urlpatterns = [
     re_path(r"^me/?$", MeView.as_view(), name="me"),
@@ -93,6 +93,7 @@ urlpatterns = [
 
 PROBLEM = "application/problem+json"
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403}
+_NO_KEY = "Send an API key, as `X-API-Key: agm_...` or `Authorization: Bearer agm_...`."
 _UNAVAILABLE = "The database cannot answer right now; the same request may well succeed in a while."
 
 
@@ -117,7 +118,8 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
             if wait := getattr(error, "wait", None):
                 headers["Retry-After"] = str(int(wait))
             code = _CODES.get(str(error.default_code), str(error.default_code))
-            return error.status_code, headers, _problem(error.status_code, code, str(error.detail))
+            detail = _NO_KEY if isinstance(error, NotAuthenticated) else str(error.detail)
+            return error.status_code, headers, _problem(error.status_code, code, detail)
         case NotFound() | Http404():
             # One answer, whatever was looked for: unknown, deleted and foreign read the same.
             return 404, {}, _problem(404, NotFound.code, NotFound().args[0])

@@ -60,7 +60,7 @@ def _address(request: Request) -> str | None:
         return None
 
 
-class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+class ApiKeyScheme(OpenApiAuthenticationExtension):
     target_class = ApiKeyAuthentication
     name = ["apiKey", "bearer"]
 

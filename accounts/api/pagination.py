@@ -23,13 +23,12 @@ class RowComparison(Func):
 
     output_field = models.BooleanField()
     conditional = True
-    template = "(%(expressions)s)"
 
     def __init__(self, operator: str, *expressions: Any) -> None:
         super().__init__(*expressions)
         self.operator = operator
 
-    def as_sql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, list[Any]]:
+    def as_sql(self, compiler: Any, connection: Any, **context: Any) -> Any:  # type: ignore[override]
         parts = [compiler.compile(part) for part in self.get_source_expressions()]
         (a, a_params), (b, b_params), (x, x_params), (y, y_params) = parts
         statement = f"(({a}, {b}) {self.operator} ({x}, {y}))"

@@ -21,7 +21,7 @@ class HasScope(BasePermission):
             return False
         scope = required_scope(view, request.method or "")
         self.message = type(self).message.format(scope=scope or "that would open this")
-        return bool(scope) and request.auth.may(scope)
+        return bool(scope) and view.actor.may(scope)
 
 
 class AnyKey(BasePermission):

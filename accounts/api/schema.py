@@ -17,7 +17,9 @@ _SUMMARIES = {
 }
 
 
-class RecordSchema(AutoSchema):  # type: ignore[no-untyped-call]
+class RecordSchema(AutoSchema):
+    view: Any
+
     def get_tags(self) -> list[str]:
         return [self.view.tag]
 
@@ -30,7 +32,7 @@ class RecordSchema(AutoSchema):  # type: ignore[no-untyped-call]
         article = "an" if one[0] in "aeioA" else "a"
         return template.format(one=f"{article} {one}", plural=plural)
 
-    def get_description(self) -> str:
+    def get_description(self) -> str:  # type: ignore[override]
         text = getattr(self.view, getattr(self.view, "action", "get"), None).__doc__ or ""
         return re.sub(r"\s*\n\s*", " ", text.strip())
 

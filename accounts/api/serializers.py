@@ -53,7 +53,7 @@ class MemberSerializer(RecordSerializer):
         ]
         read_only_fields = ["last_login"]
         # Taken by another organization's member or by one in the trash: the service says so.
-        extra_kwargs = {"email": {"validators": []}}
+        extra_kwargs: dict[str, Any] = {"email": {"validators": []}}
 
 
 class MemberQuery(ListQuery):

@@ -47,7 +47,7 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
     """The shape of a row. Read-only fields are ignored in a body, so that what was read can be
     changed and sent back."""
 
-    organization_id = serializers.UUIDField(read_only=True)
+    organization_id: Any = serializers.UUIDField(read_only=True)
 
     # What stays as it is where a replacement leaves it out: the row's own key, and what is not
     # shown.
@@ -78,7 +78,7 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
         if self.instance is not None and not self.partial:
             for field in self._writable_fields:
                 if field.source not in values and field.field_name not in self.kept_by_put:
-                    column = self.Meta.model._meta.get_field(field.source)
+                    column = type(self.instance)._meta.get_field(str(field.source))
                     values[field.source] = column.get_default()
         return values
 
@@ -91,7 +91,7 @@ class Query(Strict):
     def narrow(self, rows: Any) -> Any:
         """The rows that the parameters ask for: a field's `source` is the look-up."""
         conditions = {
-            field.source: self.validated_data[field.source]
+            str(field.source): self.validated_data[field.source]
             for field in self._writable_fields
             if field.source in self.validated_data and field.field_name not in PageQuery.reserved
         }

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from django.db.models import Value
 from django.db.models.functions import Cast
 from drf_spectacular.utils import extend_schema_field
 from pgvector import HalfVector
@@ -84,7 +85,7 @@ class BlockSerializer(RecordSerializer):
 class BlockQuery(ListQuery):
     external_id = serializers.CharField(required=False)
     user_id = ReferenceField(User, source="user", required=False)
-    label = serializers.CharField(required=False)
+    label: Any = serializers.CharField(required=False)
     is_template = serializers.BooleanField(required=False)
 
 
@@ -165,7 +166,7 @@ class MemorySerializer(RecordSerializer):
     user_id = ReferenceField(User, source="user", required=False, allow_null=True)
     agent_id = ReferenceField(Agent, source="agent", required=False, allow_null=True)
     content = TextBytes(max_bytes=MAX_CONTENT_BYTES)
-    context = TextBytes(
+    context: Any = TextBytes(
         max_bytes=MAX_CONTEXT_BYTES,
         required=False,
         allow_null=True,
@@ -254,7 +255,7 @@ class MemoryQuery(ListQuery):
     )
 
     def validate_importance_min(self, value: float) -> Any:
-        return Cast(value, RealField())  # 0.1 as a real is not 0.1 as a double
+        return Cast(Value(value), RealField())  # 0.1 as a real is not 0.1 as a double
 
     validate_importance_max = validate_importance_min
 

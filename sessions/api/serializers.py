@@ -38,10 +38,9 @@ class RunReference(NaturalKeyReference):
         return data
 
 
-def _addressable(key: str) -> str:
+def _addressable(key: str) -> None:
     if "/" in key:
         raise serializers.ValidationError("It stands in URLs: no slash.", code="slash")
-    return key
 
 
 class SessionSerializer(RecordSerializer):
@@ -222,10 +221,10 @@ class MessageSerializer(RecordSerializer):
 
     def _session(self, values: dict[str, Any], path_session: Session | None) -> Session | None:
         if "session" in values:
-            return values["session"]  # type: ignore[no-any-return]
+            return values["session"]
         if path_session is not None or self.instance is None or not self.partial:
             return path_session
-        return self.instance.session  # type: ignore[no-any-return]
+        return self.instance.session
 
 
 class MessageQuery(ListQuery):
