@@ -110,8 +110,11 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        if self.action is not None:  # otherwise the answer is 405
-            self.query = self._checked_query(request)
+        if self.action is None:
+            return  # the answer is 405
+        if self.parent_model is not None:
+            _ = self.parent  # nothing of an unknown parent is worth reading
+        self.query = self._checked_query(request)
 
     def query_class(self) -> type[Query]:
         """The parameters that this action knows."""

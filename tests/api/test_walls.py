@@ -1,0 +1,278 @@
+"""Whose rows a caller reaches, and with which scopes: for every route there is."""
+
+import re
+from uuid import uuid4
+
+import pytest
+
+from accounts.api.fields import ReferenceField
+from accounts.roles import ALL_PERMISSIONS
+from accounts.services.keys import issue_key
+from accounts.tenancy import tenant
+from sessions.api.serializers import RunReference
+from tests.api.conftest import client_with
+from tests.api.routes import BODIES, ROUTES
+from tests.makers import TESTER, make_key
+
+# What each part of a path names: the cast's row and its natural key.
+NAMED = {
+    "agent_id": ("agent", "external_id"),
+    "block_id": ("block", "external_id"),
+    "tool_id": ("tool", "name"),
+    "session_id": ("session", "session_id"),
+    "run_id": ("run", "run_id"),
+    "memory_id": ("memory", "external_id"),
+}
+DETAIL = {
+    "organizations": ("organization", "slug"),
+    "members": ("member", "email"),
+    "api-keys": ("apikey", None),
+    "audit-events": ("audit", None),
+    "users": ("user", "external_id"),
+    "agents": ("agent", "external_id"),
+    "blocks": ("block", "external_id"),
+    "tools": ("tool", "name"),
+    "sessions": ("session", "session_id"),
+    "messages": ("message", "external_id"),
+    "memories": ("memory", "external_id"),
+}
+SCOPE = {
+    "organizations": "organization",
+    "members": "members:manage",
+    "api-keys": "keys:manage",
+    "audit-events": "audit:read",
+    "users": "user",
+    "agents": "agent",
+    "agent-blocks": "agent",
+    "agent-tools": "agent",
+    "blocks": "agent",
+    "tools": "agent",
+    "agent-sessions": "session",
+    "agent-messages": "session",
+    "sessions": "session",
+    "session-runs": "session",
+    "session-messages": "session",
+    "messages": "session",
+    "agent-memories": "memory",
+    "memories": "memory",
+    "memory-history": "memory",
+}
+VERB = {"get": "read", "post": "write", "put": "write", "patch": "write", "delete": "delete"}
+
+
+def scope_of(route):
+    word = SCOPE[route.basename]
+    return word if ":" in word else f"{word}:{VERB[route.method]}"
+
+
+def named_by(route, kwarg):
+    return DETAIL[route.basename] if kwarg == "id" else NAMED[kwarg]
+
+
+def random_ids(route):
+    return {kwarg: str(uuid4()) for kwarg in route.kwargs}
+
+
+def answer(client, route, ids, body=None):
+    body = BODIES.get(route.basename, {}) if body is None else body
+    response = getattr(client, route.method)(
+        route.path(**ids), *([] if route.method == "get" else [body])
+    )
+    text = re.sub(r'"request_id":"[^"]*"', "", response.content.decode())
+    for name in ids.values():
+        text = text.replace(str(name), "<id>")
+    headers = {k: v for k, v in response.headers.items() if k != "X-Request-Id"}
+    return response.status_code, headers, text
+
+
+def test_every_route_is_described_here():
+    assert {r.basename for r in ROUTES} == SCOPE.keys()
+    assert len(ROUTES) > 80
+    assert all(named_by(r, kwarg) for r in ROUTES for kwarg in r.kwargs)
+
+
+def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, cast):
+    cast = {**cast, "audit": api.get("audit-events").json()["results"][0]}
+    own = own_ids(theirs)
+    tried = 0
+    for route in ROUTES:
+        for kwarg in route.kwargs:
+            kind, natural_key = named_by(route, kwarg)
+            row = cast[kind]
+            foreign = [row["id"] if kind == "audit" else str(row.pk)]
+            if natural_key:
+                foreign.append(getattr(row, natural_key))
+            # The other parts of the path are theirs, so that this one alone decides.
+            others = {k: own[named_by(route, k)[0]] for k in route.kwargs if k != kwarg}
+            for name in foreign:
+                shape = str(uuid4()) if len(name) == 36 else f"nobody-{uuid4()}"
+                expected = answer(theirs, route, {**others, kwarg: shape})
+                assert expected[0] == 404, (route.id, expected)
+                assert answer(theirs, route, {**others, kwarg: name}) == expected, route.id
+                tried += 1
+    assert tried > 100
+    assert api.get("users").json()["results"][0]["name"] == cast["user"].name  # untouched
+
+
+def own_ids(client):
+    """Rows of globex itself, to stand in the other parts of a path."""
+    made = {
+        "agent": client.post("agents", {"external_id": "own"}).json()["id"],
+        "session": client.post("sessions", {"session_id": "own"}).json()["id"],
+        "memory": client.post("memories", {"content": "own"}).json()["id"],
+    }
+    run = client.post("sessions/own/runs", {"run_id": "own"})
+    block = client.post("blocks", {"label": "own"})
+    tool = client.post("tools", {"name": "own"})
+    return {**made, "run": run.json()["id"], "block": block.json()["id"], "tool": tool.json()["id"]}
+
+
+def reference_fields():
+    """(route, field, serializer field) of every id in a body or a query string."""
+    for route in ROUTES:
+        if route.action == "list":
+            fields = route.view.list_query().fields
+        elif route.action in ("create", "update", "partial_update"):
+            shape = getattr(route.view, "body_class", None) or route.view.serializer_class
+            fields = shape().fields
+        else:
+            continue
+        for name, field in fields.items():
+            if isinstance(field, ReferenceField) and not field.read_only:
+                yield route, name, field
+
+
+def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
+    own = own_ids(theirs)
+    own_rows = {
+        "users": theirs.post("users", {"external_id": "own"}).json()["id"],
+        "messages": theirs.post("messages", {"role": "user"}).json()["id"],
+        "api-keys": theirs.get("api-keys").json()["results"][0]["id"],
+        **{f"{kind}s": own[kind] for kind in ("agent", "session", "block", "tool")},
+        "memories": own["memory"],
+    }
+    tried = set()
+    for route, name, field in reference_fields():
+        row = cast[field.model._meta.model_name]
+        ids = {
+            k: own_rows[route.basename] if k == "id" else own[named_by(route, k)[0]]
+            for k in route.kwargs
+        }
+        for foreign in [str(row.pk), *([getattr(row, field.key)] if field.key else [])]:
+            unknown = str(uuid4()) if len(foreign) == 36 else f"nobody-{uuid4()}"
+            texts = []
+            for value in (foreign, unknown):
+                if route.method == "get":
+                    response = theirs.get(f"{route.path(**ids)}?{name}={value}")
+                else:
+                    body = {**BODIES.get(route.basename, {}), name: value}
+                    response = getattr(theirs, route.method)(route.path(**ids), body)
+                assert response.status_code == 400, (route.id, name, response.content)
+                assert response.json()["errors"][0]["field"] == name
+                text = re.sub(r'"request_id":"[^"]*"', "", response.content.decode())
+                texts.append(text.replace(value, "<id>"))
+            assert texts[0] == texts[1], (route.id, name)
+        tried.add((route.id, name))
+    assert len(tried) > 40
+    assert any(isinstance(f, RunReference) for _, _, f in reference_fields())
+
+
+def test_no_list_shows_a_foreign_row(theirs, api, cast):
+    canaries = {str(row.pk) for row in cast.values()} | {"acme"}
+    for route in ROUTES:
+        if route.action == "list" and not route.kwargs:
+            for asked in ("", "?deleted=include"):
+                response = theirs.get(route.path() + asked)
+                if response.status_code == 400:
+                    assert not route.view.has_trash
+                    continue
+                text = response.content.decode()
+                assert not [canary for canary in canaries if canary in text], route.id
+
+
+def test_nobody_gets_in_without_a_key(anonymous):
+    keys = [{}, {"X-API-Key": "agm_x"}, {"X-API-Key": "agm_\0"}, {"X-API-Key": "agm_é"}]
+    keys += [{"Authorization": "Bearer agm_unknown"}, {"Authorization": "Basic YTpi"}]
+    keys += [{"X-API-Key": f"agm_{'x' * 5000}"}, {"Authorization": "Bearer"}]
+    for route in ROUTES:
+        for headers in keys if route.name == "users-list" else keys[:2]:
+            path = route.path(**random_ids(route))
+            response = getattr(anonymous, route.method)(path, {}, headers=headers)
+            assert response.status_code == 401, (route.id, headers)
+            assert response["WWW-Authenticate"] == 'Bearer realm="AgentMem"'
+            assert response.json()["code"] == "unauthenticated"
+    assert anonymous.get("me").json()["detail"].startswith("Send an API key")
+
+
+@pytest.mark.parametrize("basename", SCOPE)
+def test_the_one_scope_opens_a_route_and_all_others_do_not(acme, basename):
+    for route in ROUTES:
+        if route.basename != basename:
+            continue
+        scope = scope_of(route)
+        with_it = client_with(make_key(acme, [scope]))
+        without = client_with(make_key(acme, [s for s in ALL_PERMISSIONS if s != scope]))
+        ids = random_ids(route)
+        refused = getattr(without, route.method)(route.path(**ids))
+        assert refused.status_code == 403, route.id
+        assert refused.json()["detail"] == f"This key does not hold the scope {scope}."
+        opened = getattr(with_it, route.method)(route.path(**ids), **json_body(route))
+        if route.action == "create" and route.basename in ("organizations", "members", "api-keys"):
+            continue  # the service asks for more than the door: other tests
+        assert opened.status_code not in (401, 403), (route.id, opened.content)
+
+
+def json_body(route):
+    return {} if route.method in ("get", "delete") else {"data": BODIES.get(route.basename, {})}
+
+
+def test_a_viewer_reads_and_does_not_write(acme, cast):
+    viewer = client_with(make_key(acme, [s for s in ALL_PERMISSIONS if s.endswith(":read")]))
+    for name in ("users", "agents", "blocks", "tools", "sessions", "messages", "memories"):
+        assert viewer.get(name).status_code == 200
+        assert viewer.post(name, BODIES[name]).status_code == 403
+
+
+def test_a_view_that_names_no_resource_is_closed(api, monkeypatch):
+    route = next(r for r in ROUTES if r.name == "users-list")
+    monkeypatch.setattr(route.view, "resource", "")
+    assert api.get("users").status_code == 403
+
+
+def test_a_key_gives_no_scope_that_it_lacks(acme):
+    client = client_with(make_key(acme, ["keys:manage", "memory:read"]))
+    refused = client.post("api-keys", {"name": "more", "scopes": ["memory:read", "memory:write"]})
+    assert refused.status_code == 403
+    assert refused.json()["detail"] == "You cannot give what you do not have: memory:write."
+
+
+def test_who_manages_members_does_not_become_one_of_higher_role(acme, alice):
+    client = client_with(make_key(acme, ["members:manage"]))
+    for change in ({"password": "another horse battery"}, {"email": "me@acme.example"}):
+        refused = client.patch(f"members/{alice.pk}", change)
+        assert refused.status_code == 403
+        assert "how this member signs in" in refused.json()["detail"]
+    raised = client.post("members", {"email": "new@acme.example", "role": "owner"})
+    assert raised.json()["detail"] == "Only who manages roles may give one."
+
+
+def test_an_expired_key_and_a_key_of_a_deleted_organization_open_nothing(acme, anonymous):
+    from datetime import timedelta
+
+    from django.utils import timezone
+
+    from accounts.models import Organization
+
+    with tenant(acme):
+        _, expired = issue_key(
+            organization=acme,
+            actor=TESTER,
+            name="old",
+            scopes=["memory:read"],
+            expires_at=timezone.now() - timedelta(seconds=1),
+        )
+    assert client_with(expired).get("me").status_code == 401
+    good = make_key(acme)
+    assert client_with(good).get("me").status_code == 200
+    Organization.objects.filter(pk=acme.pk).update(is_deleted=True, deleted_at=timezone.now())
+    assert client_with(good).get("me").status_code == 401
