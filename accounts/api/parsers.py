@@ -43,7 +43,7 @@ class StrictJSONParser(BaseParser):
 def parse_json(body: bytes) -> Any:
     """Raises: ParseError."""
     try:
-        value = _decoder.decode(body.decode())
+        value = _decoder.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ParseError(f"The body is not UTF-8 (byte {error.start}).") from error
     except json.JSONDecodeError as error:

@@ -1,11 +1,14 @@
 """Whose rows a caller reaches, and with which scopes: for every route there is."""
 
 import re
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from django.utils import timezone
 
 from accounts.api.fields import ReferenceField
+from accounts.models import Organization
 from accounts.roles import ALL_PERMISSIONS
 from accounts.services.keys import issue_key
 from accounts.tenancy import tenant
@@ -257,12 +260,6 @@ def test_who_manages_members_does_not_become_one_of_higher_role(acme, alice):
 
 
 def test_an_expired_key_and_a_key_of_a_deleted_organization_open_nothing(acme, anonymous):
-    from datetime import timedelta
-
-    from django.utils import timezone
-
-    from accounts.models import Organization
-
     with tenant(acme):
         _, expired = issue_key(
             organization=acme,
