@@ -1,4 +1,4 @@
-"""The cast: alice works at acme, mallory at globex, and mallory must see nothing of acme."""
+"""The cast: acme, where alice works, and globex, where mallory does and must see none of acme."""
 
 from collections.abc import Iterator
 from typing import Any
