@@ -11,7 +11,14 @@ from django.db import DataError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import re_path
 from django.views import defaults
-from rest_framework.exceptions import APIException, ErrorDetail, NotAuthenticated, ValidationError
+from rest_framework.exceptions import (
+    APIException,
+    ErrorDetail,
+    NotAcceptable,
+    NotAuthenticated,
+    UnsupportedMediaType,
+    ValidationError,
+)
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
@@ -93,7 +100,11 @@ urlpatterns = [
 
 PROBLEM = "application/problem+json"
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403}
-_NO_KEY = "Send an API key, as `X-API-Key: agm_...` or `Authorization: Bearer agm_...`."
+_PLAINER = {
+    NotAuthenticated: "Send an API key, as `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
+    UnsupportedMediaType: "Send JSON, with `Content-Type: application/json`.",
+    NotAcceptable: "The answer is JSON: `Accept: application/json`.",
+}
 _UNAVAILABLE = "The database cannot answer right now; the same request may well succeed in a while."
 
 
@@ -118,7 +129,7 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
             if wait := getattr(error, "wait", None):
                 headers["Retry-After"] = str(int(wait))
             code = _CODES.get(str(error.default_code), str(error.default_code))
-            detail = _NO_KEY if isinstance(error, NotAuthenticated) else str(error.detail)
+            detail = _PLAINER.get(type(error), str(error.detail))
             return error.status_code, headers, _problem(error.status_code, code, detail)
         case NotFound() | Http404():
             # One answer, whatever was looked for: unknown, deleted and foreign read the same.

@@ -2,8 +2,10 @@
 
 from contextlib import ExitStack
 from functools import cached_property
+from io import BytesIO
 from typing import Any
 
+from django.conf import settings
 from django.db import Error, transaction
 from django.db.models import Model
 from drf_spectacular.utils import extend_schema, inline_serializer
@@ -62,6 +64,14 @@ class TenantView(APIView):
         return response
 
     _is_inside = False
+
+    def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
+        """A chunked body tells no length, and Django takes it for none: its reader is replaced."""
+        if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
+            body = request.META["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
+            request.META["CONTENT_LENGTH"] = str(len(body))
+            request._stream = BytesIO(body)
+        return super().initialize_request(request, *args, **kwargs)
 
     def perform_authentication(self, request: Request) -> None:
         super().perform_authentication(request)

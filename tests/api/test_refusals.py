@@ -1,6 +1,7 @@
 """What is refused, and in which words."""
 
 import json
+from io import BytesIO
 
 import pytest
 
@@ -9,6 +10,7 @@ from tests.api.conftest import client_with
 from tests.api.routes import BODIES, ROUTES
 from tests.makers import make_key
 
+JSON = "application/json"
 PROBLEM_KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}
 
 
@@ -200,6 +202,8 @@ def test_every_route_takes_strict_json_alone(api, cast):
         path = route.path(**named)
         for body, _ in BAD_JSON[:6]:
             problem(api.generic(route.method.upper(), path, body, "application/json"), 400)
+        for body in (b"null", b"5", b'"text"', b"[]", b"[{}]"):
+            problem(api.generic(route.method.upper(), path, body, "application/json"), 400)
         problem(api.generic(route.method.upper(), path, b"a=b", "text/plain"), 415)
 
 
@@ -242,6 +246,16 @@ def test_the_body_has_a_limit(api, settings):
         "body_too_large",
         "The body is larger than 100 bytes.",
     )
+
+
+def test_a_chunked_body_is_read(api, settings):
+    def sent(body):
+        extra = {"wsgi.input": BytesIO(body), "CONTENT_LENGTH": "", "CONTENT_TYPE": JSON}
+        return api.generic("POST", "users", HTTP_TRANSFER_ENCODING="chunked", **extra)
+
+    assert sent(b'{"name": "Ann"}').json()["name"] == "Ann"
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
+    assert problem(sent(b'{"name": "Ann"}'), 413)
 
 
 def test_other_ways_to_ask_wrongly(api, acme):
