@@ -101,7 +101,7 @@ urlpatterns = [
 PROBLEM = "application/problem+json"
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403}
 _PLAINER = {
-    NotAuthenticated: "Send an API key, as `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
+    NotAuthenticated: "Send an API key: `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
     UnsupportedMediaType: "Send JSON, with `Content-Type: application/json`.",
     NotAcceptable: "The answer is JSON: `Accept: application/json`.",
 }

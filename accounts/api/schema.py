@@ -41,6 +41,12 @@ class RecordSchema(AutoSchema):
         has_query = query is not None and query().fields
         return [*self._path_parameters(), *([query] if has_query else [])]
 
+    def _map_basic_serializer(self, serializer: Any, direction: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = super()._map_basic_serializer(serializer, direction)
+        if model := getattr(getattr(serializer, "Meta", None), "model", None):
+            schema["description"] = (model.__doc__ or "").partition("\n")[0]
+        return schema
+
     def _path_parameters(self) -> list[OpenApiParameter]:
         names = getattr(self.view, "path_ids", {})
         return [

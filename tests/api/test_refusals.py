@@ -250,8 +250,8 @@ def test_the_body_has_a_limit(api, settings):
 
 def test_a_chunked_body_is_read(api, settings):
     def sent(body):
-        extra = {"wsgi.input": BytesIO(body), "CONTENT_LENGTH": "", "CONTENT_TYPE": JSON}
-        return api.generic("POST", "users", HTTP_TRANSFER_ENCODING="chunked", **extra)
+        extra = {"wsgi.input": BytesIO(body), "HTTP_TRANSFER_ENCODING": "chunked"}
+        return api.generic("POST", "users", b"", JSON, CONTENT_LENGTH="", **extra)
 
     assert sent(b'{"name": "Ann"}').json()["name"] == "Ann"
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
