@@ -267,3 +267,11 @@ def test_other_ways_to_ask_wrongly(api, acme):
     assert problem(api.get("/api/nothing/"), 404)["code"] == "no_such_route"
     assert problem(api.get("/api/v1/users", headers={"Host": "evil.example"}), 400)
     assert client_with(make_key(acme, ["user:read"])).get("users").status_code == 200
+
+
+def test_a_row_in_the_trash_is_referred_to_by_nobody(api, cast):
+    api.delete(f"users/{cast['user'].pk}")
+    for name in (str(cast["user"].pk), cast["user"].external_id):
+        refused = problem(api.post("sessions", {"user_id": name}), 400)
+        assert refused["detail"] == f"user_id: There is no user {name!r}."
+    assert problem(api.get(f"memories?user_id={cast['user'].pk}"), 400)
