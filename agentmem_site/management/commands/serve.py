@@ -7,12 +7,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from agentmem_site.checks import database_faults
+from agentmem_site.health import reasons_not_ready
 
 
 class Command(BaseCommand):
     help = "Serves the console and the API until it is stopped."
-    requires_system_checks: list[str] = []  # database_faults looks
+    requires_system_checks: list[str] = []  # reasons_not_ready looks
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1")
@@ -21,7 +21,7 @@ class Command(BaseCommand):
         parser.add_argument("--threads", type=int, default=8, help="requests at once per process")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        faults = database_faults()
+        faults = reasons_not_ready()
         if faults:
             raise CommandError("\n".join(faults))
         _refuse_taken_port(options["host"], options["port"])
