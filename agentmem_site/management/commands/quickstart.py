@@ -1,6 +1,8 @@
 """`manage.py quickstart`: from nothing to a demo organization with data. Safe to run again."""
 
 import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,19 +97,20 @@ class Command(BaseCommand):
 
     def _welcome(self, url: str, password: str, key: str) -> None:
         write: Callable[[str], None] = self.stdout.write
+        manage = f"{os.path.relpath(sys.executable)} manage.py"
         write("")
         write(f"Console   {url}/admin/")
         if password:
             write(f"Sign in   {EMAIL}   password {password}   (shown this once)")
         else:
-            write(f"Sign in   {EMAIL}   (forgotten? manage.py changepassword {EMAIL})")
+            write(f"Sign in   {EMAIL}   (forgotten? {manage} changepassword {EMAIL})")
         write(f"API docs  {url}/api/docs/")
         if key:
             write(f"API key   {key}   (shown this once)")
             write(f"\n  curl -H 'X-API-Key: {key}' '{url}/api/v1/agents?limit=2'\n")
         else:
             write("API key   shown at the first run; a new one:")
-            write(f"          manage.py create_api_key --organization {SLUG} --name NAME")
+            write(f"          {manage} create_api_key --organization {SLUG} --name NAME")
             write(f"\n  curl -H 'X-API-Key: YOUR_KEY' '{url}/api/v1/agents?limit=2'\n")
 
 

@@ -18,7 +18,12 @@ class Command(BaseCommand):
         parser.add_argument("--host", default="127.0.0.1")
         parser.add_argument("--port", type=int, default=8000)
         parser.add_argument("--workers", type=int, default=1, help="processes")
-        parser.add_argument("--threads", type=int, default=8, help="requests at once per process")
+        parser.add_argument(
+            "--threads",
+            type=int,
+            default=min(8, 2 * (os.cpu_count() or 1) + 1),
+            help="requests at once per process",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         faults = reasons_not_ready()
