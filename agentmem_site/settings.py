@@ -48,6 +48,8 @@ if EMBEDDED_SERVER is None:
 else:
     _application = EMBEDDED_SERVER.connection("agentmem_app")
     _owner = EMBEDDED_SERVER.connection("agentmem_owner")
+    # Whoever else listens under the socket's name learns no password.
+    _application["OPTIONS"] = {"require_auth": "scram-sha-256"}
 DATABASES = {
     "default": {
         **_application,
@@ -55,7 +57,11 @@ DATABASES = {
         "OWNER": {key: _owner.get(key, "") for key in ("USER", "PASSWORD", "HOST", "PORT")},
         "CONN_MAX_AGE": env.int("AGENTMEM_CONN_MAX_AGE_S", 600),
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"connect_timeout": 5, "application_name": "agentmem"},
+        "OPTIONS": {
+            "connect_timeout": 5,
+            "application_name": "agentmem",
+            **_application.get("OPTIONS", {}),
+        },
         "TEST": {"TEMPLATE": "agentmem_template"},
     }
 }
