@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
+from django.db.models.expressions import ResolvedOuterRef
+from django.db.models.fields.related_descriptors import (
+    ForwardManyToOneDescriptor,
+    ReverseManyToOneDescriptor,
+)
 from django.db.models.sql.where import WhereNode
+from django.utils.functional import cached_property
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -40,6 +46,40 @@ class OrganizationKey(models.ForeignKey):
         return name, path, args, kwargs
 
 
+def _within(instances: Sequence[Any], queryset: Any) -> Any:
+    """The prefetched rows of the instances' organizations. (A slice has to name them itself.)"""
+    if queryset.query.is_sliced:
+        return queryset
+    return queryset.filter(organization__in={i.organization_id for i in instances})
+
+
+class TenantForwardDescriptor(ForwardManyToOneDescriptor):
+    """`session.agent`, prefetched."""
+
+    def get_prefetch_querysets(self, instances: Any, querysets: Any = None) -> Any:
+        wanted = querysets or [self.get_queryset()]  # type: ignore[call-arg]
+        return super().get_prefetch_querysets(instances, [_within(instances, q) for q in wanted])
+
+
+class TenantReverseDescriptor(ReverseManyToOneDescriptor):
+    """`agent.sessions`, also prefetched."""
+
+    @cached_property
+    def related_manager_cls(self) -> Any:
+        class TenantRelatedManager(super().related_manager_cls):  # type: ignore[misc]
+            def __init__(self, instance: Any) -> None:
+                super().__init__(instance)
+                self.core_filters["organization"] = instance.organization_id
+
+            def get_prefetch_querysets(self, instances: Any, querysets: Any = None) -> Any:
+                wanted = querysets or [self.model._default_manager.all()]
+                return super().get_prefetch_querysets(
+                    instances, [_within(instances, q) for q in wanted]
+                )
+
+        return TenantRelatedManager
+
+
 class TenantForeignKey(models.ForeignKey):
     """A reference between two tenant tables: the organization is part of it.
 
@@ -50,6 +90,9 @@ class TenantForeignKey(models.ForeignKey):
     `on_delete` says what the services do: CASCADE moves the row to the trash with its parent and
     purges it with it; SET_NULL leaves it, and a purge of the parent empties the reference.
     """
+
+    forward_related_accessor_class = TenantForwardDescriptor
+    related_accessor_class = TenantReverseDescriptor
 
     def __init__(self, to: Any, on_delete: Any, **kwargs: Any) -> None:
         kwargs["db_index"] = False  # each reader's index is declared with the organization first
@@ -63,11 +106,12 @@ class TenantForeignKey(models.ForeignKey):
     def get_extra_descriptor_filter(self, instance: "Model") -> dict[str, Any]:
         return {"organization": instance.organization_id}  # type: ignore[attr-defined]
 
-    def get_extra_restriction(self, alias: str, related_alias: str) -> WhereNode:
+    def get_extra_restriction(self, alias: str | None, related_alias: str) -> WhereNode:
         theirs: Any = self.related_model._meta.get_field("organization")
         ours: Any = self.model._meta.get_field("organization")
-        same = ours.get_lookup("exact")(ours.get_col(related_alias), theirs.get_col(alias))
-        return WhereNode([same])
+        # Without an alias it is exclude(children__..): a subquery that refers to the outer row.
+        other = theirs.get_col(alias) if alias else ResolvedOuterRef("organization")
+        return WhereNode([ours.get_lookup("exact")(ours.get_col(related_alias), other)])
 
 
 class RealField(models.FloatField):
