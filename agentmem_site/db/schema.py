@@ -46,6 +46,16 @@ class DatabaseSchemaEditor(PostgresSchemaEditor):
             return (part for part in parts if part != "PRIMARY KEY")
         return parts
 
+    def _constraint_names(self, model: Any, column_names: Any = None, **kinds: Any) -> list[str]:
+        found = super()._constraint_names  # type: ignore[misc]
+        names = found(model, column_names, **kinds)
+        key = tenant_key(model)
+        if key and column_names and kinds.get("foreign_key"):
+            # Asked for by its field's column; without this a reference that changes its target
+            # would keep the constraint to the old one.
+            names = [*names, *found(model, [*column_names, key.column], **kinds)]
+        return names
+
     def _create_fk_sql(self, model: Any, field: Any, suffix: str) -> Statement:
         statement = super()._create_fk_sql(model, field, suffix)  # type: ignore[misc]
         if isinstance(field, TenantForeignKey):
