@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
-from django.db import connection, models, transaction
+from django.db import DatabaseError, connection, models, transaction
 from django.db.models.lookups import Exact
 from django.utils import timezone
 from psycopg import sql
@@ -147,4 +147,18 @@ class TenantModel(AuditColumns):
         # the sharded schema (docs/decisions/0001).
         values = [value for value in values if not isinstance(value[0], OrganizationKey)]
         own = base_qs.filter(organization=self.organization_id)
-        return super()._do_update(own, using, pk_val, values, *rest)
+        is_updated = super()._do_update(own, using, pk_val, values, *rest)
+        if not is_updated and not self._state.adding:
+            # Django would INSERT now: a purged row would rise, one whose organization was
+            # changed in memory would have a twin of the same id there.
+            raise DatabaseError(f"{self._meta.label} {pk_val} is no row of {self.organization_id}.")
+        return is_updated
+
+    def refresh_from_db(
+        self, using: str | None = None, fields: Any = None, from_queryset: Any = None
+    ) -> None:
+        # Deferred columns come this way too. (`only()` may have left out the organization.)
+        if "organization_id" in self.__dict__:
+            rows = type(self)._base_manager.all() if from_queryset is None else from_queryset
+            from_queryset = rows.filter(organization=self.__dict__["organization_id"])
+        super().refresh_from_db(using=using, fields=fields, from_queryset=from_queryset)
