@@ -40,8 +40,9 @@ def organization_by_id(organization_id: UUID) -> Organization:
 
 
 def member_by_email(email: str) -> Member:
-    """Raises: NotFound, also for a deleted or inactive one."""
-    member = Member.objects.live().filter(email__iexact=email, is_active=True).first()
+    """Raises: NotFound, also for a deleted or inactive one, or one of a deleted organization."""
+    members = Member.objects.live().exclude(organization__is_deleted=True)
+    member = members.filter(email=email.lower(), is_active=True).first()
     if member is None:
         raise NotFound(f"There is no active member {email!r}.")
     return member

@@ -48,10 +48,14 @@ class Organization(AuditColumns):
 class MemberManager(BaseUserManager.from_queryset(MemberQuerySet)):  # type: ignore[misc]
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "Member":
         """A platform superuser, of no organization. For `manage.py createsuperuser`."""
-        member = self.model(email=email, is_superuser=True, is_staff=True, **fields)
+        member = self.model(email=email.lower(), is_superuser=True, is_staff=True, **fields)
         member.set_password(password)
         member.save(using=self._db)
         return member
+
+    def get_by_natural_key(self, email: str) -> "Member":
+        """For signing in. Addresses are kept in lower case."""
+        return self.get(email=email.lower())
 
 
 class Member(AbstractBaseUser, AuditColumns):

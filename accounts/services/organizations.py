@@ -5,6 +5,7 @@ from typing import Any
 
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
 from django.db import transaction
 
 from accounts.actors import Actor
@@ -55,23 +56,36 @@ class MemberRecords(Records[Member]):
         return changed
 
     def create_many(self, *, actor: Actor, rows: Any, **kwargs: Any) -> list[Member]:
-        for values in rows:
-            _may_give(actor, values)
-        return super().create_many(actor=actor, rows=rows, **kwargs)
+        gives_roles = any(values.get("role", Role.VIEWER) != Role.VIEWER for values in rows)
+        if gives_roles and not actor.may(MANAGE_ROLES):
+            raise Forbidden("Only who manages roles may give one.")
+        return super().create_many(actor=actor, rows=[_cleaned(v) for v in rows], **kwargs)
 
     def update(self, record: Member, *, actor: Actor, values: Any, **kwargs: Any) -> Member:
-        if values.get("role", record.role) != record.role:
-            _may_give(actor, values)
-        # Whoever sets a password, or the address it is recovered by, has the role as well.
-        signs_in_anew = "password" in values or values.get("email", record.email) != record.email
-        if signs_in_anew and record.role != Role.VIEWER and not actor.may(MANAGE_ROLES):
-            raise Forbidden("Only who manages roles may change how this member signs in.")
+        values = _cleaned(values)
+        # The row is asked: a form has put the new values into `record` already.
+        now = None if actor.may(MANAGE_ROLES) else Member.objects.filter(pk=record.pk).first()
+        if now is not None:
+            if values.get("role", now.role) != now.role:
+                raise Forbidden("Only who manages roles may give or take one.")
+            # Whoever sets a password, or the address it is recovered by, has the role as well.
+            signs_in_anew = "password" in values or values.get("email", now.email) != now.email
+            if signs_in_anew and now.role != Role.VIEWER:
+                raise Forbidden("Only who manages roles may change how this member signs in.")
         return super().update(record, actor=actor, values=values, **kwargs)
 
 
-def _may_give(actor: Actor, values: Mapping[str, Any]) -> None:
-    if values.get("role", Role.VIEWER) != Role.VIEWER and not actor.may(MANAGE_ROLES):
-        raise Forbidden("Only who manages roles may give one.")
+def _cleaned(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An address in lower case: two members whose addresses differ by case could not be told
+    apart by it."""
+    if "email" not in values:
+        return values
+    email = values["email"].strip().lower()
+    try:
+        validate_email(email)
+    except ValidationError as error:
+        raise Invalid(error.messages[0], field="email") from error
+    return {**values, "email": email}
 
 
 organizations = OrganizationRecords(Organization)

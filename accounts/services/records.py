@@ -14,7 +14,7 @@ from django.db import models, transaction
 from django.utils import timezone
 
 from accounts.actors import Actor
-from accounts.errors import Conflict, NotFound, named_violations
+from accounts.errors import Conflict, Invalid, NotFound, named_violations
 from accounts.models import Organization
 from accounts.services.audit import record_event
 from agentmem_site.db.fields import TenantForeignKey
@@ -62,8 +62,9 @@ class Records(Generic[M]):
             "created_by_id": actor.id,
             "last_updated_by_id": actor.id,
         }
-        records = [self.model(**{**stamps, **row, "organization": organization}) for row in rows]
+        records = [self.model(**{**stamps, **row}) for row in rows]
         for record, row in zip(records, rows, strict=True):
+            record.organization = organization  # whatever the row says, organization_id too
             self.derive(record, frozenset(row), is_new=True)
         with transaction.atomic(), named_violations(self.model):
             self.model.objects.bulk_create(records)
@@ -91,6 +92,8 @@ class Records(Generic[M]):
             }
             if not changes:
                 return locked
+            if {"organization", "organization_id"} & changes.keys():
+                raise Invalid("A row stays in its organization.", field="organization")
             for name in changes:
                 setattr(locked, name, values[name])
             now = timezone.now()
