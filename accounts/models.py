@@ -111,7 +111,13 @@ class ApiKey(TenantModel):
     hash = models.BinaryField(max_length=32, editable=False)  # SHA-256 of the whole key
     scopes = ArrayField(models.CharField(max_length=64), default=list, blank=True)
     member = models.ForeignKey(
-        Member, models.SET_NULL, null=True, blank=True, db_constraint=False, related_name="+"
+        Member,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        db_constraint=False,
+        db_index=False,  # an organization has few keys
+        related_name="+",
     )
     expires_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, editable=False)
