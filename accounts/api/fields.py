@@ -28,7 +28,7 @@ def find(rows: Any, name: str, natural_key: str) -> Any:
     named = Q(**{natural_key: name}) if natural_key else Q()
     if not _UUID.fullmatch(name):
         return rows.filter(named).first() if natural_key else None
-    found = list(rows.filter(Q(pk=UUID(name)) | named if natural_key else Q(pk=UUID(name)))[:2])
+    found = list(rows.filter(Q(pk=UUID(name)) | named)[:2])
     return min(found, key=lambda row: row.pk != UUID(name), default=None)
 
 

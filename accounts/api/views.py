@@ -211,11 +211,6 @@ class Listing(mixins.ListModelMixin):
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
 
-class Showing(mixins.RetrieveModelMixin):
-    def retrieve(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
-        return Response(self.get_serializer(self.get_object()).data)
-
-
 class Adding(mixins.CreateModelMixin):
     def create(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
         serializer = self.get_serializer(data=request.data)
@@ -257,7 +252,7 @@ class Trashing(mixins.DestroyModelMixin):
         return Response(self.get_serializer(self.get_object()).data)
 
 
-class RecordViewSet(Listing, Showing, Adding, Changing, Trashing, TenantViewSet):
+class RecordViewSet(Listing, mixins.RetrieveModelMixin, Adding, Changing, Trashing, TenantViewSet):
     """The whole life of a row."""
 
 
@@ -341,7 +336,7 @@ class UserViewSet(RecordViewSet):
     list_query = UserQuery
 
 
-class AuditEventViewSet(Listing, Showing, TenantViewSet):
+class AuditEventViewSet(Listing, mixins.RetrieveModelMixin, TenantViewSet):
     """Who changed what, when and from where."""
 
     tag = "Audit"

@@ -200,3 +200,8 @@ def test_a_page_is_one_range_of_the_index(api, acme, seven_users):
     assert "accounts_user_created" in plan
     assert "ROW(created_at, id) < ROW(" in plan.split("Index Cond:")[1].splitlines()[0]
     assert "Sort" not in plan
+    # Rows of one moment come in an order of their own, whichever plan is chosen.
+    order = statement.split("ORDER BY")[1]
+    assert order.split("LIMIT")[0].strip() == (
+        '"accounts_user"."created_at" DESC, "accounts_user"."id" DESC'
+    )
