@@ -7,6 +7,7 @@ import pytest
 from django.db import OperationalError
 from psycopg import errors as postgres
 
+from accounts.errors import Invalid
 from accounts.services.users import users
 
 
@@ -72,3 +73,16 @@ def test_a_bug_is_500_and_tells_nothing(api, monkeypatch):
     assert response["Content-Type"] == "application/problem+json"
     assert response.json()["request_id"] == response["X-Request-Id"]
     assert "secret" not in response.content.decode()
+
+
+def test_what_was_written_before_a_refusal_is_taken_back(api, monkeypatch):
+    create = users.create
+
+    def create_and_refuse(**kwargs):
+        create(**kwargs)
+        raise Invalid("Too late.")
+
+    monkeypatch.setattr(users, "create", create_and_refuse)
+    assert api.post("users", {"external_id": "ann"}).json()["detail"] == "Too late."
+    assert api.get("users").json()["results"] == []
+    assert api.get("audit-events?resource_type=user").json()["results"] == []
