@@ -166,7 +166,11 @@ _CODES = {
 def _unavailable(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]]:
     state = getattr(error.__cause__ or error, "sqlstate", None) or ""
     if state.startswith("54"):  # its own limits, e.g. 1 MB of words in a search document
-        return 400, {}, _problem(400, "too_large", "A value is larger than PostgreSQL can hold or index.")
+        return (
+            400,
+            {},
+            _problem(400, "too_large", "A value is larger than PostgreSQL can hold or index."),
+        )
     logger.warning("The database is unavailable (SQLSTATE %s)", state or "none")
     return 503, {"Retry-After": "1"}, _problem(503, "unavailable", _UNAVAILABLE)
 
