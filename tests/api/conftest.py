@@ -38,6 +38,12 @@ def client_with(key: str | None) -> Client:
     return client
 
 
+@pytest.fixture(autouse=True)
+def quick_passwords(settings: Any) -> None:
+    """The cast's passwords are not what is tried here; a slow hash would take half the time."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
 @pytest.fixture
 def api(acme_key: str) -> Client:
     """Acme's, with every scope."""

@@ -208,11 +208,7 @@ def test_every_route_takes_strict_json_alone(api, cast):
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        *(2**63, -1, 1.5, None, True, "x" * 300, "1e400", "\x01", "2026-13-01", [None], {"a": 1}),
-    ],
-    ids=repr,
+    "value", [2**63, -1, 1.5, None, "x" * 300, "\x01", [None], {"a": 1}], ids=lambda v: str(v)[:9]
 )
 def test_no_value_in_any_field_is_an_error_of_ours(api, cast, value):
     session = cast["session"].session_id
@@ -225,7 +221,7 @@ def test_no_value_in_any_field_is_an_error_of_ours(api, cast, value):
         for field in route.view.serializer_class().fields:
             response = api.post(path, {**body, field: value})
             assert response.status_code < 500, (path, field, response.content)
-    for name in ("users", "memories", "sessions", "messages"):
+    for name in ("blocks", "memories", "audit-events"):
         route = next(r for r in ROUTES if r.basename == name and r.action == "list")
         for field in route.view.list_query().fields:
             response = api.get(name, {field: json.dumps(value)})
