@@ -18,9 +18,8 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--organization", required=True, metavar="SLUG")
         parser.add_argument("--name", required=True, help="tells the key apart in the console")
-        parser.add_argument(
-            "--role", choices=[Role.ADMIN, Role.USER, Role.VIEWER], default=Role.USER
-        )
+        roles = [Role.ADMIN.value, Role.USER.value, Role.VIEWER.value]
+        parser.add_argument("--role", choices=roles, default=Role.USER.value)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
