@@ -15,7 +15,7 @@ from django.db.models.lookups import Exact
 from django.utils import timezone
 
 from accounts.querysets import AuditEventQuerySet, MemberQuerySet, OrganizationQuerySet
-from accounts.roles import PERMISSIONS, Role
+from accounts.roles import ALL_PERMISSIONS, PERMISSIONS, Role
 from accounts.tenancy import AuditColumns, TenantModel
 from agentmem_site.db.fields import OrganizationKey
 from agentmem_site.db.ids import uuid7
@@ -99,8 +99,8 @@ class Member(AbstractBaseUser, AuditColumns):
 
     @property
     def permissions(self) -> frozenset[str]:
-        """What the role allows (accounts/roles.py); a superuser is not asked."""
-        return PERMISSIONS[self.role]
+        """What the role allows (accounts/roles.py); a superuser, who has none, may do all."""
+        return frozenset(ALL_PERMISSIONS) if self.is_superuser else PERMISSIONS[self.role]
 
 
 class ApiKey(TenantModel):
