@@ -140,6 +140,23 @@ class Records(Generic[M]):
             self._event("purged", organization, actor, ids, {"rows": counts})
         return counts
 
+    # -- questions -------------------------------------------------------------------------------
+
+    def reach(
+        self, rows: Rows, *, organization: Organization, at_most: int, for_good: bool = False
+    ) -> Counts:
+        """How many rows of which model `delete` (`purge`, if `for_good`) would take; `at_most` + 1
+        stands for more. One bounded statement per model."""
+        narrow = _all if for_good else _live
+        found: dict[type[models.Model], list[Rows]] = {}
+        for below in _descend(narrow(rows), organization, narrow):
+            found.setdefault(below.model, []).append(below.order_by().values("pk")[: at_most + 1])
+        counts: Counts = {}
+        for model, parts in found.items():  # reached on two ways, a row counts once
+            if number := parts[0].union(*parts[1:])[: at_most + 1].count():
+                counts[str(model._meta.model_name)] = number
+        return counts
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _move(
