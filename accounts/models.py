@@ -102,6 +102,18 @@ class Member(AbstractBaseUser, AuditColumns):
         """What the role allows (accounts/roles.py); a superuser, who has none, may do all."""
         return frozenset(ALL_PERMISSIONS) if self.is_superuser else PERMISSIONS[self.role]
 
+    # What the console asks of whoever is signed in (Django's own permission table is not used).
+
+    def has_perm(self, permission: str, obj: object = None) -> bool:
+        """Whether the role allows it: `memory:read`."""
+        return self.is_active and permission in self.permissions
+
+    def has_module_perms(self, app_label: str) -> bool:
+        return self.is_active and self.is_staff
+
+    def get_full_name(self) -> str:
+        return self.name
+
 
 class ApiKey(TenantModel):
     """A key that an agent or a service signs in with. The secret itself is not kept."""

@@ -5,11 +5,30 @@ from collections.abc import Callable
 from contextvars import ContextVar
 
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 
 from agentmem_site.db.ids import uuid7
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+# The console's scripts are files of this host. Alpine, which unfold is built on, makes functions of
+# the expressions in attributes ('unsafe-eval'); unfold sets its colours in a <style> element and
+# shows JSON with style attributes ('unsafe-inline', for styles alone).
+CONSOLE_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data:",
+        "font-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
 
 
 class RequestIdMiddleware:
@@ -25,4 +44,17 @@ class RequestIdMiddleware:
         finally:
             current_request_id.reset(token)
         response["X-Request-Id"] = request.id  # type: ignore[attr-defined]
+        return response
+
+
+class ConsolePolicyMiddleware:
+    """What the pages of the console may load and run: nothing that is not of this host."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        response = self.get_response(request)
+        if request.path.startswith(reverse("admin:index")):
+            response["Content-Security-Policy"] = CONSOLE_POLICY
         return response

@@ -89,6 +89,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "agentmem_site.middleware.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
+    "agentmem_site.middleware.ConsolePolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -142,6 +143,36 @@ STATIC_URL = "static/"
 WHITENOISE_USE_FINDERS = True  # no collectstatic step: files come from the packages themselves
 WHITENOISE_AUTOREFRESH = DEBUG
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
+
+# --- the console -----------------------------------------------------------------------------
+_console = "agentmem_site.console.navigation"
+UNFOLD = {
+    "SITE_TITLE": "AgentMem",
+    "SITE_HEADER": "AgentMem",
+    "SITE_SUBHEADER": f"{_console}.subheader",
+    "SITE_URL": None,
+    "SITE_ICON": f"{_console}.mark",
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": f"{_console}.mark"}],
+    "STYLES": [f"{_console}.stylesheet"],
+    "SCRIPTS": [f"{_console}.script"],
+    "SHOW_VIEW_ON_SITE": False,
+    "SIDEBAR": {"navigation": f"{_console}.sidebar"},
+    "COLORS": {
+        "primary": {
+            "50": "oklch(96.2% .018 272.3)",
+            "100": "oklch(93% .034 272.8)",
+            "200": "oklch(87% .065 274)",
+            "300": "oklch(78.5% .115 274.7)",
+            "400": "oklch(67.3% .182 276.9)",
+            "500": "oklch(58.5% .233 277.1)",
+            "600": "oklch(51.1% .262 276.9)",
+            "700": "oklch(45.7% .24 277)",
+            "800": "oklch(39.8% .195 277.4)",
+            "900": "oklch(35.9% .144 278.7)",
+            "950": "oklch(25.7% .09 281.3)",
+        }
+    },
+}
 
 # --- REST ------------------------------------------------------------------------------------
 REST_FRAMEWORK = {

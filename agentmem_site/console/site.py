@@ -1,0 +1,189 @@
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any
+from uuid import UUID
+
+from django.contrib.admin.views.autocomplete import AutocompleteJsonView
+from django.contrib.auth.views import PasswordChangeView
+from django.core.paginator import Paginator
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.template.response import SimpleTemplateResponse, TemplateResponse
+from django.urls import URLPattern, path, reverse
+from unfold.dataclasses import SearchResult
+from unfold.forms import AdminOwnPasswordChangeForm, AuthenticationForm
+from unfold.sites import UnfoldAdminSite
+
+from accounts.access import member_actor
+from accounts.actors import Actor
+from accounts.console import TenantAdmin, show
+from accounts.console.context import actor_of, context_of, from_here, member_of, parsed_id
+from accounts.models import Member
+from accounts.services.organizations import members
+from accounts.services.sign_in import may_sign_in, note_sign_in
+from agentmem_site.console.dashboard import dashboard
+from agentmem_site.console.navigation import sidebar
+from agentmem_site.console.trash import trash_lists
+
+
+class SignInForm(AuthenticationForm):
+    def confirm_login_allowed(self, user: Any) -> None:
+        if not may_sign_in(user):
+            raise self.get_invalid_login_error()
+
+
+class OwnPasswordForm(AdminOwnPasswordChangeForm):
+    """Changes the member's own password as every change is made: by the service, with its event."""
+
+    actor: Actor
+
+    def save(self, commit: bool = True) -> Any:
+        member = self.user
+        saved = members.update(
+            member,
+            organization=member.organization,
+            actor=self.actor,
+            values={"password": self.cleaned_data["new_password1"]},
+        )
+        member.password = saved.password  # Django keeps this session and ends the others
+        return member
+
+
+class ScopedAutocomplete(AutocompleteJsonView):
+    """Offers live rows: the member's organization's; to a superuser those of the form's."""
+
+    def get_queryset(self) -> Any:
+        rows: Any = super().get_queryset()
+        if any(field.name == "is_deleted" for field in rows.model._meta.fields):
+            rows = rows.live()
+        if (wanted := self._wanted_organization()) is not None:
+            rows = rows.for_organization(wanted)
+        return rows.select_related("organization") if self._tells_organization else rows
+
+    def serialize_result(self, obj: Any, to_field_name: str) -> dict[str, Any]:
+        result = super().serialize_result(obj, to_field_name)
+        if self._tells_organization:
+            result["text"] += f" · {obj.organization}"
+        return result
+
+    def _wanted_organization(self) -> UUID | None:
+        return parsed_id(self.request.GET.get("organization", ""))
+
+    @property
+    def _tells_organization(self) -> bool:
+        fields = self.model_admin.model._meta.fields
+        return (
+            member_of(self.request).is_superuser
+            and self._wanted_organization() is None
+            and any(field.name == "organization" for field in fields)
+        )
+
+
+class ConsoleSite(UnfoldAdminSite):
+    login_form = SignInForm
+    login_template = "console/sign_in.html"
+    index_template = "console/dashboard.html"
+    empty_value_display = show.NOTHING
+
+    def __init__(self, name: str = "admin") -> None:
+        super().__init__(name)
+        self.disable_action("delete_selected")  # it loads all that hangs on the rows
+
+    def register(self, models: Any, admin_class: Any = None, **options: Any) -> None:
+        """Only pages built on TenantAdmin get in: others (Django's own, of groups) know nothing of
+        organizations, the trash and the services."""
+        if admin_class is not None and issubclass(admin_class, TenantAdmin):
+            super().register(models, admin_class, **options)
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        return isinstance(request.user, Member) and may_sign_in(request.user)
+
+    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
+        """The view within the member's organization, for a superuser across all of them; what it
+        answers is rendered there too, for templates read rows as they go."""
+        inner = super().admin_view(view, cacheable)
+        if view in (self.logout, self.i18n_javascript):
+            return inner  # no rows
+
+        def in_context(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+            if not self.has_permission(request):
+                return inner(request, *args, **kwargs)  # to the sign-in page
+            with context_of(request):
+                response = inner(request, *args, **kwargs)
+                if isinstance(response, SimpleTemplateResponse):
+                    response.render()
+            return response
+
+        return update_wrapper(in_context, inner)
+
+    def login(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        response = super().login(request, extra_context)
+        if request.method == "POST":
+            email = request.POST.get("username", "")[:254]
+            succeeded = isinstance(response, HttpResponseRedirect)
+            actor = Actor(kind="member", name=email)
+            if succeeded:
+                actor = member_actor(member_of(request))
+            note_sign_in(email=email, succeeded=succeeded, actor=from_here(actor, request))
+        return response
+
+    def password_change(self, request: HttpRequest, extra_context: Any = None) -> HttpResponseBase:
+        form = type("Form", (OwnPasswordForm,), {"actor": actor_of(request)})
+        request.current_app = self.name
+        return PasswordChangeView.as_view(
+            form_class=form,
+            success_url=reverse(f"{self.name}:password_change_done"),
+            extra_context={**self.each_context(request), **(extra_context or {})},
+        )(request)
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            path("trash/", self.admin_view(self.trash), name="trash"),
+            *super().get_urls(),
+        ]
+
+    def index(self, request: HttpRequest, extra_context: Any = None) -> TemplateResponse:
+        context = {
+            **self.each_context(request),
+            "title": "Overview",
+            **dashboard(request),
+            **(extra_context or {}),
+        }
+        request.current_app = self.name
+        return TemplateResponse(request, self.index_template, context)
+
+    def app_index(
+        self, request: HttpRequest, app_label: str, extra_context: Any = None
+    ) -> HttpResponse:
+        """The overview stands for the page of each app."""
+        return HttpResponseRedirect(reverse(f"{self.name}:index"))
+
+    def trash(self, request: HttpRequest) -> HttpResponse:
+        """What was deleted last, of each kind."""
+        context = {
+            **self.each_context(request),
+            "title": "Trash",
+            "lists": trash_lists(self, request),
+        }
+        request.current_app = self.name
+        return TemplateResponse(request, "console/trash.html", context)
+
+    def search(self, request: HttpRequest, extra_context: Any = None) -> TemplateResponse:
+        """Pages of the sidebar by name: what Ctrl+K offers."""
+        term = request.GET.get("s", "").strip().lower()
+        found = [
+            SearchResult(item["title"], group["title"] or "AgentMem", item["link"], item["icon"])
+            for group in sidebar(request)
+            for item in group["items"]
+            if term and term in item["title"].lower()
+        ]
+        is_palette = "extended" in request.GET
+        template = "command_results" if is_palette else "search_results"
+        page = Paginator(found, max(len(found), 1)).page(1)
+        context = {"page_obj": page.paginator, "results": page, "page_counter": 0}
+        return TemplateResponse(
+            request, f"unfold/helpers/{template}.html", context, headers={"HX-Trigger": "search"}
+        )
+
+    def autocomplete_view(self, request: HttpRequest) -> HttpResponseBase:
+        return ScopedAutocomplete.as_view(admin_site=self)(request)

@@ -1,0 +1,111 @@
+"""A conversation as it is read: turn by turn, who said what and when, run by run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from accounts.console.lists import BoundedPaginator
+from sessions.models import Message, Run, Session
+
+RUNS_PER_PAGE = 20
+MESSAGES_PER_PAGE = 200
+TURNS_PER_RUN = 50
+
+
+@dataclass
+class Turn:
+    role: str
+    text: str
+    who: str = ""
+    at: datetime | None = None
+    model: str = ""
+    message: Message | None = None
+    data: list[tuple[str, Any]] = field(default_factory=list)  # label and JSON, folded
+
+
+@dataclass
+class Part:
+    """A run with its turns; or, without a run, messages said outside of any."""
+
+    turns: list[Turn]
+    run: Run | None = None
+    at: datetime | None = None
+
+
+def conversation(session: Session, page_number: Any) -> tuple[list[Part], Any]:
+    """One page of the parts, oldest first, and the page itself. Four statements at most."""
+    alike = {"session": session, "is_deleted": session.is_deleted}
+    runs = Run.objects.for_organization(session.organization_id).filter(**alike)
+    page = BoundedPaginator(runs.order_by("position", "id"), RUNS_PER_PAGE).get_page(page_number)
+    shown = list(page)
+    rows = Message.objects.for_organization(session.organization_id).filter(**alike)
+    rows = rows.select_related("user", "agent").order_by("created_at", "id")
+    if not shown:
+        page = BoundedPaginator(rows, MESSAGES_PER_PAGE).get_page(page_number)
+        turns = [message_turn(message) for message in page]
+        return ([Part(turns)] if turns else []), page
+    by_run: dict[Any, list[Message]] = {}
+    for message in rows.filter(run__in=[run.pk for run in shown])[: RUNS_PER_PAGE * TURNS_PER_RUN]:
+        by_run.setdefault(message.run_id, []).append(message)
+    parts = [run_part(run, by_run.get(run.pk, [])) for run in shown]
+    # What was said outside of runs stands between them, by time.
+    outside = rows.filter(run=None)
+    if page.has_previous():
+        outside = outside.filter(created_at__gte=parts[0].at)
+    if page.has_next():
+        outside = outside.filter(created_at__lt=parts[-1].at)
+    parts += [Part([message_turn(m)], at=m.created_at) for m in outside[:MESSAGES_PER_PAGE]]
+    return sorted(parts, key=lambda part: part.at or session.created_at), page
+
+
+def run_part(run: Run, messages: list[Message]) -> Part:
+    turns = [message_turn(message) for message in messages] or list(_told_turns(run))
+    answered = any(turn.role == "assistant" and turn.text == run.content for turn in turns)
+    if run.content and not answered:
+        turns.append(Turn("assistant", run.content, at=run.completed_at, model=run.model))
+    return Part(turns, run, run.started_at or run.created_at)
+
+
+def message_turn(message: Message) -> Turn:
+    speaker = {"user": message.user, "assistant": message.agent}.get(message.role)
+    labels = (
+        ("Content", message.content),
+        ("Tool calls", message.tool_calls),
+        ("Tool returns", message.tool_returns),
+    )
+    return Turn(
+        role=message.role,
+        text=message.text or said(message.content),
+        who=message.name or (str(speaker) if speaker else ""),
+        at=message.created_at,
+        model=message.model,
+        message=message,
+        data=[(label, value) for label, value in labels if value],
+    )
+
+
+def _told_turns(run: Run) -> Iterator[Turn]:
+    """What the run itself keeps of its messages, those repeated from before it left out."""
+    for told in run.messages[:TURNS_PER_RUN] if isinstance(run.messages, list) else []:
+        if not isinstance(told, dict) or told.get("from_history"):
+            continue
+        calls = told.get("tool_calls")
+        yield Turn(
+            role=str(told.get("role", "")),
+            text=said(told.get("content")),
+            who=str(told.get("name") or ""),
+            data=[("Tool calls", calls)] if calls else [],
+        )
+
+
+def said(content: Any) -> str:
+    """The words of a message's content: a text, or a list of parts some of which are text."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        return ""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    return "\n".join(text for text in texts if isinstance(text, str))

@@ -1,0 +1,122 @@
+"""The console in a browser: what a person sees, that it works, and that nothing leaves the host."""
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accounts.tenancy import tenant
+from memories.models import Agent
+from memories.services.agents import agents
+from tests.console.conftest import PASSWORD
+from tests.makers import TESTER, make_agent, make_message, make_run, make_session, make_user
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [pytest.mark.browser, pytest.mark.unguarded]
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# What unfold and Django load is theirs; a page of ours that fails or asks elsewhere is a defect.
+QUIET = ("log", "info", "debug")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    own = shutil.which("chromium") or shutil.which("google-chrome")
+    if own is None:
+        with ThreadPoolExecutor(1) as thread:
+            own = thread.submit(_bundled).result()
+    if own is None:
+        pytest.skip("There is no Chromium here: `playwright install chromium` brings one.")
+    return own
+
+
+def _bundled() -> str | None:
+    with playwright.sync_playwright() as started:
+        path = started.chromium.executable_path
+    return path if Path(path).exists() else None
+
+
+def browse(chromium: str, origin: str, theme: str, visit: Callable[[Any], None]) -> list[str]:
+    """Lets `visit` drive a page; what it found amiss. In a thread of its own: Playwright's event
+    loop would make Django refuse the database in this one."""
+    amiss: list[str] = []
+
+    def requested(request: Any) -> None:
+        if not request.url.startswith((origin, "data:", "blob:")):
+            amiss.append(f"asked {request.url}")
+
+    def drive() -> None:
+        with playwright.sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+            page = browser.new_page(color_scheme=theme, viewport={"width": 1440, "height": 900})
+            page.set_default_timeout(10_000)
+            page.on("request", requested)
+            page.on("pageerror", lambda error: amiss.append(f"{page.url}: {error}"))
+            page.on("console", lambda m: m.type in QUIET or amiss.append(f"{page.url}: {m.text}"))
+            try:
+                visit(page)
+            finally:
+                browser.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(drive).result()
+    return amiss
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_person_signs_in_reads_restores_and_signs_out(theme, chromium, live_server, acme, alice):
+    ada, nora = make_user(acme, name="Ada"), make_agent(acme, name="Nora")
+    session = make_session(acme, name="Late parcel", user=ada, agent=nora)
+    run = make_run(session, content="It is on its way.")
+    make_message(acme, session=session, run=run, text="Where is it?", user=ada)
+    gone = make_agent(acme, name="Old bot")
+    with tenant(acme):
+        rows = Agent.objects.for_organization(acme).filter(pk=gone.pk)
+        agents.delete(rows, organization=acme, actor=TESTER)
+    seen: dict[str, Any] = {}
+
+    def visit(page: Any) -> None:
+        page.goto(f"{live_server.url}/admin/")
+        page.fill("[name=username]", alice.email)
+        page.fill("[name=password]", PASSWORD)
+        page.click("button[type=submit]")
+        page.get_by_text("Newest sessions").wait_for()
+        seen["is dark"] = page.evaluate("document.documentElement.classList.contains('dark')")
+
+        page.click("nav >> text=Agents >> nth=1")
+        page.click("#main >> text=Nora")
+        page.wait_for_selector("[name=system]")
+        page.fill("[name=topic]", "parcels")
+        page.click("summary:has-text('Model configuration')")
+        page.fill("[name=llm_config]", '{"model": "m"}')
+        page.click("button[name=_continue]")
+        page.get_by_text("was changed successfully").wait_for()
+
+        page.click("#main >> text=Late parcel")
+        seen["conversation"] = page.inner_text("#conversation")
+        # The reference is chosen by typing, among what the server offers.
+        page.click(".field-agent .select2-selection")
+        page.keyboard.type("No")
+        page.click(".select2-results__option:has-text('Nora')")
+        page.screenshot(full_page=True)
+
+        page.click("nav >> text=Trash")
+        page.click("button:has-text('Restore')")
+        page.get_by_text("Restored: 1 agent.").wait_for()
+        page.get_by_text("The trash is empty.").wait_for()
+
+        page.goto(f"{live_server.url}/admin/memories/agent/")
+        page.click("text=Filters")
+        page.wait_for_timeout(200)
+
+    assert browse(chromium, live_server.url, theme, visit) == []
+    assert seen["is dark"] is (theme == "dark")
+    for words in ("Where is it?", "It is on its way.", "Completed"):
+        assert words in seen["conversation"]
+    with tenant(acme):
+        nora = Agent.objects.for_organization(acme).get(pk=nora.pk)
+        assert (nora.topic, nora.llm_config) == ("parcels", {"model": "m"})
+        assert not Agent.objects.for_organization(acme).get(pk=gone.pk).is_deleted

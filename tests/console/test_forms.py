@@ -1,0 +1,278 @@
+"""What forms refuse, and what they do beside the row itself."""
+
+import pytest
+
+from accounts.models import ApiKey, AuditEvent, Member, Organization, User
+from accounts.tenancy import tenant
+from memories.models import Agent, AgentBlock, AgentTool, Memory, Tool
+from sessions.models import Run, Session
+from tests.console.cases import CASES
+from tests.console.test_pages import sent, url
+from tests.makers import (
+    make_agent,
+    make_block,
+    make_memory,
+    make_session,
+    make_tool,
+    make_user,
+)
+
+pytestmark = pytest.mark.unguarded
+
+
+def errors(page):
+    assert page.status_code == 200
+    return page.context["adminform"].form.errors
+
+
+def test_a_taken_key_is_told_at_its_field(console, acme):
+    make_tool(acme, name="search")
+    page = console.post(url(Tool, "add"), CASES[Tool].form)
+    taken = ["There is another tool with this name, perhaps in the trash."]
+    assert errors(page) == {"name": taken}
+
+
+def test_what_the_service_refuses_stands_on_the_form(console, acme):
+    make_memory(acme, content="Likes tea")
+    page = console.post(url(Memory, "add"), CASES[Memory].form)
+    assert errors(page) == {"__all__": ["A memory of this content exists already."]}
+    with tenant(acme):
+        assert Memory.objects.for_organization(acme).count() == 1
+
+
+def test_a_refused_restore_is_a_message(console, acme):
+    memory = make_memory(acme, content="Likes tea")
+    console.post(url(Memory, "delete", memory.pk))
+    make_memory(acme, content="Likes tea")
+    page = console.post(url(Memory, "restore", memory.pk), follow=True)
+    assert "A memory of this content exists already." in page.content.decode()
+    with tenant(acme):
+        assert Memory.objects.for_organization(acme).get(pk=memory.pk).is_deleted
+
+
+def test_an_emptied_json_box_is_the_default_and_bad_json_is_told(console, acme):
+    console.post(url(Agent, "add"), {**CASES[Agent].form, "metadata": ""})
+    with tenant(acme):
+        agent = Agent.objects.for_organization(acme).get()
+    assert (agent.metadata, agent.tool_rules, agent.llm_config) == ({}, [], {"model": "m"})
+    page = console.post(url(Agent, "add"), {**CASES[Agent].form, "metadata": "{"})
+    assert errors(page) == {"metadata": ["Enter a valid JSON."]}
+    page = console.post(url(Agent, "add"), {**CASES[Agent].form, "metadata": "[1]"})
+    assert errors(page) == {"__all__": ["Metadata must be a JSON object."]}
+
+
+def test_a_reference_to_another_organization_is_refused(console, acme, globex):
+    theirs = make_user(globex)
+    page = console.post(url(Session, "add"), {**CASES[Session].form, "user": theirs.pk})
+    assert "valid choice" in errors(page)["user"][0]
+
+
+def test_a_superuser_says_whose_row_it_is_and_stays_within(platform_console, acme, globex):
+    page = platform_console.post(url(Session, "add"), CASES[Session].form)
+    assert errors(page) == {"for_organization": ["This field is required."]}
+
+    whose = {**CASES[Session].form, "for_organization": acme.pk}
+    page = platform_console.post(url(Session, "add"), {**whose, "user": make_user(globex).pk})
+    assert errors(page) == {"user": ["This belongs to another organization."]}
+
+    page = platform_console.post(url(Session, "add"), {**whose, "user": make_user(acme).pk})
+    assert page.status_code == 302
+    with tenant(acme):
+        session = Session.objects.for_organization(acme).get()
+    page = platform_console.get(url(Session, "change", session.pk))
+    assert f"?organization={acme.pk}" in page.content.decode()
+
+
+def test_a_reference_in_the_trash_stays_when_something_else_is_changed(console, acme):
+    from sessions.models import Message
+    from tests.makers import make_message
+
+    agent = make_agent(acme)
+    message = make_message(acme, agent=agent)
+    console.post(url(Agent, "delete", agent.pk))
+    data = sent(console.get(url(Message, "change", message.pk))) | {"text": "Changed"}
+    assert console.post(url(Message, "change", message.pk), data).status_code == 302
+    with tenant(acme):
+        message = Message.objects.for_organization(acme).get()
+    assert (message.text, message.agent_id) == ("Changed", agent.pk)
+
+
+def test_blocks_and_tools_are_attached_and_detached_on_the_agents_page(console, acme):
+    agent, block, tool = make_agent(acme), make_block(acme), make_tool(acme)
+    data = sent(console.get(url(Agent, "change", agent.pk)))
+    added = {
+        "block_links-TOTAL_FORMS": "1",
+        "block_links-0-block": block.pk,
+        "tool_links-TOTAL_FORMS": "1",
+        "tool_links-0-tool": tool.pk,
+    }
+    page = console.post(url(Agent, "change", agent.pk), data | added)
+    assert page.status_code == 302
+    with tenant(acme):
+        link = AgentBlock.objects.for_organization(acme).get()
+        assert (link.block_id, link.block_label) == (block.pk, block.label)
+        assert AgentTool.objects.for_organization(acme).get().tool_id == tool.pk
+
+    page = console.get(url(Agent, "change", agent.pk))
+    assert block.label in page.content.decode()
+    gone = {
+        "block_links-0-id": link.pk,
+        "block_links-0-agent": agent.pk,
+        "block_links-0-DELETE": "on",
+        "tool_links-TOTAL_FORMS": "0",
+        "tool_links-INITIAL_FORMS": "0",
+    }
+    assert console.post(url(Agent, "change", agent.pk), sent(page) | gone).status_code == 302
+    with tenant(acme):
+        assert not AgentBlock.objects.for_organization(acme).exists()
+        assert AgentTool.objects.for_organization(acme).count() == 1
+
+    twin = make_block(acme, label=block.label)
+    both = {
+        "block_links-TOTAL_FORMS": "2",
+        "block_links-0-block": block.pk,
+        "block_links-1-block": twin.pk,
+    }
+    page = console.post(
+        url(Agent, "change", agent.pk),
+        sent(page)
+        | both
+        | {
+            "block_links-INITIAL_FORMS": "0",
+            "tool_links-TOTAL_FORMS": "0",
+            "tool_links-INITIAL_FORMS": "0",
+        },
+    )
+    assert errors(page) == {"__all__": ["The agent has a block of this label already."]}
+    with tenant(acme):
+        assert not AgentBlock.objects.for_organization(acme).exists()  # neither of the two
+
+
+def test_a_run_is_appended_after_the_last(console, acme):
+    session = make_session(acme)
+    for number in range(2):
+        form = {**CASES[Run].form, "run_id": f"r-{number}", "session": session.pk}
+        assert console.post(url(Run, "add"), form).status_code == 302
+    with tenant(acme):
+        found = Run.objects.for_organization(acme).order_by("position")
+        assert list(found.values_list("run_id", "position")) == [("r-0", 0), ("r-1", 1)]
+
+
+def test_a_key_is_shown_once_and_opens(console, acme):
+    from accounts.access import authenticate_key
+
+    page = console.post(url(ApiKey, "add"), CASES[ApiKey].form)
+    secret = page.context["secret"]
+    assert secret in page.content.decode()
+    organization, actor = authenticate_key(secret)
+    assert organization == acme
+    assert actor.may("memory:read")
+    assert not actor.may("memory:write")
+    with tenant(acme):
+        key = ApiKey.objects.for_organization(acme).get()
+    assert secret not in console.get(url(ApiKey, "change", key.pk)).content.decode()
+
+    console.post(url(ApiKey, "revoke", key.pk))
+    assert authenticate_key(secret) is None
+
+
+def test_a_member_gets_a_password_that_is_shown_once_or_the_one_typed(console, client, acme):
+    page = console.post(url(Member, "add"), {**CASES[Member].form, "is_staff": "on"})
+    bob = Member.objects.get(email="bob@acme.example")
+    assert bob.organization == acme
+    assert bob.check_password(page.context["secret"])
+
+    data = sent(console.get(url(Member, "change", bob.pk)))
+    page = console.post(
+        url(Member, "change", bob.pk), data | {"password1": "short", "password2": "short"}
+    )
+    assert "too short" in str(errors(page))
+    typed = {"password1": "a longer pass phrase", "password2": "another long phrase"}
+    page = console.post(url(Member, "change", bob.pk), data | typed)
+    assert errors(page) == {"password2": ["The two passwords are not the same."]}
+    typed["password2"] = typed["password1"]
+    assert console.post(url(Member, "change", bob.pk), data | typed).status_code == 302
+    bob.refresh_from_db()
+    assert bob.check_password(typed["password1"])
+
+
+def test_an_organization_is_set_by_its_admin_and_made_and_deleted_by_a_superuser(
+    console, platform_console, acme
+):
+    form = {"name": "Acme Ltd", "settings": '{"quotas": {"memories": 5}}', "slug": "mine"}
+    assert console.post(url(Organization, "change", acme.pk), form).status_code == 302
+    acme.refresh_from_db()
+    assert (acme.name, acme.slug, acme.settings["quotas"]) == ("Acme Ltd", "acme", {"memories": 5})
+
+    made = {"name": "Initech", "slug": "initech", "settings": ""}
+    assert platform_console.post(url(Organization, "add"), made).status_code == 302
+    page = platform_console.post(url(Organization, "add"), made)
+    assert "slug" in errors(page)
+    initech = Organization.objects.get(slug="initech")
+    assert initech.settings == {}
+    platform_console.post(url(Organization, "delete", initech.pk))
+    initech.refresh_from_db()
+    assert initech.is_deleted
+
+
+def test_nobody_locks_themselves_out(console, alice):
+    picked = {"_selected_action": str(alice.pk), "action": "move_to_trash", "confirmed": "yes"}
+    console.post(url(Member, "changelist"), picked)
+    alice.refresh_from_db()
+    assert not alice.is_deleted
+    data = sent(console.get(url(Member, "change", alice.pk)))
+    assert {"role", "is_active", "is_staff"}.isdisjoint(data)
+    assert console.post(url(Member, "delete", alice.pk)).status_code == 403
+
+
+def test_what_a_person_wrote_is_escaped(console, acme):
+    said = "<script>alert(1)</script>"
+    memory = make_memory(acme, content=said, metadata={said: said})
+    agent = make_agent(acme, name=said, description=said, llm_config={said: [said]})
+    session = make_session(acme, name=said, agent=agent)
+    from tests.makers import make_message, make_run
+
+    make_message(acme, session=session, text=said, content={said: said}, tool_calls=[said])
+    make_run(session, content=said, messages=[{"role": said, "content": said}])
+    pages = [
+        url(Memory, "changelist"),
+        url(Memory, "change", memory.pk),
+        url(Memory, "delete", memory.pk),
+        url(Agent, "changelist"),
+        url(Agent, "change", agent.pk),
+        url(Agent, "history", agent.pk),
+        url(Session, "change", session.pk),
+        url(Session, "changelist"),
+        "/admin/",
+    ]
+    for page in pages:
+        answer = console.get(page)
+        assert said not in answer.content.decode()
+        assert "script-src 'self' 'unsafe-eval';" in answer["Content-Security-Policy"]
+
+
+def test_the_rows_picked_in_a_list_go_to_the_trash_and_back_and_away(console, acme):
+    users = [make_user(acme) for _ in range(3)]
+    session = make_session(acme, user=users[0])
+    picked = {"_selected_action": [str(u.pk) for u in users[:2]], "index": "0"}
+    page = console.post(url(User, "changelist"), picked | {"action": "move_to_trash"})
+    assert "2 users, 1 session" in page.content.decode()
+    with tenant(acme):
+        assert User.objects.for_organization(acme).live().count() == 3  # it only asked
+
+    del picked["index"]
+    confirmed = picked | {"confirmed": "yes"}
+    console.post(url(User, "changelist"), confirmed | {"action": "move_to_trash"})
+    with tenant(acme):
+        assert list(User.objects.for_organization(acme).live()) == [users[2]]
+        assert not Session.objects.for_organization(acme).live().exists()
+
+    trash = url(User, "changelist", is_deleted=1)
+    console.post(trash, {"_selected_action": str(users[0].pk), "action": "restore_selected"})
+    with tenant(acme):
+        assert list(Session.objects.for_organization(acme).live()) == [session]
+    one = {"_selected_action": str(users[1].pk), "action": "purge_selected", "confirmed": "yes"}
+    console.post(trash, one)
+    with tenant(acme):
+        assert User.objects.for_organization(acme).count() == 2
+        assert AuditEvent.objects.for_organization(acme).filter(action="purged").count() == 1

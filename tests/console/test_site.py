@@ -1,0 +1,279 @@
+"""Who gets in, what is kept of it, and the pages that are no model's."""
+
+from datetime import timedelta
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.console import lists
+from accounts.models import AuditEvent, Member
+from accounts.services.organizations import members, organizations
+from accounts.tenancy import platform, tenant
+from memories.models import Agent, Memory
+from sessions.models import Message, Run, Session
+from tests.console.conftest import PASSWORD, signed_in
+from tests.console.test_pages import MODELS, names, url
+from tests.makers import (
+    TESTER,
+    make_agent,
+    make_block,
+    make_memory,
+    make_message,
+    make_run,
+    make_session,
+    make_tool,
+    make_user,
+)
+
+pytestmark = pytest.mark.unguarded
+
+
+def sign_in(email, password=PASSWORD):
+    client = Client(headers={"User-Agent": "A browser"})
+    page = client.post(reverse("admin:login"), {"username": email, "password": password})
+    return client, page
+
+
+def test_signing_in_is_noted_in_the_organizations_log(acme, alice):
+    _, page = sign_in(alice.email)
+    assert page.url == reverse("admin:index")
+    _, page = sign_in(alice.email, "wrong")
+    assert "correct email and password" in page.content.decode()
+    with tenant(acme):
+        events = AuditEvent.objects.for_organization(acme).filter(action="signed in")
+        told = events.order_by("created_at").values_list(
+            "status", "actor_name", "resource_id", "ip", "user_agent"
+        )
+        assert list(told) == [
+            ("success", alice.email, alice.pk, "127.0.0.1", "A browser"),
+            ("failure", alice.email, alice.pk, "127.0.0.1", "A browser"),
+        ]
+
+
+def test_a_stranger_and_a_superuser_are_noted_in_no_organizations_log(root, acme):
+    sign_in("nobody@example.org")
+    sign_in(root.email)
+    with platform():
+        events = AuditEvent.objects.filter(organization=None, action="signed in")
+        told = events.order_by("created_at").values_list("status", "actor_name", "actor_id")
+        assert list(told) == [
+            ("failure", "nobody@example.org", None),
+            ("success", root.email, root.pk),
+        ]
+
+
+@pytest.mark.parametrize("why", ["is_active", "is_staff", "deleted", "organization"])
+def test_who_may_not_sign_in_does_not_and_is_put_out(why, acme, alice):
+    client = signed_in(alice)
+    assert client.get(reverse("admin:index")).status_code == 200
+    with platform():
+        if why == "organization":
+            rows = type(acme).objects.filter(pk=acme.pk)
+            organizations.delete(rows, organization=acme, actor=TESTER)
+        elif why == "deleted":
+            rows = Member.objects.filter(pk=alice.pk)
+            members.delete(rows, organization=acme, actor=TESTER)
+        else:
+            members.update(alice, organization=acme, actor=TESTER, values={why: False})
+    assert client.get(reverse("admin:index")).url.startswith(reverse("admin:login"))
+    _, page = sign_in(alice.email)
+    assert page.status_code == 200
+
+
+def test_a_member_changes_their_password_by_the_service(acme, alice):
+    client, _ = sign_in(alice.email)
+    form = {
+        "old_password": PASSWORD,
+        "new_password1": "a longer pass phrase",
+        "new_password2": "a longer pass phrase",
+    }
+    page = client.post(reverse("admin:password_change"), form)
+    assert page.url == reverse("admin:password_change_done")
+    assert client.get(reverse("admin:index")).status_code == 200  # still signed in
+    alice.refresh_from_db()
+    assert alice.check_password("a longer pass phrase")
+    with tenant(acme):
+        event = AuditEvent.objects.for_organization(acme).get(action="updated")
+        assert event.changes == {"fields": {"password": None}}
+
+
+def test_djangos_own_log_stays_empty(console, acme):
+    from django.contrib.admin.models import LogEntry
+
+    agent = make_agent(acme)
+    console.post(url(Agent, "delete", agent.pk))
+    assert not LogEntry.objects.exists()
+
+
+def test_the_overview_tells_the_organizations_numbers(console, acme, globex):
+    make_session(acme, name="Late parcel", agent=make_agent(acme, name="Scout"))
+    make_memory(acme, content="Likes tea")
+    make_memory(globex, content="A secret of globex")
+    html = console.get(reverse("admin:index")).content.decode()
+    for said in ("Late parcel", "Scout", "Likes tea", "Pending <b>1</b>"):
+        assert said in html
+    assert "secret of globex" not in html
+
+
+def test_the_sidebar_holds_what_the_role_may_open(console, viewer, platform_console):
+    html = console.get(reverse("admin:index")).content.decode()
+    assert all(f"<span>{word}</span>" in html for word in ("API keys", "Audit log", "Trash"))
+    html = viewer.get(reverse("admin:index")).content.decode()
+    assert "<span>Members</span>" in html
+    assert not any(f"<span>{word}</span>" in html for word in ("API keys", "Audit log"))
+    html = platform_console.get(reverse("admin:index")).content.decode()
+    assert "<span>Organizations</span>" in html
+
+
+def test_the_trash_lists_what_was_deleted_and_restores_it(console, foreign, acme):
+    agent = make_agent(acme, name="Old bot")
+    session = make_session(acme, agent=agent, name="A talk with it")
+    console.post(url(Agent, "delete", agent.pk))
+    html = console.get(reverse("admin:trash")).content.decode()
+    assert "Old bot" in html
+    assert "A talk with it" not in html  # it went with its agent
+    assert "Old bot" not in foreign.get(reverse("admin:trash")).content.decode()
+
+    page = console.post(url(Session, "restore", session.pk), {"trash": "1"}, follow=True)
+    assert "The agent lies in the trash: restore that first." in page.content.decode()
+    page = console.post(url(Agent, "restore", agent.pk), {"trash": "1"}, follow=True)
+    assert page.redirect_chain[-1][0] == reverse("admin:trash")
+    assert "Restored: 1 agent, 1 session." in page.content.decode()
+
+
+def test_a_session_reads_as_a_conversation(console, acme):
+    ada, nora = make_user(acme, name="Ada"), make_agent(acme, name="Nora")
+    session = make_session(acme, user=ada, agent=nora)
+    run = make_run(session, run_id="r-1", content="It is on its way.", model="some-model")
+    make_message(acme, session=session, run=run, role="user", text="Where is it?", user=ada)
+    told = [
+        {"role": "user", "content": "Said before", "from_history": True},
+        {"role": "user", "content": [{"type": "text", "text": "And the bill?"}]},
+    ]
+    make_run(session, run_id="r-2", messages=told, content="Paid.")
+    make_message(acme, session=session, role="system", text="Handed over.")
+    html = console.get(url(Session, "change", session.pk)).content.decode()
+    conversation = html[html.index('id="conversation"') :]
+    said = ["r-1", "Ada", "Where is it?", "It is on its way.", "r-2", "And the bill?", "Paid."]
+    places = [conversation.index(words) for words in [*said, "Handed over."]]
+    assert places == sorted(places)
+    assert "Said before" not in conversation
+
+
+def test_a_memory_shows_its_versions(console, acme, alice):
+    memory = make_memory(acme, content="Likes tea")
+    data = {"content": "Likes coffee", "importance": "0.5", "memory_type": "core"}
+    data |= {"scope": "user", "level": "operational", "metadata": "{}"}
+    console.post(url(Memory, "change", memory.pk), data)
+    html = console.get(url(Memory, "change", memory.pk)).content.decode()
+    versions = html[html.index('id="versions"') :]
+    assert versions.index("Likes coffee") < versions.index("Likes tea")
+    assert f"by {alice.name}" in versions
+
+
+def test_counting_stops(console, acme, monkeypatch):
+    monkeypatch.setattr(lists, "COUNT_BOUND", 2)
+    for _ in range(4):
+        make_user(acme)
+    html = console.get("/admin/accounts/user/").content.decode()
+    assert "more than 2" in html
+
+
+def test_a_range_of_days_holds_its_last_day(console, acme):
+    memory = make_memory(acme)
+    today = timezone.localdate()
+    for first, last, is_there in (
+        (today, today, True),
+        (today - timedelta(days=3), today - timedelta(days=1), False),
+    ):
+        days = {"created_at_from": f"{first:%Y-%m-%d}", "created_at_to": f"{last:%Y-%m-%d}"}
+        page = console.get(url(Memory, "changelist", **days))
+        assert (str(memory.pk) in page.content.decode()) is is_there
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "memory_type__exact=core",
+        "agent__id__exact=x",
+        "session_id=s-1",
+        "session_id=%00",
+        "q=%00",
+        "o=9",
+        "p=99",
+        "e=1",
+    ],
+)
+def test_odd_queries_do_not_break_a_list(query, console, acme):
+    make_memory(acme)
+    assert console.get(f"{url(Memory, 'changelist')}?{query}").status_code in (200, 302)
+
+
+def test_no_page_reads_a_vector(console, acme, django_assert_max_num_queries):
+    memory = make_memory(acme)
+    with django_assert_max_num_queries(100) as asked:
+        for page in (url(Memory, "changelist"), url(Memory, "change", memory.pk), "/admin/"):
+            console.get(page)
+    columns = " ".join(query["sql"] for query in asked.captured_queries)
+    assert "memories_memory" in columns
+    assert '"embedding",' not in columns
+    assert '"document"' not in columns
+
+
+def test_pages_are_found_by_name(console, viewer):
+    search = reverse("admin:search", query={"s": "mem", "extended": "1"})
+    found = console.get(search).content.decode()
+    assert all(word in found for word in ("Memories", "Members"))
+    assert console.get(reverse("admin:search")).status_code == 200
+    assert (
+        "API keys" not in viewer.get(reverse("admin:search", query={"s": "api"})).content.decode()
+    )
+
+
+# Statements per page, the session and the member among them; they do not grow with the rows.
+_LISTS = 9
+_PAGES = {Session: 15, Agent: 14, Memory: 12, Run: 11, Message: 13}
+
+
+def _fill(organization):
+    user, agent = make_user(organization), make_agent(organization)
+    block, tool = make_block(organization, user=user), make_tool(organization)
+    session = make_session(organization, user=user, agent=agent)
+    run = make_run(session)
+    message = make_message(organization, session=session, run=run, agent=agent, user=user)
+    memory = make_memory(organization, user=user, agent=agent)
+    return {type(row): row for row in (user, agent, block, tool, session, run, message, memory)}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=names)
+def test_a_list_takes_as_many_statements_for_many_rows(
+    model, console, acme, django_assert_max_num_queries
+):
+    for _ in range(6):
+        _fill(acme)
+    console.get(url(model, "changelist"))
+    with django_assert_max_num_queries(_LISTS):
+        console.get(url(model, "changelist"))
+
+
+@pytest.mark.parametrize("model", _PAGES, ids=lambda model: model._meta.model_name)
+def test_a_page_takes_a_fixed_number_of_statements(model, console, acme, django_assert_num_queries):
+    rows = _fill(acme)
+    for _ in range(4):
+        make_message(acme, session=rows[Session], agent=rows[Agent], user=rows[Session].user)
+    page = url(model, "change", rows[model].pk)
+    console.get(page)
+    with django_assert_num_queries(_PAGES[model]):
+        console.get(page)
+
+
+def test_the_overview_takes_a_fixed_number_of_statements(
+    console, platform_console, acme, django_assert_num_queries
+):
+    _fill(acme)
+    for client, number in ((console, 17), (platform_console, 11)):
+        client.get(reverse("admin:index"))
+        with django_assert_num_queries(number):
+            client.get(reverse("admin:index"))
