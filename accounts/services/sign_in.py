@@ -27,7 +27,7 @@ def note_sign_in(*, email: str, succeeded: bool, actor: Actor) -> None:
         record_event(
             organization=organization_id,
             actor=actor,
-            action="signed in",
+            action="signed_in",
             resource_type="member",
             resource_id=member.pk if member else None,
             status=AuditEvent.Status.SUCCESS if succeeded else AuditEvent.Status.FAILURE,

@@ -164,10 +164,11 @@ def test_a_key_is_shown_once_and_opens(console, acme):
     page = console.post(url(ApiKey, "add"), CASES[ApiKey].form)
     secret = page.context["secret"]
     assert secret in page.content.decode()
-    organization, actor = authenticate_key(secret)
-    assert organization == acme
-    assert actor.may("memory:read")
-    assert not actor.may("memory:write")
+    holder = authenticate_key(secret)
+    assert holder is not None
+    assert holder.organization == acme
+    assert holder.actor.may("memory:read")
+    assert not holder.actor.may("memory:write")
     with tenant(acme):
         key = ApiKey.objects.for_organization(acme).get()
     assert secret not in console.get(url(ApiKey, "change", key.pk)).content.decode()

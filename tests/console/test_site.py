@@ -42,7 +42,7 @@ def test_signing_in_is_noted_in_the_organizations_log(acme, alice):
     _, page = sign_in(alice.email, "wrong")
     assert "correct email and password" in page.content.decode()
     with tenant(acme):
-        events = AuditEvent.objects.for_organization(acme).filter(action="signed in")
+        events = AuditEvent.objects.for_organization(acme).filter(action="signed_in")
         told = events.order_by("created_at").values_list(
             "status", "actor_name", "resource_id", "ip", "user_agent"
         )
@@ -56,7 +56,7 @@ def test_a_stranger_and_a_superuser_are_noted_in_no_organizations_log(root, acme
     sign_in("nobody@example.org")
     sign_in(root.email)
     with platform():
-        events = AuditEvent.objects.filter(organization=None, action="signed in")
+        events = AuditEvent.objects.filter(organization=None, action="signed_in")
         told = events.order_by("created_at").values_list("status", "actor_name", "actor_id")
         assert list(told) == [
             ("failure", "nobody@example.org", None),
