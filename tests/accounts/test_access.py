@@ -1,0 +1,528 @@
+"""Who gets in, who may do what, and what the audit log says of it."""
+
+import json
+import secrets
+from datetime import timedelta
+from importlib import import_module
+from uuid import UUID, uuid4
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connections
+from django.utils import timezone
+
+from accounts.access import (
+    authenticate_key,
+    hash_key,
+    member_actor,
+    member_by_email,
+    organization_by_id,
+    organization_by_slug,
+)
+from accounts.actors import Actor
+from accounts.errors import Conflict, Forbidden, Invalid, NotFound
+from accounts.models import ApiKey, AuditEvent, Member, Organization
+from accounts.roles import ALL_PERMISSIONS, PERMISSIONS, Role
+from accounts.services.keys import api_keys, issue_key, note_use, revoke_key
+from accounts.services.organizations import members, organizations
+from accounts.services.users import users
+from accounts.tenancy import platform, tenant
+from memories.models import Memory
+from memories.services.agents import agents
+from memories.services.memories import memories
+from tests.makers import TESTER, make_agent, make_key, make_member, make_memory, make_user
+
+pytestmark = pytest.mark.django_db
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(autouse=True)
+def quick_passwords(settings):
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+def issue(organization, **over):
+    values = {"name": "key", "scopes": ["memory:read"], **over}
+    with tenant(organization):
+        return issue_key(organization=organization, actor=TESTER, **values)
+
+
+# -- keys ---------------------------------------------------------------------------------------
+
+
+def test_a_key_opens_its_organization_with_its_scopes(acme, globex):
+    key, secret = issue(acme, scopes=["memory:write", "memory:read", "memory:read"])
+    holder = authenticate_key(secret)
+    assert holder.organization == acme
+    assert (holder.actor.kind, holder.actor.id, holder.actor.name) == ("api_key", key.pk, "key")
+    assert holder.actor.permissions == {"memory:read", "memory:write"}
+    assert not holder.actor.may("memory:delete")
+    assert holder.is_stale
+
+
+def test_the_secret_is_not_kept(acme):
+    key, secret = issue(acme)
+    with tenant(acme):
+        stored = ApiKey.objects.for_organization(acme).values().get(pk=key.pk)
+    assert bytes(stored["hash"]) == hash_key(secret)
+    assert len(secret) > 50
+    assert secret.startswith(f"{stored['prefix']}_")
+    kept = json.dumps(stored, default=str)
+    assert secret not in kept
+    assert secret.rpartition("_")[2] not in kept
+
+
+def test_two_keys_are_never_alike(acme):
+    assert len({issue(acme)[1] for _ in range(5)}) == 5
+
+
+@pytest.mark.parametrize("wrong", ["", "agm_", "agm_12345678_nonsense", "x" * 10_000, "é\u0001'--"])
+def test_an_unknown_key_opens_nothing(acme_key, wrong):
+    assert authenticate_key(wrong) is None
+    assert authenticate_key(acme_key + "x") is None
+    assert authenticate_key(acme_key[:-1]) is None
+
+
+def test_a_revoked_key_opens_nothing(acme):
+    key, secret = issue(acme)
+    with tenant(acme):
+        revoke_key(key, organization=acme, actor=TESTER)
+    assert authenticate_key(secret) is None
+
+
+def test_a_key_opens_until_it_expires(acme):
+    now = timezone.now()
+    assert authenticate_key(issue(acme, expires_at=now + timedelta(hours=1))[1])
+    assert authenticate_key(issue(acme, expires_at=now - timedelta(seconds=1))[1]) is None
+
+
+def test_a_deleted_key_opens_nothing_and_a_restored_one_does(acme):
+    key, secret = issue(acme)
+    with tenant(acme):
+        rows = ApiKey.objects.for_organization(acme).filter(pk=key.pk)
+        api_keys.delete(rows, organization=acme, actor=TESTER)
+    assert authenticate_key(secret) is None
+    with tenant(acme):
+        api_keys.restore(rows, organization=acme, actor=TESTER)
+    assert authenticate_key(secret).actor.id == key.pk
+
+
+def test_a_deleted_organizations_keys_and_members_open_nothing(acme, globex_key):
+    _, secret = issue(acme)
+    make_member(acme, "alice")
+    with platform():
+        rows = Organization.objects.filter(pk=acme.pk)
+        organizations.delete(rows, organization=acme, actor=TESTER)
+    assert authenticate_key(secret) is None
+    assert authenticate_key(globex_key)
+    for look_up in (
+        lambda: member_by_email("alice@acme.example"),
+        lambda: organization_by_slug("acme"),
+        lambda: organization_by_id(acme.pk),
+    ):
+        with pytest.raises(NotFound):
+            look_up()
+
+
+def test_the_use_of_a_key_is_noted_once_a_minute(acme):
+    key, secret = issue(acme)
+    with tenant(acme):
+        note_use(authenticate_key(secret).actor, organization=acme)
+        first = ApiKey.objects.for_organization(acme).get(pk=key.pk).last_used_at
+        assert timezone.now() - first < timedelta(minutes=1)
+        note_use(authenticate_key(secret).actor, organization=acme)
+        assert ApiKey.objects.for_organization(acme).get(pk=key.pk).last_used_at == first
+    assert not authenticate_key(secret).is_stale
+
+
+def test_nobody_gives_a_scope_he_does_not_have(acme):
+    reader = Actor(kind="api_key", name="reader", permissions=frozenset({"memory:read"}))
+    refused = r"You cannot give what you do not have: memory:delete, memory:write\."
+    with tenant(acme):
+        with pytest.raises(Forbidden, match=refused):
+            issue_key(
+                organization=acme,
+                actor=reader,
+                name="more",
+                scopes=["memory:write", "memory:read", "memory:delete"],
+            )
+        assert not ApiKey.objects.for_organization(acme).exists()
+    with pytest.raises(Forbidden, match="everything"):
+        issue(acme, scopes=["everything"])  # nobody has a scope that there is not
+
+
+# -- roles --------------------------------------------------------------------------------------
+
+
+def test_the_table_of_roles():
+    everything = frozenset(ALL_PERMISSIONS)
+    assert len(everything) == 5 * 3 + 4
+    assert PERMISSIONS.keys() == set(Role)
+    assert PERMISSIONS[Role.OWNER] == PERMISSIONS[Role.ADMIN] == everything
+    reads = {f"{thing}:read" for thing in ("memory", "session", "agent", "user", "organization")}
+    assert PERMISSIONS[Role.VIEWER] == reads
+    assert PERMISSIONS[Role.USER] == reads | {"memory:write", "session:write"}
+
+
+def test_an_absent_permission_denies(acme):
+    assert not any(Actor(kind="system", name="").may(scope) for scope in ALL_PERMISSIONS)
+    viewer = member_actor(make_member(acme, "vera", role="viewer"))
+    assert {scope for scope in ALL_PERMISSIONS if viewer.may(scope)} == PERMISSIONS[Role.VIEWER]
+
+
+# -- members ------------------------------------------------------------------------------------
+
+
+def make(organization, actor=TESTER, **over) -> Member:
+    values = {"email": "bob@acme.example", "name": "Bob", "password": PASSWORD, **over}
+    with tenant(organization):
+        return members.create(organization=organization, actor=actor, values=values)
+
+
+def test_a_member_signs_in_with_the_password_given(acme):
+    member = make(acme)
+    assert member.check_password(PASSWORD)
+    assert PASSWORD not in member.password
+    assert (member.organization, member.role, member.is_superuser) == (acme, "viewer", False)
+    assert not make(acme, email="no@acme.example", password="").has_usable_password()
+
+
+@pytest.mark.parametrize(
+    ("password", "message"),
+    [
+        ("short", "at least 12 characters"),
+        ("password1234", "too common"),
+        ("918273645546", "entirely numeric"),
+        ("bob@acme.example", "too similar to the email"),
+    ],
+)
+def test_a_weak_password_is_refused(acme, password, message):
+    with pytest.raises(Invalid, match=message) as caught:
+        make(acme, password=password)
+    assert caught.value.field == "password"
+    assert not Member.objects.for_organization(acme).exists()
+    member = make(acme)
+    with pytest.raises(Invalid, match=message), tenant(acme):
+        values = {"password": password}
+        members.update(member, organization=acme, actor=TESTER, values=values)
+    assert member_by_email("bob@acme.example").check_password(PASSWORD)
+
+
+@pytest.mark.parametrize("email", ["", "bob", "bob@", "@acme.example", "a b@acme.example"])
+def test_an_address_is_one(acme, email):
+    with pytest.raises(Invalid) as caught:
+        make(acme, email=email)
+    assert caught.value.field == "email"
+
+
+def test_addresses_do_not_differ_by_case_alone(acme, globex):
+    bob = make(acme, email=" Bob@ACME.example ")
+    assert bob.email == "bob@acme.example"
+    for organization in (acme, globex):
+        with pytest.raises(Conflict, match="another member with this email") as caught:
+            make(organization, email="BOB@acme.example")
+        assert caught.value.field == "email"
+    assert member_by_email("BOB@Acme.Example") == bob
+    assert Member.objects.get_by_natural_key("Bob@acme.example") == bob
+
+
+def test_giving_and_taking_roles_needs_the_permission(acme):
+    maker = Actor(kind="api_key", name="hr", permissions=frozenset({"members:manage"}))
+    bob = make(acme, actor=maker)
+    assert bob.role == Role.VIEWER
+    with pytest.raises(Forbidden, match="Only who manages roles may give one"):
+        make(acme, actor=maker, email="eve@acme.example", role="admin")
+
+    owner = make(acme, email="olga@acme.example", role="owner")
+
+    def change(member, actor=maker, **values):
+        with tenant(acme):
+            return members.update(member, organization=acme, actor=actor, values=values)
+
+    for member, role in ((bob, "admin"), (bob, "user"), (owner, "viewer"), (owner, "admin")):
+        with pytest.raises(Forbidden, match="Only who manages roles may give or take one"):
+            change(member, role=role)
+    # A form has changed the object before the service sees it.
+    bob.role = "owner"
+    with pytest.raises(Forbidden):
+        change(bob, role="owner")
+    owner.email = "mine@acme.example"
+    with pytest.raises(Forbidden, match="how this member signs in"):
+        change(owner, email="mine@acme.example")
+    assert change(bob, name="Robert", role="viewer").name == "Robert"  # the role it has
+    assert change(bob, actor=TESTER, role="admin").role == "admin"
+
+
+def test_nobody_is_moved_to_another_organization(acme, globex):
+    bob = make(acme)
+    user = make_user(acme)
+    for records, row in ((members, bob), (users, user)):
+        for values in ({"organization": globex}, {"organization_id": globex.pk}):
+            for door in (tenant(acme), platform()):
+                with pytest.raises(Invalid, match="stays in its organization"), door:
+                    records.update(row, organization=acme, actor=TESTER, values=values)
+    with platform():
+        made = users.create(
+            organization=acme,
+            actor=TESTER,
+            values={"external_id": "u", "organization_id": globex.pk},
+        )
+    assert made.organization_id == acme.pk
+    assert member_by_email("bob@acme.example").organization == acme
+
+
+def test_a_member_is_updated_within_the_organization_alone(acme, mallory):
+    with pytest.raises(NotFound), tenant(acme):
+        members.update(mallory, organization=acme, actor=TESTER, values={"name": "x"})
+
+
+def test_a_member_cannot_become_a_platform_superuser(acme):
+    with pytest.raises(Invalid, match="belongs to one organization"):
+        make(acme, is_superuser=True)
+
+
+def test_a_member_who_left_is_not_found(acme):
+    bob = make(acme)
+    with tenant(acme):
+        members.update(bob, organization=acme, actor=TESTER, values={"is_active": False})
+    with pytest.raises(NotFound, match=r"no active member 'bob@acme.example'"):
+        member_by_email("bob@acme.example")
+
+
+def test_a_superuser_belongs_to_no_organization():
+    root = Member.objects.create_superuser("Root@Example.com", PASSWORD, name="Root")
+    assert (root.email, root.organization, root.is_superuser) == ("root@example.com", None, True)
+    assert root.check_password(PASSWORD)
+
+
+# -- organizations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slug", ["", "Acme", "-acme", "acme-", "a_b", "a b", "ä", "a" * 64])
+def test_a_slug_is_one(slug):
+    with pytest.raises(Invalid) as caught, platform():
+        organizations.create(actor=TESTER, values={"name": "A", "slug": slug})
+    assert caught.value.field == "slug"
+    assert not Organization.objects.exists()
+
+
+def test_a_wrong_slug_is_explained():
+    message = r"A slug has 1 to 63 lower-case letters, digits and inner hyphens\."
+    with pytest.raises(Invalid, match=message), platform():
+        organizations.create(actor=TESTER, values={"name": "A", "slug": "Not A Slug"})
+
+
+def test_a_slug_is_taken_once(acme):
+    with pytest.raises(Conflict, match="another organization with this slug") as caught, platform():
+        organizations.create(actor=TESTER, values={"name": "Acme", "slug": "acme"})
+    assert (caught.value.field, caught.value.code) == ("slug", "duplicate")
+
+
+def test_an_unknown_organization_is_named():
+    with pytest.raises(NotFound, match="There is no organization 'nowhere'"):
+        organization_by_slug("nowhere")
+    with pytest.raises(NotFound):
+        organization_by_id(uuid4())
+
+
+# -- commands -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manage(monkeypatch, capsys):
+    """`manage.py NAME ARGUMENTS` as from a shell: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(connections, "close_all", lambda: None)  # it would end the test's own
+
+    def run(name, *arguments):
+        command = import_module(f"accounts.management.commands.{name}").Command()
+        code = 0
+        try:
+            command.run_from_argv(["manage.py", name, *arguments])
+        except SystemExit as leaving:
+            code = leaving.code
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_create_organization_prints_its_id_alone(manage):
+    code, out, err = manage("create_organization", "acme-labs")
+    made = Organization.objects.get()
+    assert (code, out, err) == (0, f"{made.pk}\n", "")
+    assert (made.slug, made.name) == ("acme-labs", "Acme Labs")
+    code, out, _ = manage("create_organization", "globex", "--name", "Globex GmbH")
+    assert Organization.objects.get(pk=UUID(out.strip())).name == "Globex GmbH"
+
+
+def test_create_organization_refuses_in_one_line(manage, acme):
+    taken = "CommandError: There is another organization with this slug, perhaps in the trash.\n"
+    assert manage("create_organization", "acme") == (1, "", taken)
+    code, out, err = manage("create_organization", "Not A Slug")
+    assert (code, out) == (1, "")
+    assert err.startswith("CommandError: A slug has 1 to 63 lower-case letters")
+    assert Organization.objects.get() == acme
+
+
+def test_create_member_prints_a_password_that_works(manage, acme):
+    code, out, err = manage(
+        "create_member", "Ann@acme.example", "--organization=acme", "--role=owner", "--name=Ann"
+    )
+    ann = member_by_email("ann@acme.example")
+    assert (code, err, len(out.splitlines())) == (0, "", 1)
+    assert ann.check_password(out.strip())
+    assert (ann.organization, ann.role, ann.name) == (acme, "owner", "Ann")
+
+
+def test_create_member_refuses_in_one_line(manage, alice, globex):
+    def run(email, organization):
+        return manage("create_member", email, f"--organization={organization}")
+
+    nowhere = "CommandError: There is no organization 'nowhere': `create_organization nowhere`"
+    code, out, err = run("bob@acme.example", "nowhere")
+    assert (code, out, err.startswith(nowhere)) == (1, "", True)
+    taken = "CommandError: There is another member with this email, perhaps in the trash.\n"
+    assert run("alice@acme.example", "acme") == (1, "", taken)
+    assert run("ALICE@acme.example", "globex") == (1, "", taken)
+    assert run("nobody", "acme") == (1, "", "CommandError: Enter a valid email address.\n")
+
+
+def test_create_api_key_prints_a_key_that_opens(manage, acme):
+    for role in ("admin", "user", "viewer"):
+        code, out, err = manage(
+            "create_api_key", "--organization=acme", f"--name={role}", f"--role={role}"
+        )
+        assert (code, err, len(out.splitlines())) == (0, "", 1)
+        holder = authenticate_key(out.strip())
+        assert (holder.organization, holder.actor.name) == (acme, role)
+        assert holder.actor.permissions == PERMISSIONS[role]
+
+
+def test_create_api_key_refuses_in_one_line(manage, acme):
+    code, out, err = manage("create_api_key", "--organization=nowhere", "--name=x")
+    assert (code, out) == (1, "")
+    assert err.startswith("CommandError: There is no organization 'nowhere'")
+    code, out, err = manage("create_api_key", "--organization=acme", "--name=x", "--role=root")
+    assert (code, out) == (2, "")
+    assert "invalid choice: 'root' (choose from 'admin', 'user', 'viewer')" in err
+    with pytest.raises(CommandError, match="--organization"):
+        call_command("create_api_key", name="x")
+    with tenant(acme):
+        assert not ApiKey.objects.for_organization(acme).exists()
+
+
+# -- the audit log ------------------------------------------------------------------------------
+
+VISITOR = Actor(
+    kind="member",
+    name="alice@acme.example",
+    id=uuid4(),
+    permissions=frozenset(ALL_PERMISSIONS),
+).at(request_id="r-1", ip="192.0.2.7", user_agent="curl/8 " + "x" * 400)
+
+
+def events(organization) -> list[AuditEvent]:
+    with tenant(organization):
+        return list(AuditEvent.objects.for_organization(organization).order_by("created_at", "id"))
+
+
+def news(organization, seen) -> list[AuditEvent]:
+    return [event for event in events(organization) if event not in seen]
+
+
+def test_a_change_is_one_event_with_who_what_when_and_from_where(acme, globex):
+    seen, before = events(acme), timezone.now()
+    with tenant(acme):
+        agent = agents.create(organization=acme, actor=VISITOR, values={"name": "Ada"})
+    (event,) = news(acme, seen)
+    assert (event.action, event.resource_type, event.resource_id) == ("created", "agent", agent.pk)
+    assert (event.actor_kind, event.actor_id) == ("member", VISITOR.id)
+    assert event.actor_name == "alice@acme.example"
+    assert (event.request_id, event.ip) == ("r-1", "192.0.2.7")
+    assert event.user_agent.startswith("curl/8 x")
+    assert len(event.user_agent) == 300
+    assert before <= event.created_at <= timezone.now()
+    assert (event.status, event.organization_id) == ("success", acme.pk)
+    assert [e.action for e in events(globex)] == ["created"]  # of globex itself
+
+
+def test_each_verb_is_one_event(acme):
+    seen = events(acme)
+    with tenant(acme):
+        agent = agents.create(organization=acme, actor=VISITOR, values={"name": "Ada"})
+        rows = type(agent).objects.for_organization(acme).filter(pk=agent.pk)
+        changed = {"name": "Bea", "state": "busy"}
+        agents.update(agent, organization=acme, actor=VISITOR, values=changed)
+        agents.update(agent, organization=acme, actor=VISITOR, values=changed)  # nothing new
+        agents.delete(rows, organization=acme, actor=VISITOR)
+        agents.delete(rows, organization=acme, actor=VISITOR)  # nothing left
+        agents.restore(rows, organization=acme, actor=VISITOR)
+        agents.purge(rows, organization=acme, actor=VISITOR)
+    told = news(acme, seen)
+    assert [event.action for event in told] == [
+        "created", "updated", "deleted", "restored", "purged"
+    ]  # fmt: skip
+    assert {event.resource_id for event in told} == {agent.pk}
+    assert told[1].changes == {"fields": {"name": None, "state": None}}
+    assert told[2].changes == {"rows": {"agent": 1}}
+
+
+def test_many_rows_are_one_event_that_names_them(acme):
+    made = [make_agent(acme) for _ in range(3)]
+    seen = events(acme)
+    with tenant(acme):
+        rows = type(made[0]).objects.for_organization(acme)
+        agents.delete(rows, organization=acme, actor=VISITOR)
+    (event,) = news(acme, seen)
+    assert event.resource_id is None
+    assert set(event.changes["ids"]) == {str(agent.pk) for agent in made}
+
+
+def test_a_change_that_failed_leaves_no_event(acme):
+    make_user(acme, external_id="u1")
+    seen = events(acme)
+    with pytest.raises(Conflict), tenant(acme):
+        users.create(organization=acme, actor=VISITOR, values={"external_id": "u1"})
+    assert news(acme, seen) == []
+
+
+def test_the_audit_log_holds_nobodys_words_and_no_secret(acme):
+    secret_words = [f"canary{secrets.token_hex(8)}" for _ in range(8)]
+    said, again, speaker, context, note, mail, name, external = secret_words
+    memory = make_memory(acme, content=said, speaker=speaker, context=context, external_id=external)
+    with tenant(acme):
+        values = {"content": again, "metadata": {note: note}, "importance": 0.9, "speaker": name}
+        memories.update(memory, organization=acme, actor=VISITOR, values=values)
+        rows = Memory.objects.for_organization(acme)
+        memories.delete(rows, organization=acme, actor=VISITOR)
+        memories.restore(rows, organization=acme, actor=VISITOR)
+        memories.purge(rows, organization=acme, actor=VISITOR)
+    user = make_user(acme, name=name, email=f"{mail}@acme.example", external_id=external)
+    with tenant(acme):
+        users.update(user, organization=acme, actor=VISITOR, values={"name": said})
+    bob = make(acme)
+    with tenant(acme):
+        change = {"password": f"{said} battery", "name": note, "role": "user"}
+        members.update(bob, organization=acme, actor=VISITOR, values=change)
+    api_key = make_key(acme)
+    with tenant(acme):
+        log = json.dumps(list(AuditEvent.objects.for_organization(acme).values()), default=str)
+    assert "purged" in log
+    hidden = [*secret_words, PASSWORD, api_key, api_key.rpartition("_")[2], hash_key(api_key).hex()]
+    assert [word for word in hidden if word in log] == []
+    # What is no one's words is told, old and new.
+    (changed,) = [e for e in events(acme) if (e.resource_type, e.action) == ("memory", "updated")]
+    assert changed.changes["fields"]["importance"] == [0.5, 0.9]
+    (role,) = [e for e in events(acme) if (e.resource_type, e.action) == ("member", "updated")]
+    assert role.changes["fields"] == {"password": None, "name": None, "role": ["viewer", "user"]}
+
+
+def test_keys_issued_and_revoked_are_told(acme):
+    seen = events(acme)
+    key, _ = issue(acme)
+    with tenant(acme):
+        revoke_key(key, organization=acme, actor=VISITOR)
+    made, revoked = news(acme, seen)
+    assert (made.action, made.resource_id) == ("created", key.pk)
+    assert (revoked.action, revoked.actor_id) == ("updated", VISITOR.id)
+    assert list(revoked.changes["fields"]) == ["revoked_at"]
