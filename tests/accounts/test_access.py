@@ -508,7 +508,7 @@ def test_the_audit_log_holds_nobodys_words_and_no_secret(acme):
     with tenant(acme):
         log = json.dumps(list(AuditEvent.objects.for_organization(acme).values()), default=str)
     assert "purged" in log
-    hidden = [*secret_words, PASSWORD, api_key, api_key.rpartition("_")[2], hash_key(api_key).hex()]
+    hidden = [*secret_words, PASSWORD, api_key, api_key.split("_", 2)[2], hash_key(api_key).hex()]
     assert [word for word in hidden if word in log] == []
     # What is no one's words is told, old and new.
     (changed,) = [e for e in events(acme) if (e.resource_type, e.action) == ("memory", "updated")]
