@@ -11,6 +11,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.core.validators import RegexValidator
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Lower
 from django.db.models.lookups import Exact
 from django.utils import timezone
 
@@ -88,6 +89,11 @@ class Member(AbstractBaseUser, AuditColumns):
                 violation_error_message=(
                     "A member belongs to one organization, a platform superuser to none."
                 ),
+            ),
+            models.CheckConstraint(
+                name="accounts_member_email_lower",
+                condition=Q(email=Lower("email")),
+                violation_error_message="An address is kept in lower case.",
             ),
             models.CheckConstraint(
                 name="accounts_member_role_known", condition=Q(role__in=Role.values)

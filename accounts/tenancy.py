@@ -102,7 +102,9 @@ class TenantModel(AuditColumns):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     organization = OrganizationKey()
-    metadata = models.JSONField(default=dict, blank=True)
+    metadata = models.JSONField(
+        default=dict, db_default=models.Value({}, models.JSONField()), blank=True
+    )
 
     # False where rows never go to the trash: they stay as they are until their parent is purged.
     has_trash = True

@@ -110,6 +110,7 @@ class Records(Generic[M]):
         The whole set gets one `deleted_at`: by it, `restore` finds what went together.
         """
         stamp = {"is_deleted": True, "deleted_at": timezone.now()}
+        rows = rows.for_organization(organization)
         with transaction.atomic():
             return self._move("deleted", rows, _live, stamp, organization, actor)
 
@@ -119,18 +120,22 @@ class Records(Generic[M]):
         Raises: Conflict (a live row has taken the place, or the parent lies in the trash).
         """
         stamp = {"is_deleted": False, "deleted_at": None}
+        rows = rows.for_organization(organization)
         counts: Counts = {}
         with transaction.atomic():
-            self._refuse_without_parent(rows)
             deleted = rows.filter(is_deleted=True).order_by("deleted_at")
             for moment in list(deleted.values_list("deleted_at", flat=True).distinct()):
-                part = self._move("restored", rows, _deleted_at(moment), stamp, organization, actor)
+                together = _deleted_at(moment)
+                for below in _descend(together(rows), organization, together):
+                    _refuse_orphans(below, but=None if below.model is self.model else moment)
+                part = self._move("restored", rows, together, stamp, organization, actor)
                 counts = {k: counts.get(k, 0) + part.get(k, 0) for k in {**counts, **part}}
         return counts
 
     def purge(self, rows: Rows, *, organization: Organization, actor: Actor) -> Counts:
         """Removes `rows` and all that hangs on them for good; references that outlive them are
         emptied. How many rows of which model went."""
+        rows = rows.for_organization(organization)
         counts: Counts = {}
         with transaction.atomic(), named_violations(self.model):
             ids = _first_ids(rows)
@@ -181,15 +186,6 @@ class Records(Generic[M]):
         if counts:
             self._event(action, organization, actor, ids, {"rows": counts})
         return counts
-
-    def _refuse_without_parent(self, rows: Rows) -> None:
-        for field in self.model._meta.fields:
-            if not isinstance(field, TenantForeignKey):
-                continue
-            is_parent = field.remote_field.on_delete is models.CASCADE
-            if is_parent and rows.filter(**{f"{field.name}__is_deleted": True}).exists():
-                parent = field.related_model._meta.verbose_name
-                raise Conflict(f"The {parent} lies in the trash: restore that first.")
 
     def _note(
         self,
@@ -245,6 +241,22 @@ def _descend(
         elif for_good:
             below.update(**{reference.name: None})
     yield rows
+
+
+def _refuse_orphans(rows: Rows, *, but: datetime | None) -> None:
+    """Refuses to bring back rows whose parent stays in the trash: a purge of it would take them.
+    Parents deleted at `but` are being brought back with them."""
+    for field in rows.model._meta.fields:
+        if not isinstance(field, TenantForeignKey):
+            continue
+        if field.remote_field.on_delete is not models.CASCADE:
+            continue
+        orphans = rows.filter(**{f"{field.name}__is_deleted": True})
+        if but is not None:
+            orphans = orphans.exclude(**{f"{field.name}__deleted_at": but})
+        if orphans.exists():
+            child, parent = rows.model._meta.verbose_name, field.related_model._meta.verbose_name
+            raise Conflict(f"The {parent} of this {child} lies in the trash: restore that first.")
 
 
 def _all(rows: Rows) -> Rows:

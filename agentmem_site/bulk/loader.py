@@ -447,7 +447,7 @@ class _Loader:
 
     def _copy(self, cursor: Any, stage: Stage, batch: _Batch) -> None:
         self._execute(stage.create())
-        with cursor.copy(stage.copy()) as copy:
+        with connection.wrap_database_errors, cursor.copy(stage.copy()) as copy:
             copy.write(binary.HEADER)
             for start in range(0, len(batch.rows), _COPY_ROWS):
                 copy.write(b"".join(batch.rows[start : start + _COPY_ROWS]))

@@ -1,6 +1,7 @@
 """What the application may do with the tables: granted by their owner after each migration."""
 
 from django.apps import apps
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
@@ -25,6 +26,7 @@ def grant_to_application(connection: BaseDatabaseWrapper) -> None:
         for model in apps.get_models()
         if getattr(model, "is_append_only", False) and model._meta.db_table in present
     ]
-    with connection.cursor() as cursor:
+    # In one transaction: no moment in which the audit log could be changed.
+    with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)

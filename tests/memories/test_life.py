@@ -61,6 +61,20 @@ def test_deleting_an_agent_takes_what_hangs_on_it_and_restoring_brings_the_same_
         assert event.changes == {"rows": counts}
 
 
+def test_a_row_is_not_brought_back_under_a_parent_that_stays_in_the_trash(acme):
+    agent, user = make_agent(acme), make_user(acme)
+    make_session(acme, agent=agent, user=user)
+    with tenant(acme):
+        agent_rows = Agent.objects.for_organization(acme).filter(pk=agent.pk)
+        user_rows = User.objects.for_organization(acme).filter(pk=user.pk)
+        agents.delete(agent_rows, organization=acme, actor=TESTER)
+        users.delete(user_rows, organization=acme, actor=TESTER)
+        with pytest.raises(Conflict, match="The user of this session lies in the trash"):
+            agents.restore(agent_rows, organization=acme, actor=TESTER)
+        users.restore(user_rows, organization=acme, actor=TESTER)
+        assert agents.restore(agent_rows, organization=acme, actor=TESTER)["session"] == 1
+
+
 def test_a_memory_said_again_is_the_same_row(acme):
     with tenant(acme):
         first, is_new = add_memory(
