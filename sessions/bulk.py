@@ -39,7 +39,7 @@ class _Tokens(msgspec.Struct):
 _tokens = msgspec.json.Decoder(_Tokens)
 
 
-class RunLine(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class RunLine(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     run_id: KeyText
     status: Run.Status | None = None
     started_at: Moment | None = None

@@ -2,9 +2,9 @@
 
     readers.py  bytes -> numbered lines
     spec.py     what a resource's line looks like and where it goes (each app's bulk.py fills it in)
-    binary.py   values -> PostgreSQL's binary COPY format
+    encode.py   lines -> rows in PostgreSQL's binary COPY format (binary.py), a batch ahead
     sql.py      the statements of a batch
-    loader.py   decode -> COPY into a temp table -> INSERT .. ON CONFLICT -> counts
+    loader.py   references -> COPY into a temp table -> INSERT .. ON CONFLICT -> counts
 
 Still to come, each in its place: more formats (readers.py), workers, resumable jobs, retries and
 a reject file (loader.py), the hash probe for rows seen before (sql.py).

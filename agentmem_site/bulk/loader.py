@@ -7,34 +7,31 @@ The place of what is still to come: workers (one Loader each), resumable jobs an
 `_load_batch`), a reject file (where a LineError is caught).
 """
 
-import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from django.db import Error as DatabaseError
-from django.db import InterfaceError, OperationalError, connection
+from django.db import IntegrityError, InterfaceError, OperationalError, connection
 from django.db import transaction as django_transaction
 from django.utils import timezone
-from psycopg import sql
 
 from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
-from agentmem_site.bulk.readers import NumberedLine, UnreadableFile, check_text
-from agentmem_site.bulk.spec import LineError, LoadSpec, Reference, moment
-from agentmem_site.bulk.sql import Stage, Stamp
+from agentmem_site.bulk.encode import Batch, Encoder, Known, Name
+from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
+from agentmem_site.bulk.spec import LineError, LoadSpec, Reference
+from agentmem_site.bulk.sql import Expect, Stage, Stamp
 from agentmem_site.db.ids import uuid7_bytes
 
 _COPY_ROWS = 256  # rows joined for one write: about a megabyte
 _MAX_KNOWN = 200_000  # references kept between batches
-_PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
-_QUOTED = re.compile(r"`(.*)`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +133,13 @@ def load(
     loader = _Loader(spec, organization_id, actor_id, options)
     report = LoadReport(spec.resource, dry_run=options.dry_run)
     started = time.monotonic()
-    source = iter(lines)
 
     def batches() -> None:
-        while batch := list(islice(source, options.batch_size)):
+        for batch in _encoded_ahead(lines, loader.encoder, options.batch_size):
             with django_transaction.atomic() if options.dry_run else transaction():
                 loader.load_batch(batch, report)
+            if not options.dry_run:
+                loader.tell_planner()
             report.seconds = time.monotonic() - started
             on_batch(report)
 
@@ -165,87 +163,28 @@ def load(
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """The rows of a batch, ready to be copied."""
+def _encoded_ahead(
+    lines: Iterable[NumberedLine], encoder: Encoder, batch_size: int
+) -> Iterator[Batch]:
+    """The batches of `lines`; while one is with the database, a thread encodes the next."""
+    source = iter(lines)
 
-    rows: Sequence[bytes]
-    duplicates: int
+    def encode_next() -> Batch | None:
+        chunk = list(islice(source, batch_size))
+        return encoder.encode(chunk) if chunk else None
 
-
-class _Encoder:
-    """Lines of one spec into rows of binary COPY."""
-
-    def __init__(self, spec: LoadSpec, *, keeps_time: bool) -> None:
-        self.spec = spec
-        self.known: dict[str, dict[Any, bytes]] = {r.column: {} for r in spec.references}
-        times = ("created_at", "updated_at") if keeps_time else ()
-        parent = (spec.parent_column,) if spec.parent_column else ()
-        names = [column.name for column in spec.columns]
-        self.columns = ("id", *parent, *names, *times)
-        self._sources = [c.source or c.name for c in spec.columns] + list(times)
-        get = attrgetter(*self._sources)
-        self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
-        self._encoders = [self._encoder(c.name, c.encode) for c in spec.columns]
-        self._encoders += [(moment, binary.NULL)] * len(times)
-        self._header = binary.row_header(len(self.columns))
-        self._within = [
-            (names.index(r.column), names.index(r.within)) for r in spec.references if r.within
-        ]
-        offset = len(self.columns) - len(self._encoders)
-        self._keys = [
-            [self.columns.index(name) - offset for name in key.columns if name not in parent]
-            for key in spec.keys
-        ]
-
-    def encode(
-        self, line: Any, row_id: bytes, parent: bytes = b""
-    ) -> tuple[tuple[bytes, ...], bytes]:
-        """(what tells the row apart, the row). Raises: LineError."""
-        values = self._values(line)
-        if self._within:
-            values = self._with_outer(values)
-        try:
-            parts = [
-                default if value is None else encode(value)
-                for (encode, default), value in zip(self._encoders, values, strict=True)
-            ]
-        except Exception as error:
-            raise self._fault(values) from error
-        key: tuple[bytes, ...] = ()
-        for columns in self._keys:
-            key = tuple(parts[i] for i in columns)
-            if key[0] != binary.NULL:
-                break
-        return key, b"".join((self._header, row_id, parent, *parts))
-
-    def _encoder(self, name: str, encode: binary.Encode) -> tuple[binary.Encode, bytes]:
-        """How a column's values are encoded, and what stands for a missing one: its default."""
-        if name in self.known:
-            return self.known[name].__getitem__, binary.NULL
-        column = next(f for f in self.spec.model._meta.concrete_fields if f.column == name)
-        default = column.get_default()
-        if column.get_internal_type() == "JSONField":
-            missing = binary.NULL if default is None else encode(msgspec.json.encode(default))
-            return _json_or(missing, encode), missing
-        return encode, binary.NULL if default is None else encode(default)
-
-    def _with_outer(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        changed = list(values)
-        for inner, outer in self._within:
-            if values[inner] is not None:
-                changed[inner] = (values[outer], values[inner])
-        return tuple(changed)
-
-    def _fault(self, values: tuple[Any, ...]) -> LineError:
-        """The first column that cannot be encoded. (Found again: the fast path does not count.)"""
-        for source, (encode, _), value in zip(self._sources, self._encoders, values, strict=True):
-            try:
-                if value is not None:
-                    encode(value)
-            except Exception as error:
-                return LineError("invalid_value", source, str(error))
-        return LineError("invalid_value", "", "The line cannot be encoded")
+    usual = sys.getswitchinterval()
+    try:
+        # The thread that talks to the database needs the interpreter often and briefly: waiting
+        # 5 ms for it each time, it lost a tenth of the rows per second (2 cores, Python 3.11).
+        sys.setswitchinterval(0.0005)
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as ahead:
+            upcoming = ahead.submit(encode_next)
+            while batch := upcoming.result():
+                upcoming = ahead.submit(encode_next)
+                yield batch
+    finally:
+        sys.setswitchinterval(usual)
 
 
 class _Loader:
@@ -258,148 +197,110 @@ class _Loader:
         self.options = options
         self.organization_id = organization_id
         self.actor_id = actor_id
-        self._decoder = msgspec.json.Decoder(spec.line)
-        self._rows = _Encoder(spec, keeps_time=options.preserve_timestamps)
-        self._stage = Stage(spec, self._rows.columns)
-        # Nearly all rows of the last batch were new: the next one goes straight to the index.
-        self._expect_new: dict[str, bool] = {}
-        self._child_rows: _Encoder | None = None
-        if spec.children:
-            self._child_rows = _Encoder(spec.children.spec, keeps_time=False)
-            self._child_stage = Stage(spec.children.spec, self._child_rows.columns)
+        self.encoder = Encoder(spec, keeps_time=options.preserve_timestamps)
+        self._stage = Stage(spec, self.encoder.columns)
+        self._stages = [self._stage]
+        if self.encoder.children:
+            children = self.encoder.children
+            self._child_stage = Stage(children.spec, children.columns)
+            self._stages.append(self._child_stage)
+        self._known: Known = {reference.column: {} for reference in spec.references}
+        self._expect: dict[str, Expect] = {}
+        # Rows inserted by this load, and those the planner last knew of.
+        self._inserted: dict[str, int] = {}
+        self._planned_for: dict[str, int] = {}
 
-    def load_batch(self, batch: Sequence[NumberedLine], report: LoadReport) -> None:
+    def load_batch(self, batch: Batch, report: LoadReport) -> None:
         """One batch within the open transaction; the report is added to when all went well."""
-        lines = [(number, self._decode(number, line)) for number, line in batch]
         stamp = Stamp(self.organization_id, self.actor_id, timezone.now())
         with connection.cursor() as cursor:
             self._execute = cursor.execute
             self._fetch = cursor.fetchall
-            self._execute(
-                sql.SQL("SET LOCAL statement_timeout = {}").format(
-                    sql.Literal(int(self.options.timeout_s * 1000))
-                )
-            )
+            self._execute(statements.settings(timeout_s=self.options.timeout_s))
             try:
-                self._resolve(lines, stamp)
-                rows, children = self._encode(lines)
+                self._resolve(batch, stamp)
+                rows, children = batch.finish(self._known)
                 counts = self._write(cursor, rows, children, stamp, report)
             except BaseException:
                 # What this transaction made is gone with it.
-                for known in self._rows.known.values():
+                for known in self._known.values():
                     known.clear()
                 raise
+        counts.duplicates = batch.read - len(rows)
         report.counts.add(counts)
-        report.read += len(batch)
+        report.read += batch.read
         report.batches += 1
-        report.last_line = batch[-1][0]
+        report.last_line = batch.last_line
+        if self.spec.children:
+            report.children[self.spec.children.source].duplicates += batch.child_duplicates
 
-    # -- lines -------------------------------------------------------------------------------------
+    def tell_planner(self) -> None:
+        """After a commit that made a table ten times what the planner takes it for: new figures.
 
-    def _decode(self, number: int, line: bytes) -> Any:
-        try:
-            check_text(line)
-            return self._decoder.decode(line)
-        except LineError as error:
-            error.line = number
-            raise
-        except msgspec.ValidationError as error:
-            raise _named(error, self.spec, number) from error
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise LineError("malformed_json", "", str(error), line=number) from error
-
-    def _encode(self, lines: list[tuple[int, Any]]) -> tuple[_Batch, _Batch]:
-        """The batch's rows and their children's, the last of each key."""
-        rows: dict[tuple[bytes, ...], tuple[bytes, list[bytes]]] = {}
-        child_duplicates = 0
-        source = self.spec.children.source if self.spec.children else ""
-        total = len(lines) + sum(len(getattr(line, source)) for _, line in lines if source)
-        ids = uuid7_bytes(total)
-        for number, line in lines:
-            row_id = binary.data(next(ids))
-            try:
-                key, row = self._rows.encode(line, row_id)
-                below: dict[tuple[bytes, ...], bytes] = {}
-                if self._child_rows:
-                    for position, child in enumerate(getattr(line, source)):
-                        try:
-                            child_key, child_row = self._child_rows.encode(
-                                child, binary.data(next(ids)), row_id
-                            )
-                        except LineError as error:
-                            error.field = f"{source}[{position}].{error.field}"
-                            raise
-                        child_duplicates += child_key in below
-                        below[child_key] = child_row
-            except LineError as error:
-                error.line = number
-                raise
-            rows[key] = row, list(below.values())
-        return (
-            _Batch([row for row, _ in rows.values()], len(lines) - len(rows)),
-            _Batch([child for _, below in rows.values() for child in below], child_duplicates),
-        )
+        Without them, a table that was looked at while it was empty has its references checked
+        and its keys looked up through whichever index comes first, until autovacuum comes by
+        (seen: 7 s for a batch instead of 0.4 s).
+        """
+        for stage in self._stages:
+            name = stage.spec.resource
+            if self._inserted.get(name, 0) < 10 * self._planned_for.get(name, 1):
+                continue
+            with connection.cursor() as cursor:
+                cursor.execute(statements.rows_known(stage))
+                ((known,),) = cursor.fetchall()
+                if self._inserted[name] >= 10 * max(known, 1):
+                    cursor.execute(statements.analyze(stage))
+                    known = self._inserted[name]
+            self._planned_for[name] = known
 
     # -- references --------------------------------------------------------------------------------
 
-    def _resolve(self, lines: list[tuple[int, Any]], stamp: Stamp) -> None:
+    def _resolve(self, batch: Batch, stamp: Stamp) -> None:
+        """Makes every name of the batch known. Raises: LineError."""
         for reference in self.spec.references:
-            known = self._rows.known[reference.column]
+            known = self._known[reference.column]
             if len(known) > _MAX_KNOWN:
                 known.clear()
-            wanted: dict[Any, int] = {}  # -> the first line that names it
-            for number, line in lines:
-                name = getattr(line, reference.column)
-                if name is None:
-                    continue
-                if reference.within:
-                    outer = getattr(line, reference.within)
-                    if outer is None:
-                        raise LineError(
-                            "missing_field",
-                            reference.within,
-                            f"Needed to find {reference.column}",
-                            line=number,
-                        )
-                    name = (outer, name)
-                if name not in known:
-                    wanted.setdefault(name, number)
-            if wanted:
-                self._look_up(reference, wanted, known, stamp)
+            wanted = batch.wanted[reference.column]
+            unknown = [name for name in wanted if name not in known]
+            if unknown:
+                self._look_up(reference, unknown, stamp)
+            missing = [(wanted[name], name) for name in unknown if name not in known]
+            if missing:
+                number, name = min(missing)
+                raise LineError(
+                    "unknown_reference",
+                    reference.column,
+                    f"There is no {reference.model._meta.verbose_name} "
+                    f"{name[1] if isinstance(name, tuple) else name!r}",
+                    line=number,
+                )
 
-    def _look_up(
-        self, reference: Reference, wanted: dict[Any, int], known: dict[Any, bytes], stamp: Stamp
-    ) -> None:
-        find = self._find_within if reference.within else self._find
-        known.update(find(reference, wanted))
-        missing = [name for name in wanted if name not in known]
+    def _look_up(self, reference: Reference, names: Sequence[Name], stamp: Stamp) -> None:
+        known = self._known[reference.column]
+        if reference.within:
+            known.update(self._find_within(reference, names))  # type: ignore[arg-type]
+            return
+        known.update(self._find(reference, names))  # type: ignore[arg-type]
+        missing = [name for name in names if name not in known]
         if missing and reference.creates and not self.options.strict_references:
-            ids = uuid7_bytes(len(missing))
-            rows = [(UUID(bytes=next(ids)), name) for name in missing]
-            self._execute(statements.create_references(reference, stamp, rows))
-            known.update(self._find(reference, missing))
-        elif missing:
-            number, name = min((wanted[name], name) for name in missing)
-            raise LineError(
-                "unknown_reference",
-                reference.column,
-                f"There is no {reference.model._meta.verbose_name} "
-                f"{name[1] if reference.within else name!r}",
-                line=number,
-            )
+            ids = [UUID(bytes=row_id) for row_id in uuid7_bytes(len(missing))]
+            rows = list(zip(ids, missing, strict=True))
+            self._execute(statements.create_references(reference, stamp, rows))  # type: ignore[arg-type]
+            known.update(self._find(reference, missing))  # type: ignore[arg-type]
 
-    def _find(self, reference: Reference, wanted: Iterable[str]) -> dict[str, bytes]:
-        self._execute(statements.find_references(reference, self.organization_id, list(wanted)))
+    def _find(self, reference: Reference, names: Sequence[str]) -> dict[str, bytes]:
+        self._execute(statements.find_references(reference, self.organization_id, names))
         found = {}
         for key, id_text, row_id in self._fetch():
             found[id_text] = found[key] = binary.uuid(row_id)
-        return {name: found[name] for name in wanted if name in found}
+        return {name: found[name] for name in names if name in found}
 
     def _find_within(
-        self, reference: Reference, wanted: Iterable[tuple[str, str]]
+        self, reference: Reference, names: Sequence[tuple[str, str]]
     ) -> dict[tuple[str, str], bytes]:
-        outer_ids = self._rows.known[reference.within]
-        pairs = {(outer, name): (UUID(bytes=outer_ids[outer][4:]), name) for outer, name in wanted}
+        outer_ids = self._known[reference.within]
+        pairs = {(outer, name): (UUID(bytes=outer_ids[outer][4:]), name) for outer, name in names}
         self._execute(
             statements.find_references_within(reference, self.organization_id, list(pairs.values()))
         )
@@ -409,14 +310,19 @@ class _Loader:
     # -- rows --------------------------------------------------------------------------------------
 
     def _write(
-        self, cursor: Any, rows: _Batch, children: _Batch, stamp: Stamp, report: LoadReport
+        self,
+        cursor: Any,
+        rows: Sequence[bytes],
+        children: Sequence[bytes],
+        stamp: Stamp,
+        report: LoadReport,
     ) -> Counts:
         self._copy(cursor, self._stage, rows)
         if self.spec.children:
             self._copy(cursor, self._child_stage, children)
         counts = self._upsert(self._stage, rows, stamp)
         if self.spec.children:
-            below = self._write_children(children, counts, len(rows.rows), stamp)
+            below = self._write_children(children, counts, len(rows), stamp)
             report.children.setdefault(self.spec.children.source, Counts()).add(below)
             self._execute(self._child_stage.drop())
         if self.spec.journal and (counts.inserted or counts.updated):
@@ -430,7 +336,7 @@ class _Loader:
         return counts
 
     def _write_children(
-        self, children: _Batch, parents: Counts, parent_rows: int, stamp: Stamp
+        self, children: Sequence[bytes], parents: Counts, parent_rows: int, stamp: Stamp
     ) -> Counts:
         """The children's own counts; a parent whose children alone changed counts as updated."""
         are_all_new = parents.inserted == parent_rows
@@ -445,67 +351,47 @@ class _Loader:
             parents.unchanged -= touched
         return counts
 
-    def _copy(self, cursor: Any, stage: Stage, batch: _Batch) -> None:
+    def _copy(self, cursor: Any, stage: Stage, rows: Sequence[bytes]) -> None:
         self._execute(stage.create())
         with connection.wrap_database_errors, cursor.copy(stage.copy()) as copy:
             copy.write(binary.HEADER)
-            for start in range(0, len(batch.rows), _COPY_ROWS):
-                copy.write(b"".join(batch.rows[start : start + _COPY_ROWS]))
+            for start in range(0, len(rows), _COPY_ROWS):
+                copy.write(b"".join(rows[start : start + _COPY_ROWS]))
             copy.write(binary.TRAILER)
 
-    def _upsert(self, stage: Stage, batch: _Batch, stamp: Stamp) -> Counts:
+    def _upsert(self, stage: Stage, rows: Sequence[bytes], stamp: Stamp) -> Counts:
         name = stage.spec.resource
-        expect_new = self._expect_new.get(name, False) and not stage.keeps_time
-        for key in stage.spec.keys:
-            self._execute(statements.upsert(stage, key, stamp, expect_new=expect_new))
+        expect = self._expect.get(name, Expect.ANYTHING)
+        if expect is Expect.ALL_NEW:
+            try:
+                with django_transaction.atomic():
+                    self._upsert_keys(stage, stamp, expect)
+            except IntegrityError:
+                expect = Expect.ANYTHING  # not all new, or wrong: then it is refused again below
+        if expect is not Expect.ALL_NEW:
+            self._upsert_keys(stage, stamp, expect)
         written, inserted = self._count_written(stage)
-        counts = Counts(inserted=inserted, updated=written - inserted, duplicates=batch.duplicates)
-        if inserted < len(batch.rows):
+        counts = Counts(inserted=inserted, updated=written - inserted)
+        if inserted < len(rows):
             for key in stage.spec.keys:
                 self._execute(statements.meet(stage, key, stamp))
             self._execute(statements.count_deleted(stage))
             ((counts.deleted,),) = self._fetch()
-            counts.unchanged = len(batch.rows) - written - counts.deleted
-        self._expect_new[name] = inserted > 0.9 * len(batch.rows)
+            counts.unchanged = len(rows) - written - counts.deleted
+        self._inserted[name] = self._inserted.get(name, 0) + inserted
+        self._expect[name] = Expect.ANYTHING
+        if inserted == len(rows):
+            self._expect[name] = Expect.ALL_NEW
+        elif inserted > 0.9 * len(rows) and not stage.keeps_time:
+            # (A timestamp that the file leaves out has to be looked up in the row.)
+            self._expect[name] = Expect.MOSTLY_NEW
         return counts
+
+    def _upsert_keys(self, stage: Stage, stamp: Stamp, expect: Expect) -> None:
+        for key in stage.spec.keys:
+            self._execute(statements.upsert(stage, key, stamp, expect))
 
     def _count_written(self, stage: Stage) -> tuple[int, int]:
         self._execute(statements.count_written(stage))
         ((written, inserted),) = self._fetch()
         return written, inserted
-
-
-def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
-    """For a JSON column: absent and null are its default, never JSON null."""
-
-    def encode_raw(value: msgspec.Raw) -> bytes:
-        raw = bytes(value)
-        return encode(raw) if raw and raw != b"null" else missing
-
-    return encode_raw
-
-
-def _named(error: msgspec.ValidationError, spec: LoadSpec, number: int) -> LineError:
-    """msgspec's sentence as field, code and message."""
-    match = _PATH.fullmatch(str(error))
-    message, path = (match[1], match[2] or "") if match else (str(error), "")
-    quoted = _QUOTED.search(message)
-    cause = error.__cause__.__cause__ if error.__cause__ else None
-    if isinstance(cause, LineError):  # what a line says of itself (its __post_init__)
-        field_name = ".".join(part for part in (path, cause.field) if part)
-        return LineError(cause.code, field_name, cause.message, line=number)
-    if quoted and message.startswith("Object contains unknown field"):
-        place = f"{path}." if path else ""
-        allowed = ", ".join(_allowed(spec, path))
-        return LineError(
-            "unknown_field", place + quoted[1], f"Unknown field; allowed: {allowed}", line=number
-        )
-    if quoted and message.startswith("Object missing required field"):
-        place = f"{path}." if path else ""
-        return LineError("missing_field", place + quoted[1], "Missing", line=number)
-    return LineError("invalid_value", path, message, line=number)
-
-
-def _allowed(spec: LoadSpec, path: str) -> Iterator[str]:
-    line = spec.children.spec.line if path and spec.children else spec.line
-    return (f.encode_name for f in msgspec.structs.fields(line))

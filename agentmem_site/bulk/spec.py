@@ -40,7 +40,7 @@ class LineError(Exception):
         return f"{place}{self.field}: {self.message}" if self.field else f"{place}{self.message}"
 
 
-class Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The fields of every resource."""
 
     metadata: msgspec.Raw = ABSENT

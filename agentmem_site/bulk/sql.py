@@ -7,6 +7,7 @@ A statement runs as one simple query; every one on a real table carries the orga
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from agentmem_site.bulk.spec import OVERWRITE, Column, Key, LoadSpec, Reference
 _OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
 _EXCLUDED = sql.SQL("EXCLUDED")
 _AND, _OR, _COMMA = sql.SQL(" AND "), sql.SQL(" OR "), sql.SQL(", ")
+_NOTHING = sql.SQL("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +83,47 @@ class Stage:
         return sql.SQL("DROP TABLE {}, {}, {}").format(self.rows, self.changed, self.met)
 
 
-def upsert(stage: Stage, key: Key, stamp: Stamp, *, expect_new: bool) -> sql.Composed:
+def settings(*, timeout_s: float) -> sql.Composed:
+    """For one batch: its rows are sorted in memory."""
+    return sql.SQL("SET LOCAL work_mem = '64MB'; SET LOCAL statement_timeout = {}").format(
+        sql.Literal(int(timeout_s * 1000))
+    )
+
+
+def rows_known(stage: Stage) -> sql.Composed:
+    """How many rows the planner takes the table for; -1 where it was never told."""
+    return sql.SQL("SELECT reltuples::bigint FROM pg_class WHERE oid = {}::regclass").format(
+        sql.Literal(stage.spec.model._meta.db_table)
+    )
+
+
+def analyze(stage: Stage) -> sql.Composed:
+    """Tells the planner anew. (A function of the owner's: accounts/migrations/0002.)"""
+    return sql.SQL("SELECT agentmem_analyze({}::regclass)").format(
+        sql.Literal(stage.spec.model._meta.db_table)
+    )
+
+
+class Expect(Enum):
+    """What is thought of the next batch, from the last one; a wrong guess costs time alone."""
+
+    ALL_NEW = "all new"  # plain INSERT, which refuses the batch if it is not so
+    MOSTLY_NEW = "mostly new"  # every row goes to the index, where conflicts are found
+    ANYTHING = "anything"  # rows that stand there unchanged are left out first: no write at all
+
+
+def upsert(stage: Stage, key: Key, stamp: Stamp, expect: Expect) -> sql.Composed:
     """Inserts the staged rows of this key and updates those that really differ.
 
-    `expect_new`: every row goes to the index and a conflict is found there; else rows that stand
-    in the table unchanged are left out first, which writes nothing at all for them. Rows go in
-    the order of their key, so that loaders at work side by side never wait for each other in a
-    ring.
+    Rows go in the order of their key, so that loaders at work side by side never wait for each
+    other in a ring.
     """
     spec = stage.spec
-    insert = _inserted(stage, stamp, joined=not expect_new)
+    joined = expect is Expect.ANYTHING
+    insert = _inserted(stage, stamp, joined=joined)
     where: list[sql.Composable] = [_staged(spec, key)]
     source = sql.SQL("{} s").format(stage.rows)
-    if not expect_new:
+    if joined:
         source = sql.SQL("{} s LEFT JOIN {} t ON {}").format(
             stage.rows, spec.table, _same_row(key, stamp)
         )
@@ -104,9 +134,8 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, *, expect_new: bool) -> sql.Com
         )
     statement = sql.SQL(
         "WITH written AS (INSERT INTO {table} AS t ({names}) SELECT {values} FROM {source} "
-        "WHERE {where} ORDER BY {order} ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
-        "WHERE t.organization_id = {organization} AND NOT t.is_deleted AND ({differs}) "
-        "RETURNING t.id, t.{parent} AS parent_id) INSERT INTO {changed} SELECT * FROM written"
+        "WHERE {where} ORDER BY {order} {on_conflict} RETURNING t.id, t.{parent} AS parent_id) "
+        "INSERT INTO {changed} SELECT * FROM written"
     ).format(
         table=spec.table,
         names=_COMMA.join(map(sql.Identifier, insert)),
@@ -114,15 +143,24 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, *, expect_new: bool) -> sql.Com
         source=source,
         where=_AND.join(where),
         order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
+        on_conflict=_NOTHING if expect is Expect.ALL_NEW else _on_conflict(stage, key, stamp),
+        parent=sql.Identifier(spec.parent_column or "id"),
+        changed=stage.changed,
+    )
+    return _with_index_joins(statement) if joined else statement
+
+
+def _on_conflict(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
+    return sql.SQL(
+        "ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
+        "WHERE t.organization_id = {organization} AND NOT t.is_deleted AND ({differs})"
+    ).format(
         key=_COMMA.join(map(sql.Identifier, ("organization_id", *key.columns))),
         partial=_predicate(" WHERE ", key, ""),
         updates=_COMMA.join(_updates(stage)),
         organization=sql.Literal(stamp.organization_id),
         differs=_differs(stage, _OLD, _EXCLUDED),
-        parent=sql.Identifier(spec.parent_column or "id"),
-        changed=stage.changed,
     )
-    return statement if expect_new else _with_index_joins(statement)
 
 
 def meet(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
