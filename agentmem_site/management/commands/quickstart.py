@@ -18,6 +18,8 @@ from accounts.models import ApiKey, Member, Organization
 from accounts.services.organizations import organizations
 from accounts.tenancy import tenant
 from agentmem_site import samples
+from memories.models import Agent, Block, Tool
+from memories.services.agents import attach_block, attach_tool
 
 SLUG = "demo"
 EMAIL = "demo@agentmem.example"
@@ -86,6 +88,7 @@ class Command(BaseCommand):
                 preserve_timestamps=True,
                 stdout=self.stdout,
             )
+        self._equip_agents(organization)
         # Not again: by then somebody may have changed or deleted some of it.
         with tenant(organization):
             organizations.update(
@@ -94,6 +97,23 @@ class Command(BaseCommand):
                 actor=ACTOR,
                 values={"settings": {**organization.settings, _SAMPLE_LOADED: True}},
             )
+
+    def _equip_agents(self, organization: Organization) -> None:
+        """Each agent gets two blocks and two tools, as a person would attach them."""
+        by: dict[str, Any] = {"organization": organization, "actor": ACTOR}
+        with tenant(organization):
+            all_blocks, all_tools = (
+                list(model.objects.for_organization(organization).live().order_by("created_at"))
+                for model in (Block, Tool)
+            )
+            agents = Agent.objects.for_organization(organization).live().order_by("created_at")
+            for number, agent in enumerate(agents):
+                start = 2 * number
+                labels = {block.label: block for block in all_blocks[start : start + 4]}
+                for block in list(labels.values())[:2]:
+                    attach_block(agent, block, **by)
+                for tool in (all_tools * 2)[start % len(all_tools) :][:2]:
+                    attach_tool(agent, tool, **by)
 
     def _welcome(self, url: str, password: str, key: str) -> None:
         write: Callable[[str], None] = self.stdout.write
