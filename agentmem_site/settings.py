@@ -8,7 +8,7 @@ from pathlib import Path
 
 import environ
 
-from agentmem_site.embedded import Server
+from agentmem_site.embedded import DataDirectoryRefusal, Server
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -20,11 +20,17 @@ DATA_DIR = Path(env.str("AGENTMEM_DATA_DIR", str(BASE_DIR / "var"))).resolve()
 
 def _kept_secret(path: Path) -> str:
     """The secret key of this installation: made once, readable by its user alone."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(50))
-    return path.read_text().strip()
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_urlsafe(50))
+        return path.read_text().strip()
+    except PermissionError as error:
+        raise DataDirectoryRefusal(
+            f"{path} belongs to another user: run this as that user, or set AGENTMEM_DATA_DIR to a "
+            "folder of your own."
+        ) from error
 
 
 DEBUG = env.bool("AGENTMEM_DEBUG", False)

@@ -18,6 +18,7 @@ from accounts.models import ApiKey, Member, Organization
 from accounts.services.organizations import organizations
 from accounts.tenancy import tenant
 from agentmem_site import samples
+from agentmem_site.management.commands.serve import refuse_taken_port
 from memories.models import Agent, Block, Tool
 from memories.services.agents import attach_block, attach_tool
 
@@ -36,6 +37,7 @@ class Command(BaseCommand):
         parser.add_argument("--port", type=int, default=8000, help="what the printed URLs say")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        refuse_taken_port("127.0.0.1", options["port"])
         call_command("migrate", verbosity=0)
         organization = self._organization()
         password = self._password(organization)

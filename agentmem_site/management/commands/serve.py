@@ -29,7 +29,7 @@ class Command(BaseCommand):
         faults = reasons_not_ready()
         if faults:
             raise CommandError("\n".join(faults))
-        _refuse_taken_port(options["host"], options["port"])
+        refuse_taken_port(options["host"], options["port"])
         self.stdout.write("Serving; Ctrl-C stops it.")
         self.stdout.flush()
         os.execv(  # noqa: S606  (this process becomes the server: signals reach it directly)
@@ -50,7 +50,8 @@ class Command(BaseCommand):
         )
 
 
-def _refuse_taken_port(host: str, port: int) -> None:
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises: CommandError, before anything is begun that the port would end."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
