@@ -10,10 +10,11 @@ The place of what is still to come: workers (one Loader each), resumable jobs an
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -137,7 +138,14 @@ def load(
     def batches() -> None:
         for batch in _encoded_ahead(lines, loader.encoder, options.batch_size):
             with django_transaction.atomic() if options.dry_run else transaction():
-                loader.load_batch(batch, report)
+                counts, below = loader.load_batch(batch)
+            # (Committed now: an error at the COMMIT leaves the report as it was.)
+            report.counts.add(counts)
+            report.read += batch.read
+            report.batches += 1
+            report.last_line = batch.last_line
+            if spec.children:
+                report.children.setdefault(spec.children.source, Counts()).add(below)
             if not options.dry_run:
                 loader.tell_planner()
             report.seconds = time.monotonic() - started
@@ -169,20 +177,28 @@ def _encoded_ahead(
     """The batches of `lines`; while one is with the database, a thread encodes the next."""
     source = iter(lines)
 
-    def encode_next() -> Batch | None:
-        chunk = list(islice(source, batch_size))
-        return encoder.encode(chunk) if chunk else None
+    def encode_next(upcoming: "Future[Batch | None]") -> None:
+        try:
+            chunk = list(islice(source, batch_size))
+            upcoming.set_result(encoder.encode(chunk) if chunk else None)
+        except BaseException as error:
+            upcoming.set_exception(error)
+
+    def begin() -> "Future[Batch | None]":
+        upcoming: Future[Batch | None] = Future()
+        # A daemon: after an error it may still sit in front of a silent pipe.
+        Thread(target=encode_next, args=[upcoming], name="encode", daemon=True).start()
+        return upcoming
 
     usual = sys.getswitchinterval()
     try:
         # The thread that talks to the database needs the interpreter often and briefly: waiting
         # 5 ms for it each time, it lost a tenth of the rows per second (2 cores, Python 3.11).
         sys.setswitchinterval(0.0005)
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as ahead:
-            upcoming = ahead.submit(encode_next)
-            while batch := upcoming.result():
-                upcoming = ahead.submit(encode_next)
-                yield batch
+        upcoming = begin()
+        while batch := upcoming.result():
+            upcoming = begin()
+            yield batch
     finally:
         sys.setswitchinterval(usual)
 
@@ -210,8 +226,9 @@ class _Loader:
         self._inserted: dict[str, int] = {}
         self._planned_for: dict[str, int] = {}
 
-    def load_batch(self, batch: Batch, report: LoadReport) -> None:
-        """One batch within the open transaction; the report is added to when all went well."""
+    def load_batch(self, batch: Batch) -> tuple[Counts, Counts]:
+        """Writes one batch within the open transaction; what became of its rows and of their
+        children."""
         stamp = Stamp(self.organization_id, self.actor_id, timezone.now())
         with connection.cursor() as cursor:
             self._execute = cursor.execute
@@ -220,19 +237,15 @@ class _Loader:
             try:
                 self._resolve(batch, stamp)
                 rows, children = batch.finish(self._known)
-                counts = self._write(cursor, rows, children, stamp, report)
+                counts, below = self._write(cursor, rows, children, stamp)
             except BaseException:
                 # What this transaction made is gone with it.
                 for known in self._known.values():
                     known.clear()
                 raise
         counts.duplicates = batch.read - len(rows)
-        report.counts.add(counts)
-        report.read += batch.read
-        report.batches += 1
-        report.last_line = batch.last_line
-        if self.spec.children:
-            report.children[self.spec.children.source].duplicates += batch.child_duplicates
+        below.duplicates = batch.child_duplicates
+        return counts, below
 
     def tell_planner(self) -> None:
         """After a commit that made a table ten times what the planner takes it for: new figures.
@@ -310,20 +323,14 @@ class _Loader:
     # -- rows --------------------------------------------------------------------------------------
 
     def _write(
-        self,
-        cursor: Any,
-        rows: Sequence[bytes],
-        children: Sequence[bytes],
-        stamp: Stamp,
-        report: LoadReport,
-    ) -> Counts:
+        self, cursor: Any, rows: Sequence[bytes], children: Sequence[bytes], stamp: Stamp
+    ) -> tuple[Counts, Counts]:
         self._copy(cursor, self._stage, rows)
         if self.spec.children:
             self._copy(cursor, self._child_stage, children)
-        counts = self._upsert(self._stage, rows, stamp)
+        counts, below = self._upsert(self._stage, len(rows), stamp), Counts()
         if self.spec.children:
-            below = self._write_children(children, counts, len(rows), stamp)
-            report.children.setdefault(self.spec.children.source, Counts()).add(below)
+            below = self._write_children(len(children), counts, len(rows), stamp)
             self._execute(self._child_stage.drop())
         if self.spec.journal and (counts.inserted or counts.updated):
             self.spec.journal(
@@ -333,16 +340,21 @@ class _Loader:
                 now=stamp.now,
             )
         self._execute(self._stage.drop())
-        return counts
+        return counts, below
 
     def _write_children(
-        self, children: Sequence[bytes], parents: Counts, parent_rows: int, stamp: Stamp
+        self, staged: int, parents: Counts, parent_rows: int, stamp: Stamp
     ) -> Counts:
         """The children's own counts; a parent whose children alone changed counts as updated."""
         are_all_new = parents.inserted == parent_rows
         if not are_all_new:
             self._execute(statements.adopt(self._stage, self._child_stage))
-        counts = self._upsert(self._child_stage, children, stamp)
+        left = staged
+        if parents.deleted:  # what hangs on a parent in the trash went with it
+            self._execute(statements.count_staged(self._child_stage))
+            ((left,),) = self._fetch()
+        counts = self._upsert(self._child_stage, left, stamp)
+        counts.deleted += staged - left
         if not are_all_new and (counts.inserted or counts.updated):
             self._execute(statements.touch_parents(self._stage, self._child_stage, stamp))
             written, inserted = self._count_written(self._stage)
@@ -359,7 +371,7 @@ class _Loader:
                 copy.write(b"".join(rows[start : start + _COPY_ROWS]))
             copy.write(binary.TRAILER)
 
-    def _upsert(self, stage: Stage, rows: Sequence[bytes], stamp: Stamp) -> Counts:
+    def _upsert(self, stage: Stage, staged: int, stamp: Stamp) -> Counts:
         name = stage.spec.resource
         expect = self._expect.get(name, Expect.ANYTHING)
         if expect is Expect.ALL_NEW:
@@ -372,17 +384,17 @@ class _Loader:
             self._upsert_keys(stage, stamp, expect)
         written, inserted = self._count_written(stage)
         counts = Counts(inserted=inserted, updated=written - inserted)
-        if inserted < len(rows):
+        if inserted < staged:
             for key in stage.spec.keys:
                 self._execute(statements.meet(stage, key, stamp))
             self._execute(statements.count_deleted(stage))
             ((counts.deleted,),) = self._fetch()
-            counts.unchanged = len(rows) - written - counts.deleted
+            counts.unchanged = staged - written - counts.deleted
         self._inserted[name] = self._inserted.get(name, 0) + inserted
         self._expect[name] = Expect.ANYTHING
-        if inserted == len(rows):
+        if inserted == staged:
             self._expect[name] = Expect.ALL_NEW
-        elif inserted > 0.9 * len(rows) and not stage.keeps_time:
+        elif inserted > 0.9 * staged and not stage.keeps_time:
             # (A timestamp that the file leaves out has to be looked up in the row.)
             self._expect[name] = Expect.MOSTLY_NEW
         return counts

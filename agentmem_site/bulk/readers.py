@@ -5,7 +5,6 @@ The place of more formats (CSV, Parquet, zstd): each gives numbered lines of JSO
 
 import gzip
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,7 +33,8 @@ def open_lines(source: str) -> Iterator[IO[bytes]]:
     with ExitStack() as stack:
         try:
             if source == "-":
-                raw: IO[bytes] = sys.stdin.buffer
+                # Not sys.stdin.buffer: Python could not end while a thread waits for a line of it.
+                raw: IO[bytes] = open(0, "rb", closefd=False)  # noqa: SIM115
             else:
                 raw = stack.enter_context(Path(source).open("rb"))
             if raw.peek(2)[:2] == _GZIP:  # type: ignore[attr-defined]

@@ -197,6 +197,11 @@ def count_written(stage: Stage) -> sql.Composed:
     )
 
 
+def count_staged(stage: Stage) -> sql.Composed:
+    """How many rows are still staged."""
+    return sql.SQL("SELECT count(*) FROM {}").format(stage.rows)
+
+
 def count_deleted(stage: Stage) -> sql.Composed:
     """How many of the staged rows lie in the trash."""
     return sql.SQL("SELECT count(*) FROM {} WHERE is_deleted").format(stage.met)

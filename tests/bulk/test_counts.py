@@ -74,6 +74,26 @@ def test_the_last_of_a_key_in_a_batch_counts(acme, tmp_path):
         assert User.objects.for_organization(acme).get().name == "three"
 
 
+def test_batches_of_which_all_then_most_then_few_are_new(acme, tmp_path):
+    """The loader's guess about the next batch (sql.Expect) costs time at the most."""
+    there = [{"session_id": f"s{n}", "runs": [{"run_id": "1"}]} for n in range(20)]
+    load(tmp_path, "sessions", there)
+    new = [{"session_id": f"n{n}", "runs": [{"run_id": "1"}]} for n in range(49)]
+    changed = [{**row, "name": "changed"} for row in there[:5]]
+    # Batches of 10: all new, all new, 9 of 10 and one that is there, ..., 5 changed and 5 not.
+    rows = [*new[:20], *new[20:29], there[0], *new[29:], *changed, *there[5:10]]
+    for preserve in (False, True):
+        report = load(
+            tmp_path, "sessions", rows, batch_size=10, dry_run=True, preserve_timestamps=preserve
+        )
+        assert counts(report) == {"inserted": 49, "updated": 5, "unchanged": 6}
+    report = load(tmp_path, "sessions", rows, batch_size=10)
+    assert counts(report) == {"inserted": 49, "updated": 5, "unchanged": 6}
+    assert report["runs"] == {
+        "inserted": 49, "updated": 0, "unchanged": 11, "deleted": 0, "duplicates": 0
+    }  # fmt: skip
+
+
 def test_rows_in_the_trash_are_counted_and_left_there(acme, tmp_path):
     user = make_user(acme, external_id="gone")
     with tenant(acme):
@@ -178,6 +198,7 @@ def test_a_run_is_not_added_to_a_session_in_the_trash(acme, tmp_path):
         sessions.delete(rows, organization=acme, actor=TESTER)
     report = load(tmp_path, "sessions", [{"session_id": "s", "runs": [{"run_id": "1"}]}])
     assert counts(report) == {"deleted": 1}
+    assert (report["runs"]["deleted"], report["runs"]["unchanged"]) == (1, 0)
     with tenant(acme):
         assert not Run.objects.for_organization(acme).exists()
 

@@ -19,7 +19,7 @@ from agentmem_site.bulk.loader import BadLine, Interrupted, LoadStopped, Refused
 from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_lines
 from agentmem_site.loads import RESOURCES, run_load
 
-USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION = 2, 65, 70, 75, 77
+USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION, INTERRUPTED = 2, 65, 70, 75, 77, 130
 _EXIT_CODES = {BadLine: BAD_DATA, Unreadable: USAGE, Refused: INTEGRITY, Interrupted: TEMPORARY}
 
 
@@ -105,6 +105,12 @@ class Command(BaseCommand):
                 )
         except UnreadableFile as error:
             raise CommandError(str(error), returncode=USAGE) from error
+        except KeyboardInterrupt as signal:
+            raise CommandError(
+                "Stopped. The batches that were done are committed; run the same command again: "
+                "what is stored stays unchanged.",
+                returncode=INTERRUPTED,
+            ) from signal
         except LoadStopped as stopped:
             self._print(stopped.report, options)
             raise CommandError(
