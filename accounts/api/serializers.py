@@ -12,6 +12,7 @@ from accounts.roles import ALL_PERMISSIONS, Role
 
 
 class OrganizationSerializer(RecordSerializer):
+    kept_by_put = ("settings",)  # the platform's quotas are in there
     organization_id = None
     settings = JsonObject(required=False, help_text="Retention, quotas, defaults.")
 

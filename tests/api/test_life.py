@@ -94,6 +94,7 @@ def test_an_organization_changes_itself_and_no_more(api, acme):
     assert api.get("organizations/acme").json()["name"] == "Acme"
     changed = api.patch(here, {"name": "Acme Ltd", "settings": {"retention_days": 30}})
     assert changed.json()["settings"] == {"retention_days": 30}
+    assert api.put(here, {"name": "Acme"}).json()["settings"] == {"retention_days": 30}
     quotas = api.patch(here, {"settings": {"quotas": {"users": 10**6}}})
     assert quotas.json()["detail"] == "settings: Quotas are set by the platform."
     for refused in (
