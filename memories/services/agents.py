@@ -5,7 +5,7 @@ from typing import Any
 from django.db import transaction
 
 from accounts.actors import Actor
-from accounts.errors import Invalid, NotFound
+from accounts.errors import Invalid, NotFound, named_violations
 from accounts.models import Organization
 from accounts.services.records import Records
 from memories.models import Agent, AgentBlock, AgentTool, Block, Tool
@@ -28,7 +28,8 @@ class BlockRecords(Records[Block]):
     def after_update(self, record: Block, changed: frozenset[str]) -> None:
         if "label" in changed:  # one block per label and agent: the links repeat it
             links = AgentBlock.objects.for_organization(record.organization_id)
-            links.filter(block=record).update(block_label=record.label)
+            with named_violations(AgentBlock):
+                links.filter(block=record).update(block_label=record.label)
 
 
 class AgentBlockRecords(Records[AgentBlock]):

@@ -172,6 +172,9 @@ def test_blocks_and_tools_are_attached_and_detached(api, cast):
         409,
         "The agent has a block of this label already.",
     )
+    assert api.patch("blocks/block-1", {"label": "facts"}).json()["detail"] == (
+        "The agent has a block of this label already."
+    )
     assert api.delete(f"agents/{agent}/blocks/block-1").status_code == 204
     assert api.delete(f"agents/{agent}/blocks/block-1").status_code == 404
     assert [b["label"] for b in api.get(f"agents/{agent}/blocks").json()["results"]] == ["facts"]
