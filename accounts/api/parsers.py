@@ -1,8 +1,5 @@
 """JSON at the door: what PostgreSQL or Python could not keep as it came is refused here."""
 
-import json
-import math
-import re
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -10,9 +7,7 @@ from django.conf import settings
 from rest_framework.exceptions import APIException, ParseError
 from rest_framework.parsers import BaseParser
 
-MAX_DEPTH = 64
-MAX_DIGITS = 38
-_UNKEPT = re.compile("[\0\ud800-\udfff]")
+from accounts.strict_json import RefusedJson, parse_json
 
 
 class BodyTooLarge(APIException):
@@ -37,72 +32,7 @@ class StrictJSONParser(BaseParser):
         body = stream.read(max_bytes + 1)
         if len(body) > max_bytes:
             raise BodyTooLarge(f"The body is larger than {max_bytes} bytes.")
-        return parse_json(body)
-
-
-def parse_json(body: bytes) -> Any:
-    """Raises: ParseError."""
-    try:
-        value = _decoder.decode(body.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ParseError(f"The body is not UTF-8 (byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        raise ParseError(
-            f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
-        ) from error
-    except RecursionError as error:
-        raise ParseError(f"The JSON is nested deeper than {MAX_DEPTH} levels.") from error
-    _refuse_unkept(value)
-    return value
-
-
-def _refuse_unkept(value: Any) -> None:
-    level: list[Any] = [value]
-    depth = 0
-    while level:
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, str):
-                if _UNKEPT.search(item):
-                    raise ParseError("Text holds a NUL character or half of a surrogate pair.")
-            elif isinstance(item, dict):
-                below += item.keys()
-                below += item.values()
-            elif isinstance(item, list):
-                below += item
-        level = below
-        depth += any(isinstance(item, dict | list) for item in level)
-        if depth >= MAX_DEPTH:
-            raise ParseError(f"The JSON is nested deeper than {MAX_DEPTH} levels.")
-
-
-def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise ParseError(f"A number has more than {MAX_DIGITS} digits.")
-    return int(digits)
-
-
-def _real(text: str) -> float:
-    number = float(text)
-    # 1e300 would come back from jsonb as a whole number of 301 digits.
-    if not math.isfinite(number) or abs(number) >= 10.0**MAX_DIGITS:
-        raise ParseError(f"A number has more than {MAX_DIGITS} digits.")
-    return number
-
-
-def _constant(name: str) -> None:
-    raise ParseError(f"{name} is not JSON.")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ParseError(f"The key {twice[:80]!r} is given twice.")
-    return made
-
-
-_decoder = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=_real, parse_int=_whole, parse_constant=_constant
-)
+        try:
+            return parse_json(body, called="The body")
+        except RefusedJson as refusal:
+            raise ParseError(str(refusal)) from refusal

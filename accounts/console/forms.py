@@ -15,6 +15,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget
 from accounts.console.context import sole_organization
 from accounts.errors import ServiceError
 from accounts.models import Organization
+from accounts.strict_json import RefusedJson, parse_json
 from agentmem_site.db.fields import TenantForeignKey
 
 
@@ -24,6 +25,18 @@ class PrettyJsonField(forms.JSONField):
     def __init__(self, *, empty: Any = None, **kwargs: Any) -> None:
         self.empty = empty
         super().__init__(**kwargs)
+
+    def to_python(self, value: Any) -> Any:
+        """What the API would refuse is refused here too: it could not be kept, or not be shown."""
+        if isinstance(value, str) and value not in self.empty_values:
+            _parsed(value)
+        return super().to_python(value)
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            return initial if self.disabled or data is None else _parsed(data)
+        except ValidationError:
+            return forms.fields.InvalidJSONInput(data)
 
     def prepare_value(self, value: Any) -> Any:
         if isinstance(value, forms.fields.InvalidJSONInput):
@@ -35,6 +48,13 @@ class PrettyJsonField(forms.JSONField):
     def clean(self, value: Any) -> Any:
         cleaned = super().clean(value)
         return self.empty if cleaned is None else cleaned
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return parse_json(text.encode())
+    except RefusedJson as refusal:
+        raise ValidationError(str(refusal)) from refusal
 
 
 class JsonArea(UnfoldAdminTextareaWidget):

@@ -5,7 +5,7 @@ from io import BytesIO
 
 import pytest
 
-from accounts.api.parsers import MAX_DEPTH
+from accounts.strict_json import MAX_DEPTH
 from tests.api.conftest import client_with
 from tests.api.routes import BODIES, ROUTES
 from tests.makers import make_key

@@ -56,9 +56,25 @@ def test_an_emptied_json_box_is_the_default_and_bad_json_is_told(console, acme):
         agent = Agent.objects.for_organization(acme).get()
     assert (agent.metadata, agent.tool_rules, agent.llm_config) == ({}, [], {"model": "m"})
     page = console.post(url(Agent, "add"), {**CASES[Agent].form, "metadata": "{"})
-    assert errors(page) == {"metadata": ["Enter a valid JSON."]}
+    assert errors(page)["metadata"][0].startswith("This is not JSON: ")
     page = console.post(url(Agent, "add"), {**CASES[Agent].form, "metadata": "[1]"})
     assert errors(page) == {"__all__": ["Metadata must be a JSON object."]}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (r'{"a": "\ud800"}', "Text holds a NUL character or half of a surrogate pair."),
+        (r'{"a": "\u0000"}', "Text holds a NUL character or half of a surrogate pair."),
+        ("[" * 2_000, "The JSON is nested deeper than 64 levels."),
+        ('{"a": %s}' % ("9" * 5_000), "A number has more than 38 digits."),
+        ('{"a": NaN}', "NaN is not JSON."),
+    ],
+)
+def test_json_that_could_not_be_kept_is_told_at_its_field(console, text, why):
+    page = console.post(url(User, "add"), {**CASES[User].form, "metadata": text})
+    assert errors(page) == {"metadata": [why]}
+    assert page.context["adminform"].form["metadata"].value() == text
 
 
 def test_a_reference_to_another_organization_is_refused(console, acme, globex):
