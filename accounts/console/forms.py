@@ -81,6 +81,13 @@ class TenantForm(forms.ModelForm):
         """Whose row this is going to be: the member's, or the one that a superuser chose."""
         return sole_organization(self.request) or self.cleaned_data.get("for_organization")
 
+    def _clean_fields(self) -> None:
+        super()._clean_fields()  # type: ignore[misc]
+        for name, value in self.cleaned_data.items():
+            field = self.fields[name]
+            if isinstance(value, str) and not isinstance(field, forms.JSONField):
+                self.cleaned_data[name] = _as_typed(value, getattr(self.instance, name, None))
+
     def clean(self) -> Any:
         cleaned = super().clean()
         if self._belongs and self.instance._state.adding:
@@ -145,6 +152,15 @@ class TenantForm(forms.ModelForm):
             autocomplete: Any = getattr(field.widget, "widget", field.widget)
             autocomplete.organization_id = organization_id
         field.queryset = rows.filter(Q(is_deleted=False) | Q(pk=current))
+
+
+def _as_typed(value: str, before: Any) -> str:
+    """A browser sends each line break as CR LF, and fields strip what surrounds a text: what nobody
+    changed stays as it is stored."""
+    value = value.replace("\r\n", "\n")
+    if isinstance(before, str) and value.strip() == before.replace("\r\n", "\n").strip():
+        return before
+    return value
 
 
 class Autocomplete(AutocompleteSelect):

@@ -77,6 +77,22 @@ def test_json_that_could_not_be_kept_is_told_at_its_field(console, text, why):
     assert page.context["adminform"].form["metadata"].value() == text
 
 
+def test_a_form_sent_back_unread_changes_no_text(console, acme):
+    content = "  def f():\n    pass\n"
+    memory = make_memory(acme, content=content, context="one\ntwo")
+    form = {**CASES[Memory].form, "context": "one\r\ntwo"}
+    console.post(
+        url(Memory, "change", memory.pk), {**form, "content": "  def f():\r\n    pass\r\n"}
+    )
+    with tenant(acme):
+        same = Memory.objects.for_organization(acme).get(pk=memory.pk)
+    assert (same.content, same.context, same.version) == (content, "one\ntwo", memory.version)
+    console.post(url(Memory, "change", memory.pk), {**form, "content": "one\r\nother"})
+    with tenant(acme):
+        changed = Memory.objects.for_organization(acme).get(pk=memory.pk)
+    assert (changed.content, changed.version) == ("one\nother", memory.version + 1)
+
+
 def test_a_reference_to_another_organization_is_refused(console, acme, globex):
     theirs = make_user(globex)
     page = console.post(url(Session, "add"), {**CASES[Session].form, "user": theirs.pk})
