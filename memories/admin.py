@@ -17,6 +17,7 @@ from unfold.decorators import display
 from accounts.console import TenantAdmin, actor_of, show
 from accounts.console.admin import LinkInline
 from accounts.console.context import parsed_id
+from accounts.console.forms import TenantForm
 from accounts.console.lists import ExactTextFilter, typed
 from memories.models import Agent, AgentBlock, AgentTool, Block, Memory, MemoryHistory, Tool
 from memories.services.agents import (
@@ -26,6 +27,7 @@ from memories.services.agents import (
     blocks,
     detach_block,
     detach_tool,
+    over_limit,
     tools,
 )
 from memories.services.memories import memories
@@ -134,8 +136,20 @@ class AgentAdmin(TenantAdmin):
         return show.when(obj.last_active_at)
 
 
+class BlockForm(TenantForm):
+    def clean(self) -> Any:
+        cleaned = super().clean()
+        value, limit = self.cleaned_data.get("value"), self.cleaned_data.get("limit")
+        if limit is not None and limit < 1:
+            self.add_error("limit", "The limit is at least 1.")
+        elif value is not None and limit is not None and len(value) > limit:
+            self.add_error("value", over_limit(value, limit))
+        return cleaned
+
+
 @admin.register(Block)
 class BlockAdmin(TenantAdmin):
+    form = BlockForm
     resource = "agent"
     records = blocks
     list_display = ("label", "shown_value", "user_link", "size", "version", "created")

@@ -11,12 +11,15 @@ from accounts.services.records import Records
 from memories.models import Agent, AgentBlock, AgentTool, Block, Tool
 
 
+def over_limit(value: str, limit: int) -> str:
+    return f"The value has {len(value)} characters; the block's limit is {limit}."
+
+
 class BlockRecords(Records[Block]):
     def derive(self, record: Block, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
         if len(record.value) > record.limit:
             raise Invalid(
-                f"The value has {len(record.value)} characters; the block's limit is"
-                f" {record.limit}.",
+                over_limit(record.value, record.limit),
                 field="value" if is_new or "value" in changed else "limit",
                 code="too_long",
             )

@@ -4,7 +4,7 @@ import pytest
 
 from accounts.models import ApiKey, AuditEvent, Member, Organization, User
 from accounts.tenancy import tenant
-from memories.models import Agent, AgentBlock, AgentTool, Memory, Tool
+from memories.models import Agent, AgentBlock, AgentTool, Block, Memory, Tool
 from sessions.models import Run, Session
 from tests.console.cases import CASES
 from tests.console.test_pages import sent, url
@@ -38,6 +38,15 @@ def test_what_the_service_refuses_stands_on_the_form(console, acme):
     assert errors(page) == {"__all__": ["A memory of this content exists already."]}
     with tenant(acme):
         assert Memory.objects.for_organization(acme).count() == 1
+
+
+def test_a_block_over_its_limit_is_told_with_both_numbers(console):
+    form = {**CASES[Block].form, "value": "one\r\ntwo", "limit": "6"}
+    told = ["The value has 7 characters; the block's limit is 6."]
+    assert errors(console.post(url(Block, "add"), form)) == {"value": told}
+    page = console.post(url(Block, "add"), {**form, "limit": "-1"})
+    assert errors(page) == {"limit": ["The limit is at least 1."]}
+    assert console.post(url(Block, "add"), {**form, "limit": "7"}).status_code == 302
 
 
 def test_a_refused_restore_is_a_message(console, acme):
