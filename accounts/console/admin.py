@@ -84,8 +84,10 @@ class ReferenceFields:
         field = super().formfield_for_dbfield(  # type: ignore[misc]
             db_field, request, **kwargs
         )
-        if isinstance(db_field, models.TextField) and db_field.null:
-            field.empty_value = None
+        if isinstance(db_field, models.TextField) and field is not None:
+            field.strip = False  # source code, prompts: what surrounds a text belongs to it
+            if db_field.null:
+                field.empty_value = None
         if isinstance(db_field, models.ForeignKey) and field is not None:
             wrapper = field.widget
             wrapper.can_add_related = wrapper.can_change_related = False

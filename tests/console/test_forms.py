@@ -96,10 +96,10 @@ def test_a_form_sent_back_unread_changes_no_text(console, acme):
     with tenant(acme):
         same = Memory.objects.for_organization(acme).get(pk=memory.pk)
     assert (same.content, same.context, same.version) == (content, "one\ntwo", memory.version)
-    console.post(url(Memory, "change", memory.pk), {**form, "content": "one\r\nother"})
+    console.post(url(Memory, "change", memory.pk), {**form, "content": "  one\r\nother\r\n"})
     with tenant(acme):
         changed = Memory.objects.for_organization(acme).get(pk=memory.pk)
-    assert (changed.content, changed.version) == ("one\nother", memory.version + 1)
+    assert (changed.content, changed.version) == ("  one\nother\n", memory.version + 1)
 
 
 def test_a_reference_to_another_organization_is_refused(console, acme, globex):
