@@ -7,10 +7,26 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts.actors import Actor
-from accounts.errors import NotFound
+from accounts.errors import Invalid, NotFound
 from accounts.models import Organization
-from accounts.services.records import Records
+from accounts.services.records import M, Records
 from sessions.models import Message, Run, Session
+
+
+class AddressedRecords(Records[M]):
+    """`key` stands in URLs: a slash there, or the word for the newest, could not be asked for."""
+
+    def __init__(self, model: type[M], key: str, *reserved: str) -> None:
+        super().__init__(model)
+        self.key, self.reserved = key, reserved
+
+    def derive(self, record: M, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
+        value = getattr(record, self.key)
+        if self.key in changed and "/" in value:
+            raise Invalid("It stands in URLs: no slash.", field=self.key, code="slash")
+        if self.key in changed and value in self.reserved:
+            raise Invalid(f"`{value}` has a meaning in URLs.", field=self.key, code="reserved")
+        return changed
 
 
 class MessageRecords(Records[Message]):
@@ -25,8 +41,8 @@ class MessageRecords(Records[Message]):
         return changed | followed
 
 
-sessions = Records(Session)
-runs = Records(Run)
+sessions = AddressedRecords(Session, "session_id")
+runs = AddressedRecords(Run, "run_id", "last")
 messages = MessageRecords(Message)
 
 

@@ -49,6 +49,14 @@ def test_a_block_over_its_limit_is_told_with_both_numbers(console):
     assert console.post(url(Block, "add"), {**form, "limit": "7"}).status_code == 302
 
 
+def test_a_key_that_no_url_could_hold_is_refused(console, acme):
+    page = console.post(url(Session, "add"), {**CASES[Session].form, "session_id": "a/b"})
+    assert errors(page) == {"session_id": ["It stands in URLs: no slash."]}
+    form = {**CASES[Run].form, "session": make_session(acme).pk, "run_id": "last"}
+    page = console.post(url(Run, "add"), form)
+    assert errors(page) == {"run_id": ["`last` has a meaning in URLs."]}
+
+
 def test_a_refused_restore_is_a_message(console, acme):
     memory = make_memory(acme, content="Likes tea")
     console.post(url(Memory, "delete", memory.pk))
