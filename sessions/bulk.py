@@ -1,9 +1,9 @@
 """What the bulk loader has to know of this app's resources."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from accounts.bulk import METADATA, USER
 from agentmem_site.bulk import binary
@@ -26,6 +26,7 @@ from memories.bulk import AGENT
 from sessions.models import Message, Run, Session
 
 MAX_TOKENS = 2**63 - 1
+Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class _Tokens(msgspec.Struct):
@@ -52,9 +53,9 @@ class RunLine(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False
     metrics: Raw = ABSENT
     metadata: Raw = ABSENT
     position: int | None = None  # set by the session: the place among its runs
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
+    input_tokens: Tokens = 0
+    output_tokens: Tokens = 0
+    total_tokens: Tokens = 0
 
     def __post_init__(self) -> None:
         raw = bytes(self.metrics)

@@ -58,6 +58,11 @@ BAD = [
         b'{"external_id": "b", "label": "l", "value": "four", "limit": 3}',
         "value: 4 characters; the limit is 3",
     ),
+    (
+        "sessions",
+        b'{"session_id": "s", "runs": [{"run_id": "1", "input_tokens": -1}]}',
+        "runs[0].input_tokens: Expected `int` >= 0",
+    ),
     ("sessions", b'{"session_id": "s", "runs": [{"run_id": "1", "x": 1}]}', "runs[0].x: Unknown"),
     (
         "sessions",
