@@ -1,5 +1,9 @@
 """What the bulk loader has to know of this app's resources."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from accounts.models import User
 from agentmem_site.bulk import binary
 from agentmem_site.bulk.spec import (
@@ -20,8 +24,8 @@ USER = Reference("user_id", User)
 class UserLine(Line):
     external_id: KeyText
     name: Name | None = None
-    email: Name | None = None
-    timezone: Name | None = None
+    email: Annotated[str, Meta(max_length=254)] | None = None
+    timezone: Annotated[str, Meta(max_length=64)] | None = None
     status: User.Status | None = None
 
 

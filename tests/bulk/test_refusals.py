@@ -38,6 +38,16 @@ BAD = [
         b'{"external_id": "' + b"x" * 256 + b'"}',
         "external_id: Expected `str` of length <=",
     ),
+    (
+        "users",
+        b'{"external_id": "u", "email": "' + b"e" * 255 + b'"}',
+        "email: Expected `str` of length <= 254",
+    ),
+    (
+        "users",
+        b'{"external_id": "u", "timezone": "' + b"z" * 65 + b'"}',
+        "timezone: Expected `str` of length <= 64",
+    ),
     ("users", b'{"external_id": "u"', "Input data was truncated"),
     ("users", b"[]", "Expected `object`, got `array`"),
     ("users", b'{"external_id": "u", "status": "asleep"}', "status: Invalid enum value 'asleep'"),
