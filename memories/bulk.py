@@ -197,7 +197,7 @@ def _check_vector(vector: list[float]) -> None:
         wrong = f"{len(vector)} numbers; {EMBEDDING_DIM} are needed"
     elif not all(map(math.isfinite, vector)) or max(map(abs, vector)) > 65504:
         wrong = "A number is not finite in half precision"
-    elif not any(vector):
+    elif max(map(abs, vector)) <= 2**-25:  # half precision makes it zero
         wrong = "All zero"
     if wrong:
         raise ValueError(wrong) from LineError("invalid_vector", "embedding", wrong)

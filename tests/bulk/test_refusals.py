@@ -48,6 +48,11 @@ BAD = [
         b'{"external_id": "u", "timezone": "' + b"z" * 65 + b'"}',
         "timezone: Expected `str` of length <= 64",
     ),
+    (
+        "memories",
+        b'{"content": "c", "embedding": [' + b",".join([b"1e-10"] * 384) + b"]}",
+        "embedding: All zero",
+    ),
     ("users", b'{"external_id": "u"', "Input data was truncated"),
     ("users", b"[]", "Expected `object`, got `array`"),
     ("users", b'{"external_id": "u", "status": "asleep"}', "status: Invalid enum value 'asleep'"),
