@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from math import ceil
 from typing import Any
 from uuid import UUID
 
@@ -86,7 +87,7 @@ class Stage:
 def settings(*, timeout_s: float) -> sql.Composed:
     """For one batch: its rows are sorted in memory."""
     return sql.SQL("SET LOCAL work_mem = '64MB'; SET LOCAL statement_timeout = {}").format(
-        sql.Literal(int(timeout_s * 1000))
+        sql.Literal(ceil(timeout_s * 1000))
     )
 
 

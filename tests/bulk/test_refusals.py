@@ -219,3 +219,10 @@ def test_the_site_starts_without_the_heavy_libraries():
         env={**os.environ, "DJANGO_SETTINGS_MODULE": "agentmem_site.settings"},
     )
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("timeout", [-1.0, float("nan"), float("inf"), 1e9])
+def test_a_timeout_that_postgresql_cannot_keep_is_a_matter_of_usage(acme, tmp_path, timeout):
+    with pytest.raises(CommandError) as refusal:
+        load(tmp_path, "users", [{"external_id": "u"}], timeout=timeout)
+    assert refusal.value.returncode == 2

@@ -20,6 +20,7 @@ from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_line
 from agentmem_site.loads import RESOURCES, run_load
 
 USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION, INTERRUPTED = 2, 65, 70, 75, 77, 130
+MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
 _EXIT_CODES = {BadLine: BAD_DATA, Unreadable: USAGE, Refused: INTEGRITY, Interrupted: TEMPORARY}
 
 
@@ -79,6 +80,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["batch_size"] < 1:
             raise CommandError("--batch-size is at least 1", returncode=USAGE)
+        if not 0 <= options["timeout"] <= MAX_TIMEOUT_S:
+            raise CommandError(f"--timeout is 0 to {MAX_TIMEOUT_S:,}", returncode=USAGE)
         try:
             organization = organization_by_slug(options["organization"])
             actor = self._actor(options["actor"])
