@@ -130,7 +130,7 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, expect: Expect) -> sql.Composed
         )
         where.append(
             sql.SQL("(t.id IS NULL OR (NOT t.is_deleted AND ({})))").format(
-                _differs(stage, _OLD, _NEW)
+                _differs(stage, _OLD, _NEW, stamp)
             )
         )
     statement = sql.SQL(
@@ -158,9 +158,9 @@ def _on_conflict(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     ).format(
         key=_COMMA.join(map(sql.Identifier, ("organization_id", *key.columns))),
         partial=_predicate(" WHERE ", key, ""),
-        updates=_COMMA.join(_updates(stage)),
+        updates=_COMMA.join(_updates(stage, stamp)),
         organization=sql.Literal(stamp.organization_id),
-        differs=_differs(stage, _OLD, _EXCLUDED),
+        differs=_differs(stage, _OLD, _EXCLUDED, stamp),
     )
 
 
@@ -351,29 +351,38 @@ def _defaults(model: Any, given: Any) -> dict[str, sql.Composable]:
     return rest
 
 
-def _updates(stage: Stage) -> list[sql.Composable]:
+def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
     # EXCLUDED values, constants and the row's own columns: what a sharded database takes.
     updates = [(column.name, column.update) for column in _own_columns(stage.spec)]
     updates += stage.spec.server_columns.items()
-    stamped = ["updated_at", "last_updated_by_id", *(["created_at"] if stage.keeps_time else [])]
-    updates += [(name, OVERWRITE) for name in stamped]
+    updates += [(name, OVERWRITE) for name in ("updated_at", "last_updated_by_id")]
+    if stage.keeps_time:
+        kept = "CASE WHEN {new}.{column} = {now} THEN {old}.{column} ELSE {new}.{column} END"
+        updates.append(("created_at", kept))
     return [
         sql.SQL("{} = {}").format(
             sql.Identifier(name),
-            sql.SQL(value).format(old=_OLD, new=_EXCLUDED, column=sql.Identifier(name)),
+            sql.SQL(value).format(
+                old=_OLD, new=_EXCLUDED, column=sql.Identifier(name), now=sql.Literal(stamp.now)
+            ),
         )
         for name, value in updates
     ]
 
 
-def _differs(stage: Stage, old: sql.Composable, new: sql.Composable) -> sql.Composable:
+def _differs(
+    stage: Stage, old: sql.Composable, new: sql.Composable, stamp: Stamp
+) -> sql.Composable:
     tests = [(column.name, column.differs) for column in _own_columns(stage.spec)]
     if stage.keeps_time:
-        # A missing timestamp is no change; against EXCLUDED it is never missing.
-        given = "({new}.{column} IS NOT NULL AND {old}.{column} <> {new}.{column})"
+        # A missing timestamp is no change. (In EXCLUDED it is the load's now: the row was not yet
+        # there when it was looked up, another loader has inserted it since.)
+        given = "({old}.{column} <> {new}.{column} AND {new}.{column} <> {now})"
         tests += [("created_at", given), ("updated_at", given)]
     compared = [
-        sql.SQL(test).format(old=old, new=new, column=sql.Identifier(name))
+        sql.SQL(test).format(
+            old=old, new=new, column=sql.Identifier(name), now=sql.Literal(stamp.now)
+        )
         for name, test in tests
         if test
     ]
