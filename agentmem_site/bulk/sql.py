@@ -230,13 +230,18 @@ def adopt(stage: Stage, children: Stage) -> sql.Composed:
 
 
 def touch_parents(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
-    """A parent of which only children changed has changed: it is stamped, and noted as written."""
+    """A parent of which only children changed has changed: it is stamped, and noted as written.
+
+    They are locked in the order of their key, as in `upsert`.
+    """
     return _with_index_joins(
         sql.SQL(
             "WITH written AS (UPDATE {table} t SET updated_at = coalesce(m.updated_at, {now}), "
-            "last_updated_by_id = {actor} FROM {met} m WHERE t.organization_id = {organization} "
-            "AND t.id = m.id AND m.id = ANY (ARRAY("
+            "last_updated_by_id = {actor} FROM {met} m JOIN ("
+            "SELECT id FROM {table} WHERE organization_id = {organization} AND id = ANY (ARRAY("
             "SELECT parent_id FROM {changed_children} EXCEPT SELECT id FROM {changed})) "
+            "ORDER BY {order} FOR NO KEY UPDATE) AS locked USING (id) "
+            "WHERE t.organization_id = {organization} AND t.id = m.id "
             "RETURNING t.id) INSERT INTO {changed} SELECT id, id FROM written"
         ).format(
             table=stage.spec.table,
@@ -246,6 +251,7 @@ def touch_parents(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
             organization=sql.Literal(stamp.organization_id),
             changed=stage.changed,
             changed_children=children.changed,
+            order=_COMMA.join(map(sql.Identifier, stage.spec.keys[0].columns)),
         )
     )
 
