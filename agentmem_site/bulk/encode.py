@@ -20,6 +20,7 @@ from agentmem_site.db.ids import uuid7_bytes
 
 # What a line calls another row: its key or id, or (the outer row's name, its key).
 Name = str | tuple[str, str]
+Children = dict[Any, bytes]  # key within the parent -> row
 Known = dict[str, dict[Name, bytes]]  # column -> name -> the encoded id
 
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
@@ -35,21 +36,31 @@ class Batch:
     # Column -> name -> the first line that names it.
     wanted: dict[str, dict[Name, int]]
     _encoder: "Encoder"
-    _rows: list[tuple[list[Any], list[bytes]]]  # parts, the children's rows
+    _rows: list[tuple[list[Any], Children]]  # parts, the children's rows
     child_duplicates: int
 
     def finish(self, known: Known) -> tuple[list[bytes], list[bytes]]:
-        """The rows and their children's rows, the last of each key; every name is in `known`."""
+        """The rows and their children's rows, the last of each key; every name is in `known`.
+
+        A row met twice keeps the children that its last line does not name, as it does when its
+        lines are in two batches.
+        """
         places = self._encoder.reference_places
         key_of = self._encoder.key_of
-        rows: dict[Any, tuple[bytes, list[bytes]]] = {}
+        rows: dict[Any, tuple[bytes, Children]] = {}
         for parts, children in self._rows:
             for place, column in places:
                 name = parts[place]
                 parts[place] = binary.NULL if name is None else known[column][name]
-            rows[key_of(parts)] = b"".join(parts), children
-        below = [child for _, children in rows.values() for child in children]
-        return [row for row, _ in rows.values()], below
+            key = key_of(parts)
+            below = children
+            if earlier := rows[key][1] if key in rows else None:
+                self.child_duplicates += len(earlier.keys() & children.keys())
+                below = {name: _handed_to(parts[1], row) for name, row in earlier.items()}
+                below |= children
+            rows[key] = b"".join(parts), below
+        all_below = [child for _, children in rows.values() for child in children.values()]
+        return [row for row, _ in rows.values()], all_below
 
 
 class Encoder:
@@ -87,7 +98,7 @@ class Encoder:
             try:
                 parts = self._parts(line, row_id)
                 children, duplicates = (
-                    self._children(getattr(line, source), row_id, ids) if (source) else ([], 0)
+                    self._children(getattr(line, source), row_id, ids) if (source) else ({}, 0)
                 )
             except LineError as error:
                 error.line = number
@@ -133,20 +144,20 @@ class Encoder:
 
     def _children(
         self, lines: Sequence[Any], parent: bytes, ids: Iterator[bytes]
-    ) -> tuple[list[bytes], int]:
+    ) -> tuple[Children, int]:
         """The rows of the lines within a line, the last of each key; how many that leaves out."""
         encoder = self.children
-        rows: dict[Any, bytes] = {}
+        rows: Children = {}
         if encoder is None:
-            return [], 0
+            return rows, 0
         for position, line in enumerate(lines):
             try:
                 parts = encoder._parts(line, binary.data(next(ids)), parent)
             except LineError as error:
                 error.field = f"{self.spec.children.source}[{position}].{error.field}"  # type: ignore[union-attr]
                 raise
-            rows[encoder.key_of(parts)] = b"".join(parts)
-        return list(rows.values()), len(lines) - len(rows)
+            rows[encoder.key_of(parts)[1:]] = b"".join(parts)  # (the parent comes first)
+        return rows, len(lines) - len(rows)
 
     def _encoder(self, name: str, encode: binary.Encode) -> tuple[binary.Encode, bytes | None]:
         """How a column's values are encoded, and what stands for a missing one: its default."""
@@ -178,6 +189,12 @@ def _key_of(keys: list[list[int]]) -> Callable[[Sequence[Any]], Any]:
     lead = keys[0][0]
     rest = _key_of(keys[1:])
     return lambda parts: rest(parts) if parts[lead] == binary.NULL else first(parts)
+
+
+def _handed_to(parent: bytes, row: bytes) -> bytes:
+    """A child's row under another parent: its header and its own id come before the parent's."""
+    start = len(binary.row_header(0)) + len(parent)
+    return row[:start] + parent + row[start + len(parent) :]
 
 
 def _as_it_is(name: Any) -> Any:

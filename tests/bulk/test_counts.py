@@ -282,3 +282,26 @@ def test_a_load_leaves_one_audit_event_with_its_counts(acme, alice, tmp_path):
         assert (event.resource_type, event.actor_id) == ("users", alice.pk)
         assert event.changes["inserted"] == 1
         assert User.objects.for_organization(acme).get().created_by_id == alice.pk
+
+
+@pytest.mark.parametrize("batch_size", [1, 5000])
+def test_runs_of_a_session_met_twice_do_not_depend_on_the_batch(acme, tmp_path, batch_size):
+    rows = [
+        {"session_id": "s", "name": "one", "runs": [{"run_id": "a"}, {"run_id": "b"}]},
+        {"session_id": "t", "runs": [{"run_id": "a"}]},
+        {"session_id": "s", "name": "two", "runs": [{"run_id": "b", "content": "new"}]},
+    ]
+    report = load(tmp_path, "sessions", rows, batch_size=batch_size)
+    runs = report["runs"]
+    assert report["inserted"] == 2
+    assert sum(runs.values()) == 4
+    assert runs["inserted"] == 3
+    with tenant(acme):
+        stored = Run.objects.for_organization(acme).values_list(
+            "session__session_id", "session__name", "run_id", "content"
+        )
+        assert sorted(stored) == [
+            ("s", "two", "a", ""),
+            ("s", "two", "b", "new"),
+            ("t", "", "a", ""),
+        ]
