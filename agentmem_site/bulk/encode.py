@@ -7,7 +7,7 @@ in its place.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -36,8 +36,11 @@ class Batch:
     # Column -> name -> the first line that names it.
     wanted: dict[str, dict[Name, int]]
     _encoder: "Encoder"
-    _rows: list[tuple[list[Any], Children]]  # parts, the children's rows
+    _rows: list[tuple[int, list[Any], Children]]  # line, parts, the children's rows
     child_duplicates: int
+    # Of the rows that `finish` gave: the line of each.
+    row_lines: list[int] = field(default_factory=list)
+    child_lines: list[int] = field(default_factory=list)
 
     def finish(self, known: Known) -> tuple[list[bytes], list[bytes]]:
         """The rows and their children's rows, the last of each key; every name is in `known`.
@@ -47,20 +50,22 @@ class Batch:
         """
         places = self._encoder.reference_places
         key_of = self._encoder.key_of
-        rows: dict[Any, tuple[bytes, Children]] = {}
-        for parts, children in self._rows:
+        rows: dict[Any, tuple[int, bytes, Children]] = {}
+        for number, parts, children in self._rows:
             for place, column in places:
                 name = parts[place]
                 parts[place] = binary.NULL if name is None else known[column][name]
             key = key_of(parts)
             below = children
-            if earlier := rows[key][1] if key in rows else None:
+            if earlier := rows[key][2] if key in rows else None:
                 self.child_duplicates += len(earlier.keys() & children.keys())
                 below = {name: _handed_to(parts[1], row) for name, row in earlier.items()}
                 below |= children
-            rows[key] = b"".join(parts), below
-        all_below = [child for _, children in rows.values() for child in children.values()]
-        return [row for row, _ in rows.values()], all_below
+            rows[key] = number, b"".join(parts), below
+        all_below = [child for *_, children in rows.values() for child in children.values()]
+        self.row_lines = [number for number, *_ in rows.values()]
+        self.child_lines = [number for number, _, children in rows.values() for _ in children]
+        return [row for _, row, _ in rows.values()], all_below
 
 
 class Encoder:
@@ -107,7 +112,7 @@ class Encoder:
                 if parts[place] is not None:
                     wanted[column].setdefault(parts[place], number)
             child_duplicates += duplicates
-            rows.append((parts, children))
+            rows.append((number, parts, children))
         return Batch(len(lines), lines[-1][0], wanted, self, rows, child_duplicates)
 
     # -- inside ----------------------------------------------------------------------------------

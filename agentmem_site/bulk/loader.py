@@ -7,6 +7,7 @@ The place of what is still to come: workers (one Loader each), resumable jobs an
 `_load_batch`), a reject file (where a LineError is caught).
 """
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,9 @@ from agentmem_site.bulk.sql import Expect, Stage, Stamp
 from agentmem_site.db.ids import uuid7_bytes
 
 _COPY_ROWS = 256  # rows joined for one write: about a megabyte
+# Where a COPY failed, whatever the server's language: "COPY load_x, line 1, column state".
+_COPY_PLACE = re.compile(r"COPY [^,]*, \S+ (\d+), \S+ (\w+)")
+_VALUE_REFUSED = ("22", "54")  # data exception, program limit exceeded
 _MAX_KNOWN = 200_000  # references kept between batches
 
 
@@ -237,7 +241,7 @@ class _Loader:
             try:
                 self._resolve(batch, stamp)
                 rows, children = batch.finish(self._known)
-                counts, below = self._write(cursor, rows, children, stamp)
+                counts, below = self._write(cursor, batch, rows, children, stamp)
             except BaseException:
                 # What this transaction made is gone with it.
                 for known in self._known.values():
@@ -323,11 +327,16 @@ class _Loader:
     # -- rows --------------------------------------------------------------------------------------
 
     def _write(
-        self, cursor: Any, rows: Sequence[bytes], children: Sequence[bytes], stamp: Stamp
+        self,
+        cursor: Any,
+        batch: Batch,
+        rows: Sequence[bytes],
+        children: Sequence[bytes],
+        stamp: Stamp,
     ) -> tuple[Counts, Counts]:
-        self._copy(cursor, self._stage, rows)
+        self._copy(cursor, self._stage, rows, batch.row_lines)
         if self.spec.children:
-            self._copy(cursor, self._child_stage, children)
+            self._copy(cursor, self._child_stage, children, batch.child_lines)
         counts, below = self._upsert(self._stage, len(rows), stamp), Counts()
         if self.spec.children:
             below = self._write_children(len(children), counts, len(rows), stamp)
@@ -363,13 +372,24 @@ class _Loader:
             parents.unchanged -= touched
         return counts
 
-    def _copy(self, cursor: Any, stage: Stage, rows: Sequence[bytes]) -> None:
+    def _copy(self, cursor: Any, stage: Stage, rows: Sequence[bytes], lines: Sequence[int]) -> None:
+        """Raises: LineError, of a value that only PostgreSQL can tell to be too large."""
         self._execute(stage.create())
-        with connection.wrap_database_errors, cursor.copy(stage.copy()) as copy:
-            copy.write(binary.HEADER)
-            for start in range(0, len(rows), _COPY_ROWS):
-                copy.write(b"".join(rows[start : start + _COPY_ROWS]))
-            copy.write(binary.TRAILER)
+        try:
+            with connection.wrap_database_errors, cursor.copy(stage.copy()) as copy:
+                copy.write(binary.HEADER)
+                for start in range(0, len(rows), _COPY_ROWS):
+                    copy.write(b"".join(rows[start : start + _COPY_ROWS]))
+                copy.write(binary.TRAILER)
+        except DatabaseError as error:
+            diagnosis: Any = getattr(error.__cause__, "diag", None)
+            place = _COPY_PLACE.match((diagnosis and diagnosis.context) or "")
+            if place and diagnosis.sqlstate[:2] in _VALUE_REFUSED:
+                message = diagnosis.message_primary
+                raise LineError(
+                    "invalid_value", place[2], message, line=lines[int(place[1]) - 1]
+                ) from error
+            raise
 
     def _upsert(self, stage: Stage, staged: int, stamp: Stamp) -> Counts:
         name = stage.spec.resource

@@ -226,3 +226,18 @@ def test_a_timeout_that_postgresql_cannot_keep_is_a_matter_of_usage(acme, tmp_pa
     with pytest.raises(CommandError) as refusal:
         load(tmp_path, "users", [{"external_id": "u"}], timeout=timeout)
     assert refusal.value.returncode == 2
+
+
+@pytest.mark.parametrize("number", [b"1e200000", b"1e-200000", b"9" * 140_000])
+def test_a_number_that_jsonb_cannot_hold_is_refused_by_line_and_field(acme, tmp_path, number):
+    good = [{"session_id": f"s{n}", "runs": [{"run_id": "a"}, {"run_id": "b"}]} for n in range(3)]
+    bad = b'{"session_id": "s3", "state": {"n": ' + number + b"}}"
+    with pytest.raises(CommandError) as refusal:
+        load(tmp_path, "sessions", [good[0], *good, bad])
+    assert "line 5: state: " in str(refusal.value)
+    assert refusal.value.returncode == 65
+    bad = b'{"session_id": "s3", "runs": [{"run_id": "a", "metadata": {"n": ' + number + b"}}]}"
+    with pytest.raises(CommandError) as refusal:
+        load(tmp_path, "sessions", [good[0], *good, bad])
+    assert "line 5: metadata: " in str(refusal.value)
+    assert refusal.value.returncode == 65
