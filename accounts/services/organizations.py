@@ -13,7 +13,7 @@ from accounts.errors import Forbidden, Invalid, named_violations
 from accounts.models import Member, Organization
 from accounts.roles import MANAGE_ROLES, Role
 from accounts.services.audit import record_event
-from accounts.services.records import Records
+from accounts.services.records import Counts, Records
 
 
 class OrganizationRecords(Records[Organization]):
@@ -69,10 +69,18 @@ class MemberRecords(Records[Member]):
             if values.get("role", now.role) != now.role:
                 raise Forbidden("Only who manages roles may give or take one.")
             # Whoever sets a password, or the address it is recovered by, has the role as well.
-            signs_in_anew = "password" in values or values.get("email", now.email) != now.email
+            signs_in_anew = "password" in values or any(
+                values.get(name, getattr(now, name)) != getattr(now, name)
+                for name in ("email", "is_active", "is_staff")
+            )
             if signs_in_anew and now.role != Role.VIEWER:
                 raise Forbidden("Only who manages roles may change how this member signs in.")
         return super().update(record, actor=actor, values=values, **kwargs)
+
+    def delete(self, rows: Any, *, actor: Actor, **kwargs: Any) -> Counts:
+        if not actor.may(MANAGE_ROLES) and rows.exclude(role=Role.VIEWER).exists():
+            raise Forbidden("Only who manages roles may delete a member who has one.")
+        return super().delete(rows, actor=actor, **kwargs)
 
 
 def _cleaned(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -35,7 +35,8 @@ from agentmem_site.db.ids import uuid7_bytes
 _COPY_ROWS = 256  # rows joined for one write: about a megabyte
 # Where a COPY failed, whatever the server's language: "COPY load_x, line 1, column state".
 _COPY_PLACE = re.compile(r"COPY [^,]*, \S+ (\d+), \S+ (\w+)")
-_VALUE_REFUSED = ("22", "54")  # data exception, program limit exceeded
+_LIMIT_EXCEEDED = "54"
+_VALUE_REFUSED = ("22", _LIMIT_EXCEEDED)  # 22: data exception
 _MAX_KNOWN = 200_000  # references kept between batches
 
 
@@ -167,6 +168,8 @@ def load(
     except UnreadableFile as error:
         raise Unreadable(str(error), report) from error
     except (OperationalError, InterfaceError) as error:
+        if (getattr(error.__cause__, "sqlstate", None) or "").startswith(_LIMIT_EXCEEDED):
+            raise Refused(str(error).strip(), report) from error  # it would be so again
         raise Interrupted(str(error).strip(), report) from error
     except DatabaseError as error:
         raise Refused(str(error).strip(), report) from error
@@ -308,10 +311,14 @@ class _Loader:
 
     def _find(self, reference: Reference, names: Sequence[str]) -> dict[str, bytes]:
         self._execute(statements.find_references(reference, self.organization_id, names))
-        found = {}
-        for key, id_text, row_id in self._fetch():
-            found[id_text] = found[key] = binary.uuid(row_id)
-        return {name: found[name] for name in names if name in found}
+        rows = self._fetch()
+        by_key = dict(rows)
+        ids = {row_id for _, row_id in rows}
+        # The caller's own key comes first: it may look like an id of ours.
+        found = {
+            name: by_key[name] if name in by_key else statements.as_uuid(name) for name in names
+        }
+        return {name: binary.uuid(row_id) for name, row_id in found.items() if row_id in ids}
 
     def _find_within(
         self, reference: Reference, names: Sequence[tuple[str, str]]

@@ -54,7 +54,7 @@ def numbered_lines(stream: IO[bytes]) -> Iterator[NumberedLine]:
                 raise LineError("line_too_long", "", f"Over {MAX_LINE_BYTES:,} bytes", line=number)
             if number == 1:
                 line = line.removeprefix(_BOM)
-            if not line.isspace():
+            if line.strip():
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise UnreadableFile(f"after line {number:,}: {error}") from error

@@ -259,16 +259,16 @@ def touch_parents(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
 def find_references(
     reference: Reference, organization_id: UUID, wanted: Sequence[str]
 ) -> sql.Composed:
-    """(key, id as text, id) of the rows that `wanted` names by their key or their id."""
+    """(key, id) of the rows that `wanted` names by their key or their id."""
     return sql.SQL(
-        "SELECT {key}, id::text, id FROM {table} WHERE organization_id = {organization} "
+        "SELECT {key}, id FROM {table} WHERE organization_id = {organization} "
         "AND ({key} = ANY ({wanted}) OR id = ANY ({ids}))"
     ).format(
         key=sql.Identifier(reference.key),
         table=sql.Identifier(reference.model._meta.db_table),
         organization=sql.Literal(organization_id),
         wanted=sql.Literal(list(wanted)),
-        ids=sql.Literal([i for i in map(_as_uuid, wanted) if i]),
+        ids=sql.Literal([i for i in map(as_uuid, wanted) if i]),
     )
 
 
@@ -430,7 +430,8 @@ def _same_row(key: Key, stamp: Stamp) -> sql.Composed:
     return _AND.join(tests)
 
 
-def _as_uuid(text: str) -> UUID | None:
+def as_uuid(text: str) -> UUID | None:
+    """The id that the text spells, in any of the ways in which UUIDs are written; None for none."""
     try:
         return UUID(text)
     except ValueError:

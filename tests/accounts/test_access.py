@@ -250,6 +250,11 @@ def test_giving_and_taking_roles_needs_the_permission(acme):
     owner.email = "mine@acme.example"
     with pytest.raises(Forbidden, match="how this member signs in"):
         change(owner, email="mine@acme.example")
+    with pytest.raises(Forbidden, match="how this member signs in"):
+        change(owner, is_active=False)
+    with pytest.raises(Forbidden, match="may delete a member who has one"), tenant(acme):
+        rows = Member.objects.for_organization(acme).filter(pk=owner.pk)
+        members.delete(rows, organization=acme, actor=maker)
     assert change(bob, name="Robert", role="viewer").name == "Robert"  # the role it has
     assert change(bob, actor=TESTER, role="admin").role == "admin"
 

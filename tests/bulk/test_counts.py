@@ -130,6 +130,21 @@ def test_a_reference_may_be_an_id(acme, tmp_path):
         assert Agent.objects.for_organization(acme).count() == 1
 
 
+def test_an_id_may_be_spelled_as_uuids_are_and_an_own_key_comes_first(acme, tmp_path):
+    agent = make_agent(acme)
+    twin = make_agent(acme, external_id=str(agent.pk))
+    rows = [
+        {"session_id": "hex", "agent_id": agent.pk.hex},
+        {"session_id": "upper", "agent_id": str(agent.pk).upper()},
+        {"session_id": "key", "agent_id": str(agent.pk)},
+    ]
+    load(tmp_path, "sessions", rows)
+    with tenant(acme):
+        owners = dict(Session.objects.for_organization(acme).values_list("session_id", "agent"))
+        assert owners == {"hex": agent.pk, "upper": agent.pk, "key": twin.pk}
+        assert Agent.objects.for_organization(acme).count() == 2
+
+
 def test_another_organizations_id_is_no_reference(acme, globex, tmp_path):
     theirs = make_agent(globex)
     load(tmp_path, "sessions", [{"session_id": "s", "agent_id": str(theirs.pk)}])

@@ -203,6 +203,8 @@ def test_blank_lines_and_a_byte_order_mark_are_no_lines(acme, tmp_path):
     file = tmp_path / "users.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"external_id": "u"}\r\n\r\n   \n{"external_id": "v"}')
     assert load_file(file, "users")["inserted"] == 2
+    file.write_bytes(b"\xef\xbb\xbf")
+    assert load_file(file, "users")["read"] == 0
 
 
 def test_the_site_starts_without_the_heavy_libraries():
