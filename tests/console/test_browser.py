@@ -1,5 +1,6 @@
 """The console in a browser: what a person sees, that it works, and that nothing leaves the host."""
 
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ def chromium() -> str:
     if own is None:
         with ThreadPoolExecutor(1) as thread:
             own = thread.submit(_bundled).result()
+    if own is None and os.environ.get("AGENTMEM_REQUIRE_BROWSER"):
+        pytest.fail("There is no Chromium here, and CI does not skip the browser tests.")
     if own is None:
         pytest.skip("There is no Chromium here: `playwright install chromium` brings one.")
     return own
