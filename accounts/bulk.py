@@ -5,19 +5,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from accounts.models import User
-from agentmem_site.bulk import binary
 from agentmem_site.bulk.spec import (
-    Column,
     Key,
     KeyText,
     Line,
     LoadSpec,
     Name,
     Reference,
-    json_object,
 )
 
-METADATA = Column("metadata", json_object)
 USER = Reference("user_id", User)
 
 
@@ -34,12 +30,12 @@ USERS = LoadSpec(
     model=User,
     line=UserLine,
     columns=[
-        Column("external_id", binary.text),
-        Column("name", binary.text),
-        Column("email", binary.text),
-        Column("timezone", binary.text),
-        Column("status", binary.text),
-        METADATA,
+        "external_id",
+        "name",
+        "email",
+        "timezone",
+        "status",
+        "metadata",
     ],
     keys=[Key(("external_id",))],
 )

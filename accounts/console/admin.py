@@ -303,9 +303,6 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
     def delete_queryset(self, request: HttpRequest, queryset: Any) -> None:
         self._carry_out(request, self.records.delete, queryset)
 
-    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        raise NotImplementedError("Stock admin would load all that hangs on them.")
-
     def _carry_out(self, request: HttpRequest, verb: Callable[..., Counts], rows: Any) -> Counts:
         """The same verb for each organization among the rows (a superuser may see many)."""
         counts: Counts = {}

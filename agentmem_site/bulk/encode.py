@@ -5,9 +5,10 @@ What a line refers to is not known here: its column keeps the name, and `Batch.f
 in its place.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 
 from agentmem_site.bulk import binary
 from agentmem_site.bulk.readers import NumberedLine, check_text
-from agentmem_site.bulk.spec import LineError, LoadSpec, moment
+from agentmem_site.bulk.spec import Column, LineError, LoadSpec, encoder_of, moment
 from agentmem_site.db.ids import uuid7_bytes
 
 # What a line calls another row: its key or id, or (the outer row's name, its key).
@@ -39,8 +40,8 @@ class Batch:
     _rows: list[tuple[int, list[Any], Children]]  # line, parts, the children's rows
     child_duplicates: int
     # Of the rows that `finish` gave: the line of each.
-    row_lines: list[int] = field(default_factory=list)
-    child_lines: list[int] = field(default_factory=list)
+    row_lines: list[int] = dataclasses.field(default_factory=list)
+    child_lines: list[int] = dataclasses.field(default_factory=list)
 
     def finish(self, known: Known) -> tuple[list[bytes], list[bytes]]:
         """The rows and their children's rows, the last of each key; every name is in `known`.
@@ -76,11 +77,11 @@ class Encoder:
         self._decoder = msgspec.json.Decoder(spec.line)
         parent = [spec.parent_column] if spec.parent_column else []
         times = ["created_at", "updated_at"] if keeps_time else []
-        self.columns = ("id", *parent, *(column.name for column in spec.columns), *times)
-        self._sources = [column.source or column.name for column in spec.columns] + times
+        self.columns = ("id", *parent, *(column.name for column in spec.all_columns), *times)
+        self._sources = [column.name for column in spec.all_columns] + times
         get = attrgetter(*self._sources)
         self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
-        self._encoders = [self._encoder(c.name, c.encode) for c in spec.columns]
+        self._encoders = [self._encoder(column) for column in spec.all_columns]
         self._encoders += [(moment, binary.NULL)] * len(times)
         self._header = binary.row_header(len(self.columns))
         # A row's parts: the header, then its columns.
@@ -164,13 +165,14 @@ class Encoder:
             rows[encoder.key_of(parts)[1:]] = b"".join(parts)  # (the parent comes first)
         return rows, len(lines) - len(rows)
 
-    def _encoder(self, name: str, encode: binary.Encode) -> tuple[binary.Encode, bytes | None]:
+    def _encoder(self, column: Column) -> tuple[binary.Encode, bytes | None]:
         """How a column's values are encoded, and what stands for a missing one: its default."""
-        if any(name == reference.column for reference in self.spec.references):
+        if any(column.name == reference.column for reference in self.spec.references):
             return _as_it_is, None
-        column = next(f for f in self.spec.model._meta.concrete_fields if f.column == name)
-        default = column.get_default()
-        if column.get_internal_type() == "JSONField":
+        fields = self.spec.model._meta.concrete_fields
+        field = next(f for f in fields if f.column == column.name)
+        encode, default = column.encode or encoder_of(field), field.get_default()
+        if field.get_internal_type() == "JSONField":
             missing = binary.NULL if default is None else encode(msgspec.json.encode(default))
             return _json_or(missing, encode), missing
         return encode, binary.NULL if default is None else encode(default)

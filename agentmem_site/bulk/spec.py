@@ -7,7 +7,7 @@ is not in the file. JSON columns are `msgspec.Raw`: their bytes go through untou
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from django.db import models
@@ -65,15 +65,14 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that comes from the file.
+    """A column that comes from the file, where its name alone does not say all.
 
-    `source` is the line's attribute (the column's own name if empty). `update` and `differs` are
+    `encode` stands in for what the model's field says (`encoder_of`). `update` and `differs` are
     SQL over {old} and {new} for columns that are not simply overwritten and compared.
     """
 
     name: str
-    encode: binary.Encode
-    source: str = ""
+    encode: binary.Encode | None = None
     update: str = OVERWRITE
     differs: str = DIFFERENT
 
@@ -111,7 +110,7 @@ class LoadSpec:
     resource: str
     model: type[models.Model]
     line: type[msgspec.Struct]
-    columns: Sequence[Column]
+    columns: Sequence[Column | str]
     keys: Sequence[Key]
     references: Sequence[Reference] = ()
     children: Children | None = None
@@ -120,6 +119,10 @@ class LoadSpec:
     # SQL over {old} and {new}: columns that the server keeps and a real change moves.
     server_columns: dict[str, str] = field(default_factory=dict)
     journal: Journal | None = None
+
+    @property
+    def all_columns(self) -> list[Column]:
+        return [c if isinstance(c, Column) else Column(c) for c in self.columns]
 
     @property
     def table(self) -> sql.Identifier:
@@ -150,3 +153,25 @@ def moment(value: Moment) -> bytes:
     if not _EARLIEST <= value < _LATEST:
         raise ValueError("Expected a moment between 1970 and 2200")
     return binary.timestamptz(value)
+
+
+_ENCODERS: dict[str, binary.Encode] = {
+    "ArrayField": binary.varchar_array,
+    "BigIntegerField": binary.int8,
+    "BinaryField": binary.data,
+    "BooleanField": binary.boolean,
+    "CharField": binary.text,
+    "DateTimeField": moment,
+    "FloatField": binary.real,  # a RealField: there are no others
+    "HalfVectorField": binary.halfvec,
+    "IntegerField": binary.int4,
+    "SmallIntegerField": binary.int2,
+    "TextField": binary.text,
+}
+
+
+def encoder_of(field: Any) -> binary.Encode:
+    """How a model field's values are encoded; its JSON is of the kind that its default is."""
+    if field.get_internal_type() == "JSONField":
+        return {dict: json_object, list: json_array}.get(field.default, binary.jsonb)
+    return _ENCODERS[field.get_internal_type()]

@@ -398,7 +398,7 @@ def _differs(
 def _own_columns(spec: LoadSpec) -> list[Column]:
     """The columns that may change: not those that the row is found by."""
     keys = {name for key in spec.keys if not key.partial for name in key.columns}
-    return [column for column in spec.columns if column.name not in {*keys, spec.parent_column}]
+    return [column for column in spec.all_columns if column.name not in {*keys, spec.parent_column}]
 
 
 def _staged(spec: LoadSpec, key: Key) -> sql.Composable:
