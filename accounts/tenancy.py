@@ -6,6 +6,7 @@ uses plain `atomic()`. Inside, PostgreSQL shows the rows of that organization an
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
@@ -22,6 +23,14 @@ from agentmem_site.db.walls import CONTEXT, TenantWall
 
 if TYPE_CHECKING:
     from accounts.models import Organization
+
+
+_is_inside = ContextVar("is_inside", default=False)
+
+
+def is_inside() -> bool:
+    """Whether a context is open here: a transaction, and with it a database connection, is held."""
+    return _is_inside.get()
 
 
 @contextmanager
@@ -45,7 +54,11 @@ def platform() -> Iterator[None]:
 def _context(enter: sql.Composed, leave: sql.SQL | sql.Composed) -> Iterator[None]:
     with transaction.atomic(durable=True):
         _execute(enter)
-        yield
+        token = _is_inside.set(True)
+        try:
+            yield
+        finally:
+            _is_inside.reset(token)
         # The end of the transaction ends the context. Inside a test's transaction, which lives
         # on, it is taken back here; after an error the savepoint's rollback takes it back.
         if len(connection.atomic_blocks) > 1 and not connection.needs_rollback:

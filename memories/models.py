@@ -5,13 +5,14 @@ import unicodedata
 
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
-from django.contrib.postgres.search import SearchVector, SearchVectorField
+from django.contrib.postgres.search import SearchConfig, SearchVector, SearchVectorField
 from django.db import models
-from django.db.models import F, Func, Q, Value
+from django.db.models import Case, F, Func, Q, Value, When
 from django.db.models.lookups import Exact, LessThanOrEqual
-from pgvector.django import HalfVectorField
+from pgvector.django import HalfVectorField, HnswIndex
 
 from accounts.models import User
+from accounts.organization_settings import DEFAULT_LANGUAGE, LANGUAGES
 from accounts.tenancy import TenantModel
 from agentmem_site.db.fields import RealField, TenantForeignKey
 from memories.querysets import MemoryManager
@@ -26,6 +27,17 @@ MEMORY_CONTENT_UNIQUE = "memories_memory_content_unique"
 
 def _length(column: str, function: str) -> Func:
     return Func(column, function=function, output_field=models.IntegerField())
+
+
+def _document() -> SearchVector:
+    """What full text finds a memory by, in the row's language.
+
+    Each configuration stands there as a constant: a cast of the column would not be immutable, and
+    a column of type regconfig would keep the database from `pg_upgrade`.
+    """
+    cases = [When(language=name, then=SearchConfig(Value(name))) for name in LANGUAGES]
+    config = Case(*cases, default=SearchConfig(Value("simple")))
+    return SearchVector("speaker", "content", "context", config=config)
 
 
 class Agent(TenantModel):
@@ -247,8 +259,15 @@ class Memory(TenantModel):
     )
     embedding_attempts = models.SmallIntegerField(default=0, editable=False)
     embedding_error = models.TextField(blank=True, default="", editable=False)
+    # Until then a worker has it, or it waits for its next attempt.
+    embedding_due_at = models.DateTimeField(null=True, editable=False)
+    # It stands in the HNSW index: the worker puts the memories of large organizations there, so
+    # that adding one never waits for the graph (docs/decisions/0006).
+    is_indexed = models.BooleanField(default=False, editable=False)
+    # The organization's, when it was written: the text search configuration of `document`.
+    language = models.CharField(max_length=32, default=DEFAULT_LANGUAGE, editable=False)
     document = models.GeneratedField(
-        expression=SearchVector("speaker", "content", "context", config="english"),
+        expression=_document(),
         output_field=SearchVectorField(),
         db_persist=True,
     )
@@ -336,6 +355,21 @@ class Memory(TenantModel):
             ),
             # Full-text search.
             GinIndex(fields=["document"], name="memories_memory_document"),
+            # Search by meaning in a large organization.
+            HnswIndex(
+                fields=["embedding"],
+                opclasses=["halfvec_cosine_ops"],
+                m=16,
+                ef_construction=64,
+                condition=Q(is_indexed=True, is_deleted=False),
+                name="memories_memory_embedding",
+            ),
+            # Vectors by encoder: those that are not in the HNSW index yet, those of another one.
+            models.Index(
+                fields=["organization", "embedding_model", "is_indexed"],
+                condition=Q(embedding_state="ready", is_deleted=False),
+                name="memories_memory_vectors",
+            ),
             # The worker: what is still to be embedded, oldest first.
             models.Index(
                 fields=["organization", "created_at"],
@@ -355,6 +389,37 @@ def content_hash(speaker: str | None, content: str) -> bytes:
     """
     said = unicodedata.normalize("NFC", content.strip())
     return hashlib.sha256(f"{speaker or ''}\0{said}".encode()).digest()
+
+
+def embedded_text(speaker: str | None, content: str) -> str:
+    """What is embedded: "speaker: content". Equal `content_hash`es have equal texts."""
+    said = unicodedata.normalize("NFC", content.strip())
+    return f"{speaker}: {said}" if speaker else said
+
+
+class CachedVector(TenantModel):
+    """The vector of something that was said, so that the same words are never encoded twice.
+
+    Each organization has its own: a shared one would tell whether another has said the same.
+    """
+
+    encoder = models.CharField(max_length=64)
+    hash = models.BinaryField(max_length=32)  # content_hash()
+    embedding = HalfVectorField(dimensions=EMBEDDING_DIM)
+
+    has_trash = False
+
+    class Meta:
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization", "hash", "encoder"], name="memories_cachedvector_unique"
+            ),
+        ]
+        indexes = [*TenantModel.Meta.indexes]
+
+    def __str__(self) -> str:
+        return f"{self.encoder} {bytes(self.hash).hex()[:12]}"
 
 
 class MemoryHistory(TenantModel):

@@ -10,7 +10,7 @@ from accounts.services.keys import issue_key
 from accounts.services.organizations import members, organizations
 from accounts.services.users import users
 from accounts.tenancy import platform, tenant
-from memories.models import Agent, Block, Memory, Tool
+from memories.models import EMBEDDING_DIM, Agent, Block, CachedVector, Memory, Tool
 from memories.services.agents import agents, blocks, tools
 from memories.services.memories import memories
 from sessions.models import Message, Run, Session
@@ -68,6 +68,15 @@ def make_tool(organization: Organization, **over: Any) -> Tool:
 
 def make_memory(organization: Organization, **over: Any) -> Memory:
     return _make(memories, organization, {"content": f"Fact number {next(_number)}."}, over)
+
+
+def make_cached_vector(organization: Organization, **over: Any) -> CachedVector:
+    values = {"encoder": "test", "hash": bytes([next(_number) % 256]) * 32}
+    vector = [1.0] + [0.0] * (EMBEDDING_DIM - 1)
+    with tenant(organization):
+        return CachedVector.objects.create(
+            **{"organization": organization, "embedding": vector, **values, **over}
+        )
 
 
 def make_session(organization: Organization, **over: Any) -> Session:

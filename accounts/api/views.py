@@ -1,6 +1,6 @@
 """The one base of all viewsets, and those of organizations, members, keys, users, audit events."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import cached_property
 from io import BytesIO
 from typing import Any
@@ -65,6 +65,11 @@ class TenantView(APIView):
 
     _is_inside = False
 
+    @property
+    def enters_late(self) -> bool:
+        """The handler enters `tenant()` itself, as it encodes text: no connection is held then."""
+        return False
+
     def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
         """A chunked body tells no length, and Django takes it for none: its reader is replaced."""
         if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
@@ -77,10 +82,12 @@ class TenantView(APIView):
         super().perform_authentication(request)
         if request.auth is None:
             return
-        self._context.enter_context(tenant(self.organization))
-        self._is_inside = True
+        if not self.enters_late:
+            self._context.enter_context(tenant(self.organization))
+            self._is_inside = True
         if self.caller.is_stale:
-            note_use(self.actor, organization=self.organization)
+            with nullcontext() if self._is_inside else tenant(self.organization):
+                note_use(self.actor, organization=self.organization)
 
     @property
     def caller(self) -> Caller:
@@ -106,6 +113,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
     words = ("", "")
     natural_key = "external_id"  # what a row is addressed by beside its uuid
     has_trash = True
+    late_actions: tuple[str, ...] = ()  # those that enter the organization's context themselves
     page_key = "created_at"
     pagination_class = KeysetPagination
     lookup_url_kwarg = "id"
@@ -118,13 +126,18 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
     parent_kwarg = ""
     parent_key = "external_id"
 
+    @property
+    def enters_late(self) -> bool:
+        return self.action in self.late_actions
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         if self.action is None:
             return  # the answer is 405
-        if self.parent_model is not None:
-            _ = self.parent  # nothing of an unknown parent is worth reading
-        self.query = self._checked_query(request)
+        with tenant(self.organization) if self.enters_late else nullcontext():
+            if self.parent_model is not None:
+                _ = self.parent  # nothing of an unknown parent is worth reading
+            self.query = self._checked_query(request)
 
     def query_class(self) -> type[Query]:
         """The parameters that this action knows."""

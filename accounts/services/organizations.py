@@ -11,6 +11,7 @@ from django.db import transaction
 from accounts.actors import Actor
 from accounts.errors import Forbidden, Invalid, named_violations
 from accounts.models import Member, Organization
+from accounts.organization_settings import check_settings
 from accounts.roles import MANAGE_ROLES, Role
 from accounts.services.audit import record_event
 from accounts.services.records import Counts, Records
@@ -19,10 +20,18 @@ from accounts.services.records import Counts, Records
 class OrganizationRecords(Records[Organization]):
     """An organization is its own tenant."""
 
+    def derive(
+        self, record: Organization, changed: frozenset[str], *, is_new: bool
+    ) -> frozenset[str]:
+        if "settings" in changed:
+            check_settings(record.settings)
+        return changed
+
     def create(  # type: ignore[override]
         self, *, organization: None = None, actor: Actor, values: Mapping[str, Any]
     ) -> Organization:
         """The new organization, from within `platform()`. Raises: Conflict, Invalid."""
+        check_settings(values.get("settings", {}))
         made = Organization(created_by_id=actor.id, last_updated_by_id=actor.id, **values)
         try:
             made.clean_fields()

@@ -6,6 +6,7 @@ from typing import Any
 from accounts.actors import Actor
 from accounts.errors import Conflict
 from accounts.models import Organization
+from accounts.organization_settings import language_of
 from accounts.services.records import Records
 from memories.models import MEMORY_CONTENT_UNIQUE, Memory, content_hash
 
@@ -16,6 +17,8 @@ _NOT_EMBEDDED_YET: dict[str, Any] = {
     "embedding_state": Memory.EmbeddingState.PENDING,
     "embedding_attempts": 0,
     "embedding_error": "",
+    "embedding_due_at": None,
+    "is_indexed": False,
 }
 
 
@@ -24,6 +27,8 @@ class MemoryRecords(Records[Memory]):
         derived = dict[str, Any]()
         if is_new or changed & _EMBEDDED:
             derived["hash"] = content_hash(record.speaker, record.content)
+        if is_new:
+            derived["language"] = language_of(record.organization)
         if is_new and record.embedding is not None:
             derived["embedding_state"] = Memory.EmbeddingState.READY
         if not is_new:

@@ -9,6 +9,7 @@ from tests.makers import (
     TESTER,
     make_agent,
     make_block,
+    make_cached_vector,
     make_key,
     make_memory,
     make_message,
@@ -26,6 +27,7 @@ def populate(*organizations: Organization) -> None:
         user, agent = make_user(organization), make_agent(organization)
         block, tool = make_block(organization, user=user), make_tool(organization)
         make_memory(organization, user=user, agent=agent)
+        make_cached_vector(organization)
         session = make_session(organization, user=user, agent=agent)
         run = make_run(session)
         make_message(organization, session=session, run=run, user=user, agent=agent)

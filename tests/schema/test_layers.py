@@ -17,7 +17,7 @@ FLOORS = ["agentmem_site.db", "agentmem_site.bulk", "accounts", "memories", "ses
 # import it, a door can.
 LAYERS = [
     {"errors", "roles"},  # words: they know no table
-    {"actors", "tenancy"},
+    {"actors", "organization_settings", "tenancy"},
     {"querysets"},
     {"models"},
     {"access", "bulk", "embeddings", "search"},  # read the models, change no row by themselves

@@ -1,0 +1,99 @@
+"""Vectors of what is said: from the organization's cache, else from the encoder.
+
+Called outside `tenant()`: no database connection is held while an encoder is at work.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from django.db import connection
+from numpy.typing import NDArray
+
+from accounts.models import Organization
+from accounts.tenancy import is_inside, tenant
+from memories.embeddings import VECTOR_DIM, Encoder, encode_texts, get_encoder
+from memories.models import content_hash, embedded_text
+
+Said = tuple[str | None, str]  # speaker, content
+
+# The payload of a halfvec on the wire: dimension and an unused short, then big-endian halves.
+_HALF_HEADER_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """`rows` (n, VECTOR_DIM) float32, unit rows padded with zeros; comparable with other vectors
+    of the same `encoder` alone."""
+
+    encoder: str
+    rows: NDArray[np.float32]
+
+
+def embed(said: Sequence[Said], *, organization: Organization, encoder: str = "") -> Vectors:
+    """The vectors of what is said, in order; the same words are encoded once in all.
+
+    Raises: EncoderError.
+    """
+    if is_inside():
+        raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
+    model = get_encoder(encoder)
+    if model.is_cheap:
+        return Vectors(model.name, encode_texts([embedded_text(*s) for s in said], model))
+    hashes = [content_hash(*s) for s in said]
+    known = find_vectors(set(hashes), organization=organization, encoder=model.name)
+    missing = {h: s for h, s in zip(hashes, said, strict=True) if h not in known}
+    if missing:
+        known |= _encode(missing, model)
+        keep_vectors({h: known[h] for h in missing}, organization=organization, encoder=model.name)
+    rows = np.stack([known[h] for h in hashes]) if hashes else np.empty((0, VECTOR_DIM), np.float32)
+    return Vectors(model.name, rows)
+
+
+def embed_query(query: str, *, organization: Organization, encoder: str = "") -> Vectors:
+    """The vector of a question, (1, VECTOR_DIM). Not kept: questions are not memories."""
+    if is_inside():
+        raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
+    model = get_encoder(encoder)
+    return Vectors(model.name, encode_texts([query], model))
+
+
+def _encode(said: Mapping[bytes, Said], model: Encoder) -> dict[bytes, NDArray[np.float32]]:
+    vectors = encode_texts([embedded_text(*s) for s in said.values()], model)
+    return dict(zip(said, vectors, strict=True))
+
+
+def find_vectors(
+    hashes: set[bytes], *, organization: Organization, encoder: str
+) -> dict[bytes, NDArray[np.float32]]:
+    """The cached vectors of these content hashes."""
+    with tenant(organization), connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT hash, halfvec_send(embedding) FROM memories_cachedvector "
+            "WHERE organization_id = %s AND encoder = %s AND hash = ANY (%s)",
+            [organization.pk, encoder, list(hashes)],
+        )
+        return {
+            bytes(h): np.frombuffer(sent, ">f2", offset=_HALF_HEADER_BYTES).astype(np.float32)
+            for h, sent in cursor.fetchall()
+        }
+
+
+def keep_vectors(
+    vectors: Mapping[bytes, NDArray[np.float32]], *, organization: Organization, encoder: str
+) -> None:
+    """Caches vectors by content hash; those that are there stay."""
+    with tenant(organization), connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO memories_cachedvector (id, organization_id, encoder, hash, embedding, "
+            "created_at, updated_at, is_deleted) "
+            "SELECT agentmem_uuid7(), %s, %s, v.hash, v.embedding::halfvec, now(), now(), false "
+            "FROM unnest(%s::bytea[], %s::text[]) AS v (hash, embedding) ORDER BY v.hash "
+            "ON CONFLICT (organization_id, hash, encoder) DO NOTHING",
+            [organization.pk, encoder, list(vectors), [as_text(v) for v in vectors.values()]],
+        )
+
+
+def as_text(vector: NDArray[np.float32]) -> str:
+    """A vector in PostgreSQL's spelling."""
+    return f"[{','.join(map(str, vector.astype(np.float16).tolist()))}]"
