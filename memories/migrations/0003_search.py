@@ -1,0 +1,238 @@
+"""Search: one function ranks the memories of the organization whose context is open.
+
+Row-level security keeps full text from using its index (`@@` is not leakproof), so the function
+runs as the owner, whom the wall does not bind, and reads the organization from the context itself:
+without a context it finds nothing. Why it is built so: docs/decisions/0006.
+"""
+
+from django.db import migrations
+
+FILTER = """
+CREATE TYPE agentmem_filter AS (
+    agent_id uuid, user_id uuid, session_id text, memory_types text[], scopes text[],
+    levels text[], since timestamptz, until timestamptz, importance_min real,
+    importance_max real, metadata jsonpath, as_of timestamptz
+)
+"""
+
+# Inlined where it is called (LANGUAGE sql, no SET): the planner sees the plain table and folds
+# what is not asked for away.
+SLICE = """
+CREATE FUNCTION agentmem_slice(organization uuid, f agentmem_filter)
+RETURNS SETOF memories_memory LANGUAGE sql STABLE AS $$
+    SELECT m.* FROM memories_memory m
+    WHERE m.organization_id = organization
+      AND ((f).as_of IS NULL AND NOT m.is_deleted
+           OR m.created_at <= (f).as_of AND (NOT m.is_deleted OR m.deleted_at > (f).as_of))
+      AND (m.expires_at IS NULL OR m.expires_at > coalesce((f).as_of, now()))
+      AND ((f).agent_id IS NULL OR m.agent_id = (f).agent_id)
+      AND ((f).user_id IS NULL OR m.user_id = (f).user_id)
+      AND ((f).session_id IS NULL OR m.session_id = (f).session_id)
+      AND ((f).memory_types IS NULL OR m.memory_type = ANY ((f).memory_types))
+      AND ((f).scopes IS NULL OR m.scope = ANY ((f).scopes))
+      AND ((f).levels IS NULL OR m.level = ANY ((f).levels))
+      AND ((f).since IS NULL OR m.created_at >= (f).since)
+      AND ((f).until IS NULL OR m.created_at < (f).until)
+      AND ((f).importance_min IS NULL OR m.importance >= (f).importance_min)
+      AND ((f).importance_max IS NULL OR m.importance <= (f).importance_max)
+      AND ((f).metadata IS NULL OR m.metadata @@ (f).metadata)
+$$;
+REVOKE ALL ON FUNCTION agentmem_slice(uuid, agentmem_filter) FROM PUBLIC
+"""
+
+# The HNSW index by itself: with the other ways forbidden, as the planner, misled by the filter,
+# would sort the whole slice. An iterative scan goes on until enough rows pass the filter; where
+# it gives up (hnsw.max_scan_tuples) fewer come, and the caller scans exactly.
+NEAREST = """
+SELECT '[1]'::halfvec; -- loads the extension: its settings are known from here on
+CREATE FUNCTION agentmem_nearest(
+    organization uuid, f agentmem_filter, encoder text, vector halfvec, wanted integer)
+RETURNS TABLE (id uuid) LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_custom_plan SET jit = off SET max_parallel_workers_per_gather = 0
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET hnsw.ef_search = 100 SET hnsw.iterative_scan = relaxed_order AS $$
+BEGIN
+    RETURN QUERY
+    SELECT m.id FROM agentmem_slice(organization, f) m
+    WHERE m.is_indexed AND NOT m.is_deleted AND m.embedding_model = encoder
+    ORDER BY m.embedding <=> vector LIMIT wanted;
+END
+$$;
+REVOKE ALL ON FUNCTION agentmem_nearest(uuid, agentmem_filter, text, halfvec, integer) FROM PUBLIC
+"""
+
+SEARCH = """
+CREATE FUNCTION agentmem_search(
+    query text, language text, f agentmem_filter,
+    encoder text, vector halfvec, other_encoder text, other_vector halfvec,
+    weights real[], half_life_days real, wanted integer, exact_rows integer)
+RETURNS TABLE (
+    id uuid, score float8, dense float8, lexical float8, recency float8, importance float8,
+    similarity float8, matched text[], encoder_elsewhere text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET plan_cache_mode = force_custom_plan SET jit = off SET max_parallel_workers_per_gather = 0
+SET work_mem = '64MB' AS $$
+#variable_conflict use_column
+DECLARE
+    organization CONSTANT uuid := nullif(current_setting('app.organization_id', true), '')::uuid;
+    candidates CONSTANT integer := greatest(100, 2 * wanted);
+    -- Of a large slice: the newest rows tell how common a term is; its rarest terms bring rows.
+    sampled CONSTANT integer := 1000;
+    terms_used CONSTANT integer := 4;
+    rows_per_term CONSTANT integer := 1000;
+    -- BM25 (k1 0.9, b 0.4) wants the term frequency. ts_rank of a term alone, with equal weights,
+    -- is (1 + 1/4 + .. + 1/tf^2) / 1.6449: these are the steps to tf = 2, 3, .. 12.
+    tf_steps CONSTANT float8[] := '{0.72951, 0.81395, 0.85785, 0.88491, 0.90328, 0.91658, 0.92666, 0.93457, 0.94093, 0.94617, 0.95055}';
+    equal CONSTANT real[] := '{1, 1, 1, 1}';
+    words text[];        -- of the query, one for each of its lexemes
+    queries tsquery[];
+    any_term tsquery;
+    elsewhere text;
+    slice_rows integer;
+    ids uuid[];          -- the candidates in a large slice; a small one is looked at whole
+    idfs float8[];
+    usual_len float8;
+BEGIN
+    IF organization IS NULL THEN
+        RETURN;
+    END IF;
+    IF query <> '' THEN
+        SELECT array_agg(t.word), array_agg(t.quoted::tsquery), string_agg(t.quoted, ' | ')::tsquery
+        INTO words, queries, any_term
+        FROM (
+            SELECT DISTINCT ON (l.lexeme) p.token AS word,
+                '''' || replace(replace(l.lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted
+            FROM ts_parse('default', query) p,
+                unnest(tsvector_to_array(to_tsvector(language::regconfig, p.token))) l (lexeme)
+            LIMIT 64
+        ) t;
+    END IF;
+    IF vector IS NOT NULL THEN
+        SELECT m.embedding_model INTO elsewhere FROM (
+            (SELECT m.embedding_model FROM memories_memory m
+             WHERE m.organization_id = organization AND m.embedding_state = 'ready'
+               AND NOT m.is_deleted AND m.embedding_model > encoder
+             ORDER BY m.embedding_model LIMIT 1)
+            UNION ALL
+            (SELECT m.embedding_model FROM memories_memory m
+             WHERE m.organization_id = organization AND m.embedding_state = 'ready'
+               AND NOT m.is_deleted AND m.embedding_model < encoder AND m.embedding_model > ''
+             ORDER BY m.embedding_model DESC LIMIT 1)
+        ) m LIMIT 1;
+    END IF;
+
+    SELECT count(*) INTO slice_rows
+    FROM (SELECT FROM agentmem_slice(organization, f) LIMIT exact_rows + 1) s;
+
+    IF slice_rows > exact_rows THEN
+        SELECT array_agg(n.id) INTO ids FROM (
+            SELECT n.id FROM agentmem_nearest(organization, f, encoder, vector, candidates) n
+            UNION ALL
+            SELECT n.id FROM agentmem_nearest(organization, f, other_encoder, other_vector,
+                                              candidates) n
+        ) n;
+        -- Rows that the index does not hold yet; all, where it gave up before it had enough.
+        ids := ids || ARRAY(
+            SELECT m.id FROM agentmem_slice(organization, f) m
+            WHERE m.embedding_state = 'ready' AND m.embedding_model IN (encoder, other_encoder)
+              AND (NOT m.is_indexed OR m.is_deleted
+                   OR vector IS NOT NULL AND coalesce(cardinality(ids), 0) < candidates)
+            ORDER BY CASE m.embedding_model WHEN encoder THEN m.embedding <=> vector
+                     ELSE m.embedding <=> other_vector END
+            LIMIT candidates);
+        IF any_term IS NOT NULL THEN
+            WITH sample AS MATERIALIZED (
+                SELECT m.document, length(m.document) AS len FROM agentmem_slice(organization, f) m
+                ORDER BY m.created_at DESC LIMIT sampled),
+            known AS (
+                SELECT t.place, (SELECT count(*) FROM sample s WHERE s.document @@ t.q) AS df
+                FROM unnest(queries) WITH ORDINALITY t (q, place))
+            SELECT array_agg(ln(1 + (sampled - k.df + 0.5) / (k.df + 0.5)) ORDER BY k.place),
+                (SELECT avg(s.len) FROM sample s)
+            INTO idfs, usual_len FROM known k;
+            ids := ids || ARRAY(
+                SELECT n.id FROM (
+                    SELECT t.q FROM unnest(queries, idfs) t (q, idf)
+                    ORDER BY t.idf DESC LIMIT terms_used) t,
+                LATERAL (SELECT m.id FROM agentmem_slice(organization, f) m
+                         WHERE m.document @@ t.q LIMIT rows_per_term) n);
+        END IF;
+        IF vector IS NOT NULL AND cardinality(ids) < wanted THEN
+            ids := ids || ARRAY(SELECT m.id FROM agentmem_slice(organization, f) m
+                                ORDER BY m.created_at DESC LIMIT wanted);
+        END IF;
+    END IF;
+
+    RETURN QUERY
+    WITH candidate AS MATERIALIZED (
+        SELECT m.id, m.created_at, m.importance::float8, length(m.document) AS len,
+            CASE WHEN m.document @@ any_term THEN m.document END AS document,
+            CASE m.embedding_model WHEN encoder THEN 1 - (m.embedding <=> vector)
+                WHEN other_encoder THEN 1 - (m.embedding <=> other_vector) END AS similarity
+        FROM agentmem_slice(organization, f) m
+        WHERE slice_rows <= exact_rows OR m.id = ANY (ids)),
+    corpus AS (
+        SELECT count(*)::float8 AS n, coalesce(usual_len, avg(c.len)::float8) AS avg_len
+        FROM candidate c),
+    hit AS MATERIALIZED (
+        SELECT c.id, t.place, c.len,
+            1 + width_bucket(ts_rank(equal, c.document, t.q)::float8, tf_steps) AS tf
+        FROM candidate c, unnest(queries) WITH ORDINALITY t (q, place)
+        WHERE c.document IS NOT NULL AND c.document @@ t.q),
+    term AS (
+        SELECT h.place,
+            coalesce(idfs[h.place], ln(1 + (c.n - count(*) + 0.5) / (count(*) + 0.5))) AS idf
+        FROM hit h, corpus c GROUP BY h.place, c.n),
+    lexical AS (
+        SELECT h.id, array_agg(words[h.place] ORDER BY h.place) AS matched,
+            sum(t.idf * h.tf * 1.9 / (h.tf + 0.9 * (0.6 + 0.4 * h.len / c.avg_len))) AS bm25
+        FROM hit h JOIN term t ON t.place = h.place, corpus c GROUP BY h.id),
+    fused AS MATERIALIZED (
+        SELECT c.id, c.created_at, c.importance, c.similarity, l.bm25, l.matched
+        FROM candidate c LEFT JOIN lexical l ON l.id = c.id
+        WHERE vector IS NOT NULL OR l.bm25 IS NOT NULL),
+    best AS (
+        SELECT greatest(max(b.similarity), 1e-9) AS similarity, greatest(max(b.bm25), 1e-9) AS bm25
+        FROM fused b),
+    part AS (
+        SELECT b.id, b.created_at, b.similarity, b.matched,
+            weights[1] * greatest(coalesce(b.similarity, 0), 0) / best.similarity AS dense,
+            weights[2] * coalesce(b.bm25, 0) / best.bm25 AS lexical,
+            weights[3] * power(0.5, extract(epoch FROM greatest(
+                coalesce((f).as_of, now()) - b.created_at, interval '0')) / 86400 / half_life_days)
+                AS recency,
+            weights[4] * b.importance AS importance
+        FROM fused b, best)
+    SELECT p.id, p.dense + p.lexical + p.recency + p.importance, p.dense, p.lexical,
+        p.recency::float8, p.importance, p.similarity, coalesce(p.matched, '{}'), elsewhere
+    FROM part p
+    ORDER BY p.dense + p.lexical + p.recency + p.importance DESC, p.created_at DESC, p.id
+    LIMIT wanted;
+END
+$$;
+REVOKE ALL ON FUNCTION agentmem_search(
+    text, text, agentmem_filter, text, halfvec, text, halfvec, real[], real, integer, integer)
+FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION agentmem_search(
+    text, text, agentmem_filter, text, halfvec, text, halfvec, real[], real, integer, integer)
+TO agentmem_app
+"""
+
+
+class Migration(migrations.Migration):
+    dependencies = [("memories", "0002_vectors")]
+
+    operations = [
+        migrations.RunSQL(FILTER, "DROP TYPE agentmem_filter"),
+        migrations.RunSQL(SLICE, "DROP FUNCTION agentmem_slice(uuid, agentmem_filter)"),
+        migrations.RunSQL(
+            NEAREST,
+            "DROP FUNCTION agentmem_nearest(uuid, agentmem_filter, text, halfvec, integer)",
+        ),
+        migrations.RunSQL(
+            SEARCH,
+            "DROP FUNCTION agentmem_search(text, text, agentmem_filter, text, halfvec, text, "
+            "halfvec, real[], real, integer, integer)",
+        ),
+    ]
