@@ -51,6 +51,12 @@ class Forbidden(ServiceError):
     code = "forbidden"
 
 
+class Unavailable(ServiceError):
+    """Something that this needs cannot be used right now."""
+
+    code = "unavailable"
+
+
 @contextmanager
 def named_violations(model: type[models.Model]) -> Iterator[None]:
     """Turns what the database refuses into Conflict or Invalid, worded by the model's constraint.

@@ -30,7 +30,7 @@ from accounts.api.views import (
     OrganizationViewSet,
     UserViewSet,
 )
-from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError
+from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
 from memories.api.views import (
     AgentBlockViewSet,
@@ -99,7 +99,7 @@ urlpatterns = [
 # -- failures -------------------------------------------------------------------------------------
 
 PROBLEM = "application/problem+json"
-_STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403}
+_STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403, Unavailable: 503}
 _PLAINER = {
     NotAuthenticated: "Send an API key: `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
     UnsupportedMediaType: "Send JSON, with `Content-Type: application/json`.",

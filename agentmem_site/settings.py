@@ -234,6 +234,25 @@ SPECTACULAR_SETTINGS = {
     ],
 }
 
+# --- embeddings ------------------------------------------------------------------------------
+ENCODER = env.str("AGENTMEM_ENCODER", "minilm-int8")  # memories/embeddings lists them
+ENCODER_THREADS = env.int("AGENTMEM_ENCODER_THREADS", 0)  # 0: one per core
+MODELS_DIR = Path(
+    env.str("AGENTMEM_MODELS_DIR", str(BASE_DIR / "memories" / "embeddings" / "artefacts"))
+).resolve()
+OPENAI_ENCODER = {
+    "URL": env.str("AGENTMEM_OPENAI_URL", "https://api.openai.com/v1"),
+    "KEY": env.str("AGENTMEM_OPENAI_KEY", ""),
+    "MODEL": env.str("AGENTMEM_OPENAI_MODEL", "text-embedding-3-small"),
+    # Asked for when set: not every server can shorten its vectors.
+    "DIMENSIONS": env.int("AGENTMEM_OPENAI_DIMENSIONS", 0),
+    "NAME": env.str("AGENTMEM_OPENAI_NAME", ""),
+    "BATCH_SIZE": env.int("AGENTMEM_OPENAI_BATCH_SIZE", 64),
+    "TIMEOUT_S": env.float("AGENTMEM_OPENAI_TIMEOUT_S", 30),
+    "RETRIES": env.int("AGENTMEM_OPENAI_RETRIES", 3),
+}
+SENTENCE_TRANSFORMERS_MODEL = env.str("AGENTMEM_SENTENCE_TRANSFORMERS_MODEL", "all-MiniLM-L6-v2")
+
 # --- logs ------------------------------------------------------------------------------------
 LOGGING = {
     "version": 1,

@@ -1,0 +1,116 @@
+"""Text into vectors. Knows no table: who stores or compares vectors lives elsewhere.
+
+Two vectors can be compared only if they come from encoders of the same name.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from django.conf import settings
+
+from accounts.errors import Unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+VECTOR_DIM = 384  # what the column holds
+MAX_NAME_LENGTH = 64
+
+
+class EncoderError(Unavailable):
+    """The encoder cannot be used."""
+
+    code = "encoder_unavailable"
+
+
+class Encoder(Protocol):
+    """Safe to use from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """Stored with each vector; at most 64 characters."""
+
+    @property
+    def dim(self) -> int:
+        """How many numbers it gives: at most VECTOR_DIM."""
+
+    @property
+    def is_cheap(self) -> bool:
+        """Encoding a text costs less than looking its vector up in the cache."""
+
+    def encode(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """(n, dim) float32, unit rows, in the order of texts.
+
+        Raises: EncoderError
+        """
+
+
+def get_encoder(name: str = "") -> Encoder:
+    """The encoder of that name, or of `settings.ENCODER`: one per process, loaded on first use.
+
+    Raises: EncoderError
+    """
+    name = name or settings.ENCODER
+    if encoder := _loaded.get(name):
+        return encoder
+    load = _LOADERS.get(name)
+    if load is None:
+        raise EncoderError(
+            f"There is no encoder {name!r}; AGENTMEM_ENCODER is one of: {', '.join(_LOADERS)}."
+        )
+    with _loading:
+        if name not in _loaded:
+            _loaded[name] = load()
+        return _loaded[name]
+
+
+def encode_texts(texts: Sequence[str], encoder: Encoder | None = None) -> "NDArray[np.float32]":
+    """(n, VECTOR_DIM) float32, unit rows: shorter vectors end in zeros, which no cosine notices.
+
+    Raises: EncoderError
+    """
+    import numpy as np  # noqa: PLC0415  (a tenth of a second, at the start of every command)
+
+    vectors = (encoder or get_encoder()).encode(texts)
+    missing = VECTOR_DIM - vectors.shape[1]
+    return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
+
+
+# Each loader imports its module when it is called: onnxruntime, numpy and tokenizers take time and
+# memory that a command without vectors need not spend.
+
+
+def _minilm() -> Encoder:
+    from memories.embeddings.minilm import MiniLMEncoder  # noqa: PLC0415  (loads onnxruntime)
+
+    return MiniLMEncoder(settings.MODELS_DIR / "minilm-int8", threads=settings.ENCODER_THREADS)
+
+
+def _static() -> Encoder:
+    from memories.embeddings.static import StaticEncoder  # noqa: PLC0415  (loads numpy)
+
+    return StaticEncoder(settings.MODELS_DIR / "static")
+
+
+def _openai() -> Encoder:
+    from memories.embeddings.openai import OpenAIEncoder  # noqa: PLC0415  (loads numpy)
+
+    return OpenAIEncoder(settings.OPENAI_ENCODER)
+
+
+def _sentence_transformers() -> Encoder:
+    from memories.embeddings import sentence_transformers  # noqa: PLC0415  (loads torch)
+
+    return sentence_transformers.SentenceTransformersEncoder(settings.SENTENCE_TRANSFORMERS_MODEL)
+
+
+_LOADERS: dict[str, Callable[[], Encoder]] = {
+    "minilm-int8": _minilm,
+    "static": _static,
+    "openai": _openai,
+    "sentence-transformers": _sentence_transformers,
+}
+_loaded: dict[str, Encoder] = {}
+_loading = threading.Lock()

@@ -1,0 +1,87 @@
+"""all-MiniLM-L6-v2 in 8 bits on the processor: the default (docs/decisions/0005-encoders.md)."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from memories.embeddings import files
+
+MAX_TOKENS = 256
+MAX_BATCH = 32
+# A batch of long texts is smaller: attention needs memory for tokens x tokens of each text.
+MAX_BATCH_TOKENS = 2048
+_CHUNK = 1024  # texts that are sorted by length together: bounds what their tokens take
+MODEL, TOKENIZER = "model.onnx", "tokenizer.json"
+
+
+class MiniLMEncoder:
+    """Batches run side by side, each on one thread; at most `threads` of them, whoever asks."""
+
+    name = "minilm-int8"
+    dim = 384
+    is_cheap = False
+
+    def __init__(self, folder: Path, *, threads: int = 0) -> None:
+        """threads: 0 for one per core."""
+        path = files.checked(folder, MODEL)
+        self._words = files.Words(files.checked(folder, TOKENIZER), MAX_TOKENS, has_marks=True)
+        options = onnxruntime.SessionOptions()
+        # Products this small gain little from a second thread; a second batch gains all of it.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own have no common base
+            raise files.unusable(path) from error
+        dim = self._session.get_outputs()[0].shape[-1]
+        if dim != self.dim:
+            raise files.wrong_shape(path, dim, self.dim)
+        self._threads = threads or _cores()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="encoder")
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.empty((len(texts), self.dim), np.float32)
+        running: deque[tuple[list[int], Future[NDArray[np.float32]]]] = deque()
+        for places, ids in self._batches(texts):
+            # No more at once than there are threads: a search that comes while a file is being
+            # embedded waits for a batch or two and not for the file.
+            if len(running) == self._threads:
+                done, result = running.popleft()
+                rows[done] = result.result()
+            running.append((places, self._pool.submit(self._run, ids)))
+        for done, result in running:
+            rows[done] = result.result()
+        return rows
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """(places in texts, token ids): texts of about one length together, longest first."""
+        for start in range(0, len(texts), _CHUNK):
+            ids = self._words.ids(texts[start : start + _CHUNK])
+            order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+            while order:
+                size = min(MAX_BATCH, MAX_BATCH_TOKENS // len(ids[order[0]]))
+                batch, order = order[:size], order[size:]
+                yield [start + place for place in batch], [ids[place] for place in batch]
+
+    def _run(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        tokens = np.zeros((len(ids), max(map(len, ids))), np.int64)
+        mask = np.zeros_like(tokens)
+        for row, one in enumerate(ids):
+            tokens[row, : len(one)] = one
+            mask[row, : len(one)] = 1
+        (vectors,) = self._session.run(None, {"input_ids": tokens, "attention_mask": mask})
+        return vectors
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

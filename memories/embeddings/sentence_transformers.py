@@ -1,0 +1,56 @@
+"""Any model that sentence-transformers loads, on a GPU where there is one."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memories.embeddings import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError
+
+try:
+    import sentence_transformers
+except ImportError as error:
+    raise EncoderError(
+        "The package sentence-transformers is not installed: pip install sentence-transformers"
+    ) from error
+
+BATCH = 32
+
+
+class SentenceTransformersEncoder:
+    is_cheap = False
+
+    def __init__(self, model: str) -> None:
+        """model: a folder, or a name that is looked up in the local cache and then on the hub."""
+        try:
+            self._model = sentence_transformers.SentenceTransformer(model)
+        except Exception as error:  # whatever torch, the hub or the model's own code raise
+            raise EncoderError(
+                f"sentence-transformers cannot load {model!r}: set "
+                "AGENTMEM_SENTENCE_TRANSFORMERS_MODEL to a folder with a model, or to a model's "
+                "name where the network is open."
+            ) from error
+        self.dim: int = self._model.get_sentence_embedding_dimension() or 0
+        if not 0 < self.dim <= VECTOR_DIM:
+            raise EncoderError(
+                f"{model!r} gives {self.dim} numbers, and a vector has at most {VECTOR_DIM} here: "
+                "choose another model in AGENTMEM_SENTENCE_TRANSFORMERS_MODEL."
+            )
+        name = Path(model).name
+        self.name = f"sentence-transformers:{name}"[:MAX_NAME_LENGTH]
+        # Its tokenizer changes its own settings at each call.
+        self._turn = threading.Lock()
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if not texts:
+            return np.empty((0, self.dim), np.float32)
+        with self._turn:
+            return self._model.encode(
+                list(texts),
+                batch_size=BATCH,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            ).astype(np.float32)

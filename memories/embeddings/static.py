@@ -1,0 +1,47 @@
+"""A vector per word, averaged: a hundred times the speed of the model it was distilled from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memories.embeddings import files
+
+MAX_TOKENS = 512
+VECTORS, TOKENIZER, UNKNOWN = "vectors.npy", "tokenizer.json", "[UNK]"
+_CHUNK = 1024  # texts at a time: bounds what their words' vectors take
+
+
+class StaticEncoder:
+    """Distilled from all-MiniLM-L6-v2; knows words, not their order."""
+
+    name = "static"
+    dim = 256
+    is_cheap = True
+
+    def __init__(self, folder: Path) -> None:
+        path = files.checked(folder, VECTORS)
+        self._words = files.Words(files.checked(folder, TOKENIZER), MAX_TOKENS, has_marks=False)
+        self._unknown = self._words.id_of(UNKNOWN) or 0
+        try:
+            self._vectors = np.load(path, mmap_mode="r")  # one copy for all processes
+        except ValueError as error:
+            raise files.unusable(path) from error
+        if self._vectors.shape[-1] != self.dim:
+            raise files.wrong_shape(path, self._vectors.shape[-1], self.dim)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.empty((len(texts), self.dim), np.float32)
+        for start in range(0, len(texts), _CHUNK):
+            part = texts[start : start + _CHUNK]
+            ids = [self._known(one) for one in self._words.ids(part)]
+            starts = np.cumsum([0, *map(len, ids[:-1])])
+            words = self._vectors[np.concatenate(ids)]
+            rows[start : start + len(part)] = np.add.reduceat(words, starts, dtype=np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Without unknown words; a text of nothing else is the unknown word."""
+        return [one for one in ids if one != self._unknown] or [self._unknown]
