@@ -253,6 +253,10 @@ OPENAI_ENCODER = {
 }
 SENTENCE_TRANSFORMERS_MODEL = env.str("AGENTMEM_SENTENCE_TRANSFORMERS_MODEL", "all-MiniLM-L6-v2")
 
+# --- search ----------------------------------------------------------------------------------
+# Seconds between the writes of what searches found (access_count, last_accessed); 0: never.
+FOUND_EVERY_S = env.float("AGENTMEM_FOUND_EVERY_S", 1.0)
+
 # --- logs ------------------------------------------------------------------------------------
 LOGGING = {
     "version": 1,

@@ -42,6 +42,12 @@ def globex_key(globex: Organization) -> str:
 
 
 @pytest.fixture(autouse=True)
+def hits_wait(settings: Any) -> None:
+    """No thread writes what was found: a test does, by `write_found`."""
+    settings.FOUND_EVERY_S = 0
+
+
+@pytest.fixture(autouse=True)
 def guarded(request: Any) -> Iterator[None]:
     """Fails a statement that names a data-plane table and no organization. The console is exempt
     (stock admin goes by id), and what says `@pytest.mark.unguarded`."""

@@ -27,14 +27,17 @@ class RecordSchema(AutoSchema):
         words = getattr(self.view, "words", None)
         template = _SUMMARIES.get(getattr(self.view, "action", ""))
         if template is None or words is None:
-            return _first_line(getattr(self.view, getattr(self.view, "action", "get")).__doc__)
+            return _first_line(self._handler().__doc__)
         one, plural = words
         article = "an" if one[0] in "aeioA" else "a"
         return template.format(one=f"{article} {one}", plural=plural)
 
     def get_description(self) -> str:  # type: ignore[override]
-        text = getattr(self.view, getattr(self.view, "action", "get"), None).__doc__ or ""
+        text = self._handler().__doc__ or ""
         return re.sub(r"\s*\n\s*", " ", text.strip())
+
+    def _handler(self) -> Any:
+        return getattr(self.view, getattr(self.view, "action", self.method.lower()), None)
 
     def get_override_parameters(self) -> list[Any]:
         query = getattr(self.view, "query_class", lambda: None)()

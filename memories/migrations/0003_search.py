@@ -172,31 +172,30 @@ BEGIN
                 WHEN other_encoder THEN 1 - (m.embedding <=> other_vector) END AS similarity
         FROM agentmem_slice(organization, f) m
         WHERE slice_rows <= exact_rows OR m.id = ANY (ids)),
-    corpus AS (
-        SELECT count(*)::float8 AS n, coalesce(usual_len, avg(c.len)::float8) AS avg_len
-        FROM candidate c),
-    hit AS MATERIALIZED (
-        SELECT c.id, t.place, c.len,
-            1 + width_bucket(ts_rank(equal, c.document, t.q)::float8, tf_steps) AS tf
-        FROM candidate c, unnest(queries) WITH ORDINALITY t (q, place)
-        WHERE c.document IS NOT NULL AND c.document @@ t.q),
-    term AS (
-        SELECT h.place,
-            coalesce(idfs[h.place], ln(1 + (c.n - count(*) + 0.5) / (count(*) + 0.5))) AS idf
-        FROM hit h, corpus c GROUP BY h.place, c.n),
-    lexical AS (
-        SELECT h.id, array_agg(words[h.place] ORDER BY h.place) AS matched,
-            sum(t.idf * h.tf * 1.9 / (h.tf + 0.9 * (0.6 + 0.4 * h.len / c.avg_len))) AS bm25
-        FROM hit h JOIN term t ON t.place = h.place, corpus c GROUP BY h.id),
+    corpus AS MATERIALIZED (
+        SELECT coalesce(usual_len, (SELECT avg(c.len)::float8 FROM candidate c)) AS len,
+            coalesce(idfs, ARRAY(
+                SELECT ln(1 + (n.rows - d.df + 0.5) / (d.df + 0.5))
+                FROM (SELECT count(*)::float8 AS rows FROM candidate) n,
+                    (SELECT t.place, (SELECT count(*) FROM candidate c WHERE c.document @@ t.q) AS df
+                     FROM unnest(queries) WITH ORDINALITY t (q, place)) d
+                ORDER BY d.place)) AS idfs),
     fused AS MATERIALIZED (
-        SELECT c.id, c.created_at, c.importance, c.similarity, l.bm25, l.matched
-        FROM candidate c LEFT JOIN lexical l ON l.id = c.id
+        SELECT c.id, c.created_at, c.importance, c.similarity, c.document, l.bm25
+        FROM candidate c LEFT JOIN LATERAL (
+            SELECT sum(corpus.idfs[t.place] * t.tf * 1.9
+                       / (t.tf + 0.9 * (0.6 + 0.4 * c.len / corpus.len))) AS bm25
+            FROM corpus, (
+                SELECT t.place,
+                    1 + width_bucket(ts_rank(equal, c.document, t.q)::float8, tf_steps) AS tf
+                FROM unnest(queries) WITH ORDINALITY t (q, place) WHERE c.document @@ t.q) t) l
+            ON c.document IS NOT NULL
         WHERE vector IS NOT NULL OR l.bm25 IS NOT NULL),
-    best AS (
+    best AS MATERIALIZED (
         SELECT greatest(max(b.similarity), 1e-9) AS similarity, greatest(max(b.bm25), 1e-9) AS bm25
         FROM fused b),
     part AS (
-        SELECT b.id, b.created_at, b.similarity, b.matched,
+        SELECT b.id, b.created_at, b.similarity, b.document,
             weights[1] * greatest(coalesce(b.similarity, 0), 0) / best.similarity AS dense,
             weights[2] * coalesce(b.bm25, 0) / best.bm25 AS lexical,
             weights[3] * power(0.5, extract(epoch FROM greatest(
@@ -205,7 +204,10 @@ BEGIN
             weights[4] * b.importance AS importance
         FROM fused b, best)
     SELECT p.id, p.dense + p.lexical + p.recency + p.importance, p.dense, p.lexical,
-        p.recency::float8, p.importance, p.similarity, coalesce(p.matched, '{}'), elsewhere
+        p.recency::float8, p.importance, p.similarity,
+        ARRAY(SELECT words[t.place] FROM unnest(queries) WITH ORDINALITY t (q, place)
+              WHERE p.document @@ t.q ORDER BY t.place),
+        elsewhere
     FROM part p
     ORDER BY p.dense + p.lexical + p.recency + p.importance DESC, p.created_at DESC, p.id
     LIMIT wanted;

@@ -5,17 +5,25 @@ Called outside `tenant()`: no database connection is held while an encoder is at
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
 
-import numpy as np
 from django.db import connection
-from numpy.typing import NDArray
 
 from accounts.models import Organization
 from accounts.tenancy import is_inside, tenant
 from memories.embeddings import VECTOR_DIM, Encoder, encode_texts, get_encoder
 from memories.models import content_hash, embedded_text
+from memories.search.ranking import QueryVector
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Said = tuple[str | None, str]  # speaker, content
+
+_MAX_ASKED = 1000
+_asked: dict[tuple[UUID, str, str], str] = {}  # organization, encoder, question -> vector
 
 # The payload of a halfvec on the wire: dimension and an unused short, then big-endian halves.
 _HALF_HEADER_BYTES = 4
@@ -27,7 +35,7 @@ class Vectors:
     of the same `encoder` alone."""
 
     encoder: str
-    rows: NDArray[np.float32]
+    rows: "NDArray[np.float32]"
 
 
 def embed(said: Sequence[Said], *, organization: Organization, encoder: str = "") -> Vectors:
@@ -35,6 +43,8 @@ def embed(said: Sequence[Said], *, organization: Organization, encoder: str = ""
 
     Raises: EncoderError.
     """
+    import numpy as np  # noqa: PLC0415  (a tenth of a second, at the start of every command)
+
     if is_inside():
         raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
     model = get_encoder(encoder)
@@ -50,22 +60,37 @@ def embed(said: Sequence[Said], *, organization: Organization, encoder: str = ""
     return Vectors(model.name, rows)
 
 
-def embed_query(query: str, *, organization: Organization, encoder: str = "") -> Vectors:
-    """The vector of a question, (1, VECTOR_DIM). Not kept: questions are not memories."""
+def embed_queries(
+    queries: Sequence[str], *, organization: Organization, encoder: str = ""
+) -> list[QueryVector]:
+    """The vectors of questions, in order. A process remembers the last ones: an agent asks again.
+
+    Raises: EncoderError.
+    """
+    if not queries:
+        return []
     if is_inside():
         raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
     model = get_encoder(encoder)
-    return Vectors(model.name, encode_texts([query], model))
+    known = {q: _asked[key] for q in queries if (key := (organization.pk, model.name, q)) in _asked}
+    missing = [q for q in dict.fromkeys(queries) if q not in known]
+    if missing:
+        for query, vector in zip(missing, encode_texts(missing, model), strict=True):
+            known[query] = as_text(vector)
+            _asked[organization.pk, model.name, query] = known[query]
+        while len(_asked) > _MAX_ASKED:
+            _asked.pop(next(iter(_asked)), None)
+    return [QueryVector(model.name, known[q]) for q in queries]
 
 
-def _encode(said: Mapping[bytes, Said], model: Encoder) -> dict[bytes, NDArray[np.float32]]:
+def _encode(said: Mapping[bytes, Said], model: Encoder) -> "dict[bytes, NDArray[np.float32]]":
     vectors = encode_texts([embedded_text(*s) for s in said.values()], model)
     return dict(zip(said, vectors, strict=True))
 
 
 def find_vectors(
     hashes: set[bytes], *, organization: Organization, encoder: str
-) -> dict[bytes, NDArray[np.float32]]:
+) -> "dict[bytes, NDArray[np.float32]]":
     """The cached vectors of these content hashes."""
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(
@@ -73,6 +98,8 @@ def find_vectors(
             "WHERE organization_id = %s AND encoder = %s AND hash = ANY (%s)",
             [organization.pk, encoder, list(hashes)],
         )
+        import numpy as np  # noqa: PLC0415  (see embed)
+
         return {
             bytes(h): np.frombuffer(sent, ">f2", offset=_HALF_HEADER_BYTES).astype(np.float32)
             for h, sent in cursor.fetchall()
@@ -80,7 +107,7 @@ def find_vectors(
 
 
 def keep_vectors(
-    vectors: Mapping[bytes, NDArray[np.float32]], *, organization: Organization, encoder: str
+    vectors: "Mapping[bytes, NDArray[np.float32]]", *, organization: Organization, encoder: str
 ) -> None:
     """Caches vectors by content hash; those that are there stay."""
     with tenant(organization), connection.cursor() as cursor:
@@ -94,6 +121,6 @@ def keep_vectors(
         )
 
 
-def as_text(vector: NDArray[np.float32]) -> str:
-    """A vector in PostgreSQL's spelling."""
-    return f"[{','.join(map(str, vector.astype(np.float16).tolist()))}]"
+def as_text(vector: "NDArray[np.float32]") -> str:
+    """A vector in PostgreSQL's spelling, in half precision as it is stored."""
+    return f"[{','.join(map(str, vector.astype('float16').tolist()))}]"

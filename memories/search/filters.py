@@ -1,0 +1,69 @@
+"""What a search, a list or a bulk change is narrowed to."""
+
+from dataclasses import astuple, dataclass, fields
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import BooleanField, Func, Value
+from django.db.models.functions import Cast, Coalesce
+
+from agentmem_site.db.fields import RealField
+
+
+class MetadataMatches(Func):
+    """`metadata @@ jsonpath`, with false where it cannot be told."""
+
+    template = "jsonb_path_match(%(expressions)s::jsonpath, '{}', true)"
+    output_field = BooleanField()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFilter:
+    """All conditions hold; None asks nothing. The fields are those of the SQL type
+    `agentmem_filter`, in its order."""
+
+    agent_id: UUID | None = None
+    user_id: UUID | None = None
+    session_id: str | None = None
+    memory_types: tuple[str, ...] | None = None
+    scopes: tuple[str, ...] | None = None
+    levels: tuple[str, ...] | None = None
+    since: datetime | None = None  # created then or later
+    until: datetime | None = None  # created before
+    importance_min: float | None = None
+    importance_max: float | None = None
+    metadata: str | None = None  # compile_metadata()
+    as_of: datetime | None = None  # what was there then, deleted since or not
+
+    def as_parameters(self) -> list[Any]:
+        """For ROW(..)::agentmem_filter."""
+        return [list(v) if isinstance(v, tuple) else v for v in astuple(self)]
+
+    def is_empty(self) -> bool:
+        return all(getattr(self, field.name) is None for field in fields(self))
+
+    def narrow(self, rows: Any) -> Any:
+        """The rows of a queryset that pass; `as_of` is for searches alone."""
+        lookups = {
+            "agent_id": self.agent_id,
+            "user_id": self.user_id,
+            "session_id": self.session_id,
+            "memory_type__in": self.memory_types,
+            "scope__in": self.scopes,
+            "level__in": self.levels,
+            "created_at__gte": self.since,
+            "created_at__lt": self.until,
+            "importance__gte": _real(self.importance_min),
+            "importance__lte": _real(self.importance_max),
+        }
+        rows = rows.filter(**{name: value for name, value in lookups.items() if value is not None})
+        if self.metadata is None:
+            return rows
+        matches = MetadataMatches("metadata", Value(self.metadata))
+        return rows.filter(Coalesce(matches, Value(False)))
+
+
+def _real(value: float | None) -> Any:
+    """0.1 as a real is not 0.1 as a double."""
+    return None if value is None else Cast(Value(value), RealField())

@@ -1,0 +1,93 @@
+"""The ranking function's one caller."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from memories.search.filters import MemoryFilter
+
+# Slices of up to so many rows are looked at whole, larger ones through the indexes: above it the
+# scan costs more than HNSW and the rarest terms together (docs/performance.md).
+EXACT_ROWS = 10_000
+
+_RANK = """
+SELECT * FROM agentmem_search(
+    %s, %s,
+    ROW(%s::uuid, %s::uuid, %s::text, %s::text[], %s::text[], %s::text[], %s::timestamptz,
+        %s::timestamptz, %s::real, %s::real, %s::jsonpath, %s::timestamptz)::agentmem_filter,
+    %s, %s::halfvec, %s, %s::halfvec, %s::real[], %s::real, %s, %s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What the parts of a score count. Dense and lexical scores are divided by the best of the
+    search first; recency halves every `half_life_days`."""
+
+    dense: float = 0.5
+    lexical: float = 0.5
+    recency: float = 0.0
+    importance: float = 0.0
+    half_life_days: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueryVector:
+    """`text`: the vector in PostgreSQL's spelling; compared with rows of this `encoder` alone."""
+
+    encoder: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A memory's place. The weighted parts add up to `score`; `similarity` is the bare cosine,
+    None where it has no vector to compare; `matched` are words of the query."""
+
+    id: UUID
+    score: float
+    dense: float
+    lexical: float
+    recency: float
+    importance: float
+    similarity: float | None
+    matched: list[str]
+    encoder_elsewhere: str | None  # another encoder whose vectors the organization holds
+
+
+def rank(
+    *,
+    query: str,
+    language: str,
+    narrowed: MemoryFilter,
+    vectors: Sequence[QueryVector],
+    weights: Weights,
+    limit: int,
+    exact_rows: int = EXACT_ROWS,
+) -> list[Ranked]:
+    """The best memories of the organization whose context is open, best first.
+
+    Without `vectors` (at most two, of different encoders) only rows that hold a word of `query`
+    are hits; with one, min(limit, rows that pass `narrowed`) come back.
+    """
+    none = QueryVector("", "")
+    first, other = [*vectors, none, none][:2]
+    parameters: list[Any] = [
+        query,
+        language,
+        *narrowed.as_parameters(),
+        first.encoder or None,
+        first.text or None,
+        other.encoder or None,
+        other.text or None,
+        [weights.dense, weights.lexical, weights.recency, weights.importance],
+        weights.half_life_days,
+        limit,
+        exact_rows,
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(_RANK, parameters)
+        return [Ranked(*row) for row in cursor.fetchall()]

@@ -1,0 +1,41 @@
+"""The HNSW index, filled apart from the writes that make the vectors.
+
+A small organization is searched exactly and needs no graph. The memories of a large one are moved
+into the index by the worker, some at a time: what is not there yet is scanned exactly.
+"""
+
+from django.db import connection
+
+from accounts.models import Organization
+from accounts.tenancy import tenant
+from memories.search.ranking import EXACT_ROWS
+
+BATCH = 200  # rows locked at once: a fifth of a second
+
+
+def index_vectors(organization: Organization, *, batches: int = 1) -> int:
+    """Moves up to `batches` times BATCH vectors into the index; how many. Call until it gives 0.
+
+    Called outside `tenant()`; several at once take different rows.
+    """
+    moved = 0
+    for _ in range(batches):
+        with tenant(organization), connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) > %s FROM (SELECT FROM memories_memory WHERE organization_id = %s "
+                "AND embedding_state = 'ready' AND NOT is_deleted LIMIT %s) AS vectors",
+                [EXACT_ROWS, organization.pk, EXACT_ROWS + 1],
+            )
+            if not cursor.fetchone()[0]:
+                break
+            cursor.execute(
+                "UPDATE memories_memory SET is_indexed = true WHERE organization_id = %s "
+                "AND id IN (SELECT id FROM memories_memory WHERE organization_id = %s "
+                "AND embedding_state = 'ready' AND NOT is_deleted AND NOT is_indexed "
+                "LIMIT %s FOR NO KEY UPDATE SKIP LOCKED)",
+                [organization.pk, organization.pk, BATCH],
+            )
+            if not cursor.rowcount:
+                break
+            moved += cursor.rowcount
+    return moved
