@@ -217,6 +217,10 @@ SPECTACULAR_SETTINGS = {
         "RunStatus": "sessions.models.Run.Status",
         "MemberRole": "accounts.roles.Role",
         "MessageRole": "sessions.models.Message.Role",
+        "MemoryType": "memories.models.Memory.Type",
+        "MemoryScope": "memories.models.Memory.Scope",
+        "MemoryLevel": "memories.models.Memory.Level",
+        "KeyScope": "accounts.roles.ALL_PERMISSIONS",
     },
     "TAGS": [
         {"name": "Memories", "description": "What agents learnt, and who said it."},

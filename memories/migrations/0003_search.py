@@ -76,11 +76,12 @@ SET work_mem = '64MB' AS $$
 #variable_conflict use_column
 DECLARE
     organization CONSTANT uuid := nullif(current_setting('app.organization_id', true), '')::uuid;
-    candidates CONSTANT integer := greatest(100, 2 * wanted);
-    -- Of a large slice: the newest rows tell how common a term is; its rarest terms bring rows.
-    sampled CONSTANT integer := 1000;
-    terms_used CONSTANT integer := 4;
-    rows_per_term CONSTANT integer := 1000;
+    nearest CONSTANT integer := greatest(100, 2 * wanted);
+    -- Of a large slice: the newest rows tell how common a term is, and those with a rare one are
+    -- looked at.
+    sampled CONSTANT integer := 500;
+    rare CONSTANT integer := 5;             -- in the sample
+    rows_with_terms CONSTANT integer := 4000;
     -- BM25 (k1 0.9, b 0.4) wants the term frequency. ts_rank of a term alone, with equal weights,
     -- is (1 + 1/4 + .. + 1/tf^2) / 1.6449: these are the steps to tf = 2, 3, .. 12.
     tf_steps CONSTANT float8[] := '{0.72951, 0.81395, 0.85785, 0.88491, 0.90328, 0.91658, 0.92666, 0.93457, 0.94093, 0.94617, 0.95055}';
@@ -89,8 +90,10 @@ DECLARE
     queries tsquery[];
     any_term tsquery;
     elsewhere text;
-    slice_rows integer;
-    ids uuid[];          -- the candidates in a large slice; a small one is looked at whole
+    is_large boolean;
+    is_indexed boolean;
+    ids uuid[];          -- of a large slice: its nearest rows
+    rare_terms tsquery;  -- of a large slice: the terms that bring rows
     idfs float8[];
     usual_len float8;
 BEGIN
@@ -122,56 +125,78 @@ BEGIN
         ) m LIMIT 1;
     END IF;
 
-    SELECT count(*) INTO slice_rows
-    FROM (SELECT FROM agentmem_slice(organization, f) LIMIT exact_rows + 1) s;
+    SELECT EXISTS (
+        SELECT FROM memories_memory m WHERE m.organization_id = organization
+          AND m.embedding_state = 'ready' AND NOT m.is_deleted AND m.embedding_model = encoder
+          AND m.is_indexed)
+    INTO is_indexed;
+    IF is_indexed AND f IS NULL THEN
+        is_large := true;
+    ELSE
+        SELECT count(*) > exact_rows INTO is_large
+        FROM (SELECT FROM agentmem_slice(organization, f) LIMIT exact_rows + 1) s;
+    END IF;
 
-    IF slice_rows > exact_rows THEN
-        SELECT array_agg(n.id) INTO ids FROM (
-            SELECT n.id FROM agentmem_nearest(organization, f, encoder, vector, candidates) n
-            UNION ALL
-            SELECT n.id FROM agentmem_nearest(organization, f, other_encoder, other_vector,
-                                              candidates) n
-        ) n;
-        -- Rows that the index does not hold yet; all, where it gave up before it had enough.
+    IF is_large AND vector IS NOT NULL THEN
+        IF is_indexed THEN
+            ids := ARRAY(SELECT n.id FROM agentmem_nearest(
+                organization, f, encoder, vector, nearest) n);
+        END IF;
+        IF other_vector IS NOT NULL THEN
+            ids := ids || ARRAY(SELECT n.id FROM agentmem_nearest(
+                organization, f, other_encoder, other_vector, nearest) n);
+        END IF;
+        -- Rows that the index does not hold (yet).
         ids := ids || ARRAY(
             SELECT m.id FROM agentmem_slice(organization, f) m
             WHERE m.embedding_state = 'ready' AND m.embedding_model IN (encoder, other_encoder)
-              AND (NOT m.is_indexed OR m.is_deleted
-                   OR vector IS NOT NULL AND coalesce(cardinality(ids), 0) < candidates)
+              AND (NOT m.is_indexed OR (f).as_of IS NOT NULL AND m.is_deleted)
             ORDER BY CASE m.embedding_model WHEN encoder THEN m.embedding <=> vector
                      ELSE m.embedding <=> other_vector END
-            LIMIT candidates);
-        IF any_term IS NOT NULL THEN
-            WITH sample AS MATERIALIZED (
-                SELECT m.document, length(m.document) AS len FROM agentmem_slice(organization, f) m
-                ORDER BY m.created_at DESC LIMIT sampled),
-            known AS (
-                SELECT t.place, (SELECT count(*) FROM sample s WHERE s.document @@ t.q) AS df
-                FROM unnest(queries) WITH ORDINALITY t (q, place))
-            SELECT array_agg(ln(1 + (sampled - k.df + 0.5) / (k.df + 0.5)) ORDER BY k.place),
-                (SELECT avg(s.len) FROM sample s)
-            INTO idfs, usual_len FROM known k;
-            ids := ids || ARRAY(
-                SELECT n.id FROM (
-                    SELECT t.q FROM unnest(queries, idfs) t (q, idf)
-                    ORDER BY t.idf DESC LIMIT terms_used) t,
-                LATERAL (SELECT m.id FROM agentmem_slice(organization, f) m
-                         WHERE m.document @@ t.q LIMIT rows_per_term) n);
+            LIMIT nearest);
+        IF cardinality(ids) < nearest THEN
+            -- The index gave up: few of its rows pass the filter. All that pass are compared, and
+            -- rows without a vector come last.
+            ids := ARRAY(
+                SELECT m.id FROM agentmem_slice(organization, f) m
+                ORDER BY CASE m.embedding_model WHEN encoder THEN m.embedding <=> vector
+                         WHEN other_encoder THEN m.embedding <=> other_vector END
+                LIMIT nearest);
         END IF;
-        IF vector IS NOT NULL AND cardinality(ids) < wanted THEN
-            ids := ids || ARRAY(SELECT m.id FROM agentmem_slice(organization, f) m
-                                ORDER BY m.created_at DESC LIMIT wanted);
-        END IF;
+    END IF;
+    IF is_large AND any_term IS NOT NULL THEN
+        WITH sample AS MATERIALIZED (
+            SELECT m.document, length(m.document) AS len FROM agentmem_slice(organization, f) m
+            ORDER BY m.created_at DESC LIMIT sampled),
+        known AS MATERIALIZED (
+            SELECT t.place, t.q, (SELECT count(*) FROM sample s WHERE s.document @@ t.q) AS df
+            FROM unnest(queries) WITH ORDINALITY t (q, place))
+        SELECT array_agg(ln(1 + (sampled - k.df + 0.5) / (k.df + 0.5)) ORDER BY k.place),
+            (SELECT avg(s.len) FROM sample s),
+            string_agg(k.q::text, ' | ') FILTER (
+                WHERE k.df <= greatest(rare, (SELECT min(l.df) FROM known l)))::tsquery
+        INTO idfs, usual_len, rare_terms FROM known k;
     END IF;
 
     RETURN QUERY
-    WITH candidate AS MATERIALIZED (
+    WITH candidate_row AS NOT MATERIALIZED (
         SELECT m.id, m.created_at, m.importance::float8, length(m.document) AS len,
             CASE WHEN m.document @@ any_term THEN m.document END AS document,
             CASE m.embedding_model WHEN encoder THEN 1 - (m.embedding <=> vector)
-                WHEN other_encoder THEN 1 - (m.embedding <=> other_vector) END AS similarity
-        FROM agentmem_slice(organization, f) m
-        WHERE slice_rows <= exact_rows OR m.id = ANY (ids)),
+                WHEN other_encoder THEN 1 - (m.embedding <=> other_vector) END AS similarity,
+            m.document AS searched
+        FROM agentmem_slice(organization, f) m),
+    candidate AS MATERIALIZED (
+        SELECT c.* FROM candidate_row c WHERE NOT is_large OR c.id = ANY (ids)
+        UNION ALL
+        (SELECT c.* FROM candidate_row c
+         WHERE is_large AND c.searched @@ rare_terms AND (c.id = ANY (ids)) IS NOT TRUE
+         LIMIT rows_with_terms)
+        UNION ALL  -- by keyword alone, where the rare terms stand in few rows
+        (SELECT c.* FROM candidate_row c
+         WHERE is_large AND vector IS NULL AND c.searched @@ any_term
+           AND NOT c.searched @@ rare_terms
+         LIMIT nearest)),
     corpus AS MATERIALIZED (
         SELECT coalesce(usual_len, (SELECT avg(c.len)::float8 FROM candidate c)) AS len,
             coalesce(idfs, ARRAY(

@@ -83,7 +83,7 @@ def rank(
         first.text or None,
         other.encoder or None,
         other.text or None,
-        [weights.dense, weights.lexical, weights.recency, weights.importance],
+        [float(w) for w in (weights.dense, weights.lexical, weights.recency, weights.importance)],
         weights.half_life_days,
         limit,
         exact_rows,
