@@ -77,10 +77,10 @@ SET work_mem = '64MB' AS $$
 DECLARE
     organization CONSTANT uuid := nullif(current_setting('app.organization_id', true), '')::uuid;
     nearest CONSTANT integer := greatest(100, 2 * wanted);
-    -- Of a large slice: the newest rows tell how common a term is, and those with a rare one are
-    -- looked at.
+    -- In a large slice: the organization's newest rows tell how common a term is, and the rows
+    -- with a rare one are looked at.
     sampled CONSTANT integer := 500;
-    rare CONSTANT integer := 5;             -- in the sample
+    rare CONSTANT float8 := 0.01;
     rows_with_terms CONSTANT integer := 4000;
     -- BM25 (k1 0.9, b 0.4) wants the term frequency. ts_rank of a term alone, with equal weights,
     -- is (1 + 1/4 + .. + 1/tf^2) / 1.6449: these are the steps to tf = 2, 3, .. 12.
@@ -130,8 +130,8 @@ BEGIN
           AND m.embedding_state = 'ready' AND NOT m.is_deleted AND m.embedding_model = encoder
           AND m.is_indexed)
     INTO is_indexed;
-    IF is_indexed AND f IS NULL THEN
-        is_large := true;
+    IF is_indexed AND (f).user_id IS NULL AND (f).agent_id IS NULL AND (f).session_id IS NULL THEN
+        is_large := true;  -- perhaps not: then the index gives up below, sooner than a count here
     ELSE
         SELECT count(*) > exact_rows INTO is_large
         FROM (SELECT FROM agentmem_slice(organization, f) LIMIT exact_rows + 1) s;
@@ -166,16 +166,16 @@ BEGIN
     END IF;
     IF is_large AND any_term IS NOT NULL THEN
         WITH sample AS MATERIALIZED (
-            SELECT m.document, length(m.document) AS len FROM agentmem_slice(organization, f) m
-            ORDER BY m.created_at DESC LIMIT sampled),
+            SELECT m.document, length(m.document) AS len FROM memories_memory m
+            WHERE m.organization_id = organization ORDER BY m.created_at DESC LIMIT sampled),
         known AS MATERIALIZED (
             SELECT t.place, t.q, (SELECT count(*) FROM sample s WHERE s.document @@ t.q) AS df
             FROM unnest(queries) WITH ORDINALITY t (q, place))
-        SELECT array_agg(ln(1 + (sampled - k.df + 0.5) / (k.df + 0.5)) ORDER BY k.place),
-            (SELECT avg(s.len) FROM sample s),
+        SELECT array_agg(ln(1 + (n.rows - k.df + 0.5) / (k.df + 0.5)) ORDER BY k.place), min(n.len),
             string_agg(k.q::text, ' | ') FILTER (
-                WHERE k.df <= greatest(rare, (SELECT min(l.df) FROM known l)))::tsquery
-        INTO idfs, usual_len, rare_terms FROM known k;
+                WHERE k.df <= greatest(rare * n.rows, (SELECT min(l.df) FROM known l)))::tsquery
+        INTO idfs, usual_len, rare_terms
+        FROM known k, (SELECT count(*)::float8 AS rows, avg(s.len) AS len FROM sample s) n;
     END IF;
 
     RETURN QUERY
