@@ -1,5 +1,6 @@
 """The encoders that run here, on their real models."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agentmem_site.api import problem_response
 from memories import embeddings
 from memories.embeddings import EncoderError, encode_texts, get_encoder, minilm
 from memories.models import EMBEDDING_DIM
@@ -147,6 +149,25 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         "There is no encoder 'word2vec'; AGENTMEM_ENCODER is one of: "
         "minilm-int8, static, openai, sentence-transformers."
     )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is not None, reason="it is installed"
+)
+def test_a_library_that_is_not_installed_is_named(fresh):
+    with pytest.raises(EncoderError) as refusal:
+        get_encoder("sentence-transformers")
+    assert str(refusal.value) == (
+        "The package sentence-transformers is not installed: pip install sentence-transformers"
+    )
+
+
+def test_over_http_an_encoder_that_cannot_be_used_is_a_503():
+    answer = problem_response(EncoderError("The model file m is damaged."), {})
+    assert answer.status_code == 503
+    assert answer.data["code"] == "encoder_unavailable"
+    assert answer.data["detail"] == "The model file m is damaged."
+    assert answer.data["errors"] == []
 
 
 def test_batches_are_small_and_lose_no_text():
