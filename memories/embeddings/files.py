@@ -11,7 +11,7 @@ from memories.embeddings import EncoderError
 SUMS = "SHA256SUMS"
 # A token is at most this many characters in what people write; a text is cut to that before it
 # comes to the tokenizer, which would otherwise work through 256 KiB to keep 256 tokens.
-CHARACTERS_PER_TOKEN = 32
+CHARACTERS_PER_TOKEN = 16
 _MEND = "Restore it with `git checkout`, or build it with memories/embeddings/artefacts/build.py."
 
 
@@ -46,7 +46,10 @@ class Words:
     """A tokenizer that keeps the first `max_tokens` tokens of a text."""
 
     def __init__(self, path: Path, max_tokens: int, *, has_marks: bool) -> None:
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library's own has no other class
+            raise unusable(path) from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)
         self._max_characters = max_tokens * CHARACTERS_PER_TOKEN
@@ -55,7 +58,11 @@ class Words:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids per text, with the marks of beginning and end if the model wants them."""
         cut = [text[: self._max_characters] for text in texts]
-        found = self._tokenizer.encode_batch_fast(cut, add_special_tokens=self._has_marks)
+        try:
+            found = self._tokenizer.encode_batch_fast(cut, add_special_tokens=self._has_marks)
+        except TypeError:  # half of a surrogate pair, which is no text in UTF-8
+            cut = [text.encode(errors="replace").decode() for text in cut]
+            found = self._tokenizer.encode_batch_fast(cut, add_special_tokens=self._has_marks)
         return [one.ids for one in found]
 
     def id_of(self, token: str) -> int | None:

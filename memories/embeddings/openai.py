@@ -171,7 +171,7 @@ class OpenAIEncoder:
         try:
             data = sorted(json.loads(answer)["data"], key=lambda item: item["index"])
             places = [item["index"] for item in data]
-            rows = np.array([item["embedding"] for item in data], np.float32)
+            rows = np.array([item["embedding"] for item in data], np.float64)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._wrong("that is no list of vectors") from error
         if places != list(range(count)):
@@ -182,7 +182,8 @@ class OpenAIEncoder:
             raise _too_long(rows.shape[1])
         if rows.shape[1] != (self._found_dim or rows.shape[1]):
             raise self._wrong(f"of {rows.shape[1]} numbers instead of {self._found_dim}")
-        lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not lengths.all():
             raise self._wrong("with a vector that is zero or not finite")
         self._found_dim = rows.shape[1]

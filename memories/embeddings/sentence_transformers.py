@@ -32,7 +32,10 @@ class SentenceTransformersEncoder:
                 "AGENTMEM_SENTENCE_TRANSFORMERS_MODEL to a folder with a model, or to a model's "
                 "name where the network is open."
             ) from error
-        self.dim: int = self._model.get_sentence_embedding_dimension() or 0
+        # Renamed in version 6; the old name warns there.
+        dimension = getattr(self._model, "get_embedding_dimension", None)
+        dimension = dimension or self._model.get_sentence_embedding_dimension
+        self.dim: int = dimension() or 0
         if not 0 < self.dim <= VECTOR_DIM:
             raise EncoderError(
                 f"{model!r} gives {self.dim} numbers, and a vector has at most {VECTOR_DIM} here: "

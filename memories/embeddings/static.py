@@ -10,7 +10,7 @@ from memories.embeddings import files
 
 MAX_TOKENS = 512
 VECTORS, TOKENIZER, UNKNOWN = "vectors.npy", "tokenizer.json", "[UNK]"
-_CHUNK = 1024  # texts at a time: bounds what their words' vectors take
+_CHUNK = 256  # texts at a time: bounds what the vectors of their words take
 
 
 class StaticEncoder:
@@ -23,7 +23,8 @@ class StaticEncoder:
     def __init__(self, folder: Path) -> None:
         path = files.checked(folder, VECTORS)
         self._words = files.Words(files.checked(folder, TOKENIZER), MAX_TOKENS, has_marks=False)
-        self._unknown = self._words.id_of(UNKNOWN) or 0
+        # Its vector is zero: unknown words count for nothing.
+        self._nothing = [self._words.id_of(UNKNOWN) or 0]
         try:
             self._vectors = np.load(path, mmap_mode="r")  # one copy for all processes
         except ValueError as error:
@@ -35,13 +36,11 @@ class StaticEncoder:
         rows = np.empty((len(texts), self.dim), np.float32)
         for start in range(0, len(texts), _CHUNK):
             part = texts[start : start + _CHUNK]
-            ids = [self._known(one) for one in self._words.ids(part)]
+            ids = [one or self._nothing for one in self._words.ids(part)]
             starts = np.cumsum([0, *map(len, ids[:-1])])
             words = self._vectors[np.concatenate(ids)]
             rows[start : start + len(part)] = np.add.reduceat(words, starts, dtype=np.float32)
+        # No word known: a vector of its own, across all others (the least of the components).
+        rows[~rows.any(axis=1), -1] = 1
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
-
-    def _known(self, ids: list[int]) -> list[int]:
-        """Without unknown words; a text of nothing else is the unknown word."""
-        return [one for one in ids if one != self._unknown] or [self._unknown]

