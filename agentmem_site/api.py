@@ -32,7 +32,7 @@ from accounts.api.views import (
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
-from memories.api.search import SearchBatchView, SearchView
+from memories.api.search import SearchBatchViewSet, SearchViewSet
 from memories.api.views import (
     AgentBlockViewSet,
     AgentMemoryViewSet,
@@ -87,6 +87,8 @@ for prefix, viewset, basename in [
     (f"{_SESSION}/runs", RunViewSet, "session-runs"),
     (f"{_SESSION}/messages", SessionMessageViewSet, "session-messages"),
     ("messages", MessageViewSet, "messages"),
+    ("memories/search", SearchViewSet, "memory-search"),
+    ("memories/search/batch", SearchBatchViewSet, "memory-search-batch"),
     ("memories", MemoryViewSet, "memories"),
     ("memories/(?P<memory_id>[^/]+)/history", MemoryHistoryViewSet, "memory-history"),
 ]:
@@ -94,8 +96,6 @@ for prefix, viewset, basename in [
 
 urlpatterns = [
     re_path(r"^me/?$", MeView.as_view(), name="me"),
-    re_path(r"^memories/search/?$", SearchView.as_view(), name="memory-search"),
-    re_path(r"^memories/search/batch/?$", SearchBatchView.as_view(), name="memory-search-batch"),
     *router.urls,
 ]
 

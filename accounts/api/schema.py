@@ -24,9 +24,9 @@ class RecordSchema(AutoSchema):
         return [self.view.tag]
 
     def get_summary(self) -> str:
-        words = getattr(self.view, "words", None)
+        words = getattr(self.view, "words", ("", ""))
         template = _SUMMARIES.get(getattr(self.view, "action", ""))
-        if template is None or words is None:
+        if template is None or not all(words):
             return _first_line(self._handler().__doc__)
         one, plural = words
         article = "an" if one[0] in "aeioA" else "a"

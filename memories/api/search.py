@@ -9,7 +9,7 @@ from rest_framework.response import Response
 
 from accounts.api.fields import JsonObject, Moment, Real, ReferenceField
 from accounts.api.shapes import Strict
-from accounts.api.views import TenantView
+from accounts.api.views import TenantViewSet
 from accounts.models import User
 from accounts.roles import permission
 from accounts.tenancy import tenant
@@ -166,13 +166,18 @@ _FOUND = {
 }
 
 
-class SearchView(TenantView):
+class SearchViewSet(TenantViewSet):
     tag = "Memories"
     scope = permission("memory", "read")
+    serializer_class: Any = SearchBody
+    late_actions = ("create",)
 
-    @property
-    def enters_late(self) -> bool:
-        return True
+    def checked(self, request: Request) -> Any:
+        """The body, whose references are looked up in a transaction that ends before encoding."""
+        body: Any = self.get_serializer(data=request.data)
+        with tenant(self.organization):
+            body.is_valid(raise_exception=True)
+        return body
 
     @extend_schema(
         operation_id="memories_search",
@@ -191,19 +196,19 @@ class SearchView(TenantView):
             )
         ],
     )
-    def post(self, request: Request) -> Response:
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Search memories.
 
         Best first, by meaning and by words; each hit tells the parts of its score.
         """
-        body = SearchBody(data=request.data, context={"organization": self.organization})
-        with tenant(self.organization):
-            body.is_valid(raise_exception=True)
+        body = self.checked(request)
         found = search([body.request(body.validated_data)], organization=self.organization)
         return Response(_shown(found[0]))
 
 
-class SearchBatchView(SearchView):
+class SearchBatchViewSet(SearchViewSet):
+    serializer_class = SearchesBody
+
     @extend_schema(
         operation_id="memories_search_batch",
         request=SearchesBody,
@@ -212,16 +217,14 @@ class SearchBatchView(SearchView):
             {"results": inline_serializer("SearchBatchItem", _FOUND, many=True)},
         ),
     )
-    def post(self, request: Request) -> Response:
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Search memories several times at once.
 
         The questions are encoded together; the answers stand in their order.
         """
-        body = SearchesBody(data=request.data, context={"organization": self.organization})
-        with tenant(self.organization):
-            body.is_valid(raise_exception=True)
-        shape: Any = body.fields["searches"]
-        requests = [shape.child.request(values) for values in body.validated_data["searches"]]
+        body = self.checked(request)
+        shape = body.fields["searches"].child
+        requests = [shape.request(values) for values in body.validated_data["searches"]]
         found = search(requests, organization=self.organization)
         return Response({"results": [_shown(one) for one in found]})
 

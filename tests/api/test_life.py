@@ -81,7 +81,7 @@ def test_the_life_of_a_row(api, acme, resource):
     assert api.get(f"{path}?deleted=only").json()["results"] == []
 
 
-@pytest.mark.parametrize("name", [n for n in BODIES if "session-" not in n])
+@pytest.mark.parametrize("name", [n for n in BODIES if "-" not in n or n == "api-keys"])
 def test_a_route_answers_with_and_without_the_slash(api, name):
     plain = api.get(name)
     assert plain.status_code == 200

@@ -59,6 +59,8 @@ SCOPE = {
     "agent-memories": "memory",
     "memories": "memory",
     "memory-history": "memory",
+    "memory-search": "memory:read",
+    "memory-search-batch": "memory:read",
 }
 VERB = {"get": "read", "post": "write", "put": "write", "patch": "write", "delete": "delete"}
 

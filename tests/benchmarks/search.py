@@ -106,7 +106,9 @@ def _shares(rows: int) -> str:
 def _organization(slug: str, count: int, *, first: int) -> tuple[Organization, Any]:
     """The organization with `count` memories, and their vectors (count, 384)."""
     with platform():
-        made = organizations.create(actor=ACTOR, values={"slug": slug.replace(".", "-"), "name": slug})
+        made = organizations.create(
+            actor=ACTOR, values={"slug": slug.replace(".", "-"), "name": slug}
+        )
     if not count:
         return made, None
     parsed = [msgspec.json.decode(line) for line in _lines(count, first)]
@@ -192,9 +194,7 @@ def _recall(organization: Organization, questions: Sequence[Question]) -> tuple[
     shares, fewest = [], K
     with tenant(organization):
         for question in questions:
-            exact = {
-                r.id for r in _find(question, MemoryFilter(), BY_MEANING, exact_rows=10**9)
-            }
+            exact = {r.id for r in _find(question, MemoryFilter(), BY_MEANING, exact_rows=10**9)}
             found = {r.id for r in _find(question, MemoryFilter(), BY_MEANING)}
             shares.append(len(exact & found) / len(exact))
             fewest = min(fewest, len(found))
@@ -271,5 +271,8 @@ def _plot(organization: Organization, questions: Sequence[Question], count: int)
         title=f"Recall@{K} against latency, {count:,} memories of one organization",
         x="p50 ms per query (log)",
         y=f"recall@{K}",
-        series=[Series("HNSW (halfvec, m 16)", points), Series("exact", [(exact_ms, 1.0, "exact")])],
+        series=[
+            Series("HNSW (halfvec, m 16)", points),
+            Series("exact", [(exact_ms, 1.0, "exact")]),
+        ],
     )

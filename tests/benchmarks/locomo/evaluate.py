@@ -26,8 +26,7 @@ from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
 from agentmem_site.bulk.readers import numbered_lines, open_lines
 from agentmem_site.loads import run_load
-from memories.services.pending import embed_pending
-from tests.benchmarks.locomo.convert import convert, conversation_id, questions
+from tests.benchmarks.locomo.convert import conversation_id, convert, questions
 
 DATA = Path(
     os.environ.get("AGENTMEM_LOCOMO")
