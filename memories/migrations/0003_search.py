@@ -205,37 +205,46 @@ BEGIN
                     (SELECT t.place, (SELECT count(*) FROM candidate c WHERE c.document @@ t.q) AS df
                      FROM unnest(queries) WITH ORDINALITY t (q, place)) d
                 ORDER BY d.place)) AS idfs),
+    hit AS (
+        SELECT c.id, c.len, t.place,
+            1 + width_bucket(ts_rank(equal, c.document, t.q)::float8, tf_steps) AS tf
+        FROM candidate c, unnest(queries) WITH ORDINALITY t (q, place)
+        WHERE c.document @@ t.q),
+    -- Candidates and hits are brought together by grouping: a join of them, whose sizes the
+    -- planner cannot know, would be done row by row.
     fused AS MATERIALIZED (
-        SELECT c.id, c.created_at, c.importance, c.similarity, c.document, l.bm25
-        FROM candidate c LEFT JOIN LATERAL (
-            SELECT sum(corpus.idfs[t.place] * t.tf * 1.9
-                       / (t.tf + 0.9 * (0.6 + 0.4 * c.len / corpus.len))) AS bm25
-            FROM corpus, (
-                SELECT t.place,
-                    1 + width_bucket(ts_rank(equal, c.document, t.q)::float8, tf_steps) AS tf
-                FROM unnest(queries) WITH ORDINALITY t (q, place) WHERE c.document @@ t.q) t) l
-            ON c.document IS NOT NULL
-        WHERE vector IS NOT NULL OR l.bm25 IS NOT NULL),
+        SELECT r.id, max(r.created_at) AS created_at, max(r.importance) AS importance,
+            max(r.similarity) AS similarity, sum(r.bm25) AS bm25
+        FROM (
+            SELECT c.id, c.created_at, c.importance, c.similarity, NULL::float8 AS bm25
+            FROM candidate c
+            UNION ALL
+            SELECT h.id, NULL, NULL, NULL, corpus.idfs[h.place] * h.tf * 1.9
+                / (h.tf + 0.9 * (0.6 + 0.4 * h.len / corpus.len))
+            FROM hit h, corpus) r
+        GROUP BY r.id),
     best AS MATERIALIZED (
         SELECT greatest(max(b.similarity), 1e-9) AS similarity, greatest(max(b.bm25), 1e-9) AS bm25
         FROM fused b),
     part AS (
-        SELECT b.id, b.created_at, b.similarity, b.document,
+        SELECT b.id, b.created_at, b.similarity,
             weights[1] * greatest(coalesce(b.similarity, 0), 0) / best.similarity AS dense,
             weights[2] * coalesce(b.bm25, 0) / best.bm25 AS lexical,
             weights[3] * power(0.5, extract(epoch FROM greatest(
-                coalesce((f).as_of, now()) - b.created_at, interval '0')) / 86400 / half_life_days)
-                AS recency,
+                coalesce((f).as_of, now()) - b.created_at, interval '0')) / 86400 / half_life_days
+            )::float8 AS recency,
             weights[4] * b.importance AS importance
-        FROM fused b, best)
-    SELECT p.id, p.dense + p.lexical + p.recency + p.importance, p.dense, p.lexical,
-        p.recency::float8, p.importance, p.similarity,
-        ARRAY(SELECT words[t.place] FROM unnest(queries) WITH ORDINALITY t (q, place)
-              WHERE p.document @@ t.q ORDER BY t.place),
+        FROM fused b, best
+        WHERE vector IS NOT NULL OR b.bm25 IS NOT NULL),
+    top AS (
+        SELECT p.*, p.dense + p.lexical + p.recency + p.importance AS score
+        FROM part p ORDER BY score DESC, p.created_at DESC, p.id LIMIT wanted)
+    SELECT t.id, t.score, t.dense, t.lexical, t.recency, t.importance, t.similarity,
+        ARRAY(SELECT words[q.place] FROM unnest(queries) WITH ORDINALITY q (q, place)
+              WHERE m.document @@ q.q ORDER BY q.place),
         elsewhere
-    FROM part p
-    ORDER BY p.dense + p.lexical + p.recency + p.importance DESC, p.created_at DESC, p.id
-    LIMIT wanted;
+    FROM top t JOIN memories_memory m ON m.id = t.id AND m.organization_id = organization
+    ORDER BY t.score DESC, t.created_at DESC, t.id;
 END
 $$;
 REVOKE ALL ON FUNCTION agentmem_search(

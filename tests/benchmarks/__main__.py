@@ -1,6 +1,6 @@
 """`make bench`: the benchmarks on a database of their own; their figures go to docs/performance.md.
 
-    python -m tests.benchmarks [bulk_sessions] [encoders] [--rows 100000] [--write]
+    python -m tests.benchmarks [SECTION ..] [--rows 100000] [--write]
 
 Figures are ratios measured side by side in one run; absolute numbers only give the order.
 """
@@ -9,6 +9,7 @@ import argparse
 import os
 import platform
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -19,7 +20,8 @@ django.setup()
 
 from django.db import connection  # noqa: E402  (after setup)
 
-from tests.benchmarks import bulk_sessions, encoders  # noqa: E402
+from tests.benchmarks import bulk_sessions, encoders, search  # noqa: E402
+from tests.benchmarks.locomo import evaluate  # noqa: E402
 
 PAPER = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 BEGIN, END = "<!-- {} -->\n", "<!-- end {} -->\n"
@@ -32,12 +34,12 @@ def conditions() -> str:
     )
 
 
-def bulk_section(rows: int) -> str:
-    """On a database of its own."""
+def in_database(work: Callable[[], str]) -> str:
+    """What `work` gives on a database of its own."""
     name = connection.settings_dict["NAME"]
     connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
     try:
-        return f"{database_conditions()}\n\n{bulk_sessions.run(rows)}"
+        return f"{database_conditions()}\n\n{work()}"
     finally:
         connection.creation.destroy_test_db(name, verbosity=0)
 
@@ -58,8 +60,10 @@ def database_conditions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     sections = {
-        "bulk_sessions": lambda: bulk_section(options.rows),
+        "bulk_sessions": lambda: in_database(lambda: bulk_sessions.run(options.rows)),
         "encoders": lambda: f"{conditions()}\n\n{encoders.run()}",
+        "search": lambda: in_database(lambda: search.run(options.rows)),
+        "locomo": lambda: in_database(evaluate.run),
     }
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections)}")
     parser.add_argument("--rows", type=int, default=100_000)

@@ -43,6 +43,7 @@ K = 10
 SHARES = {"0.01 %": 0.0001, "1 %": 0.01, "10 %": 0.1, "50 %": 0.5}
 EF_SEARCH = (10, 20, 40, 80, 100, 160, 320)
 PLOT = Path(__file__).resolve().parents[2] / "docs" / "images" / "recall-latency.svg"
+BY_BOTH = Weights()
 BY_MEANING = Weights(dense=1, lexical=0)
 WARM_UP = 5
 
@@ -111,7 +112,7 @@ def _organization(slug: str, count: int, *, first: int) -> tuple[Organization, A
         )
     if not count:
         return made, None
-    parsed = [msgspec.json.decode(line) for line in _lines(count, first)]
+    parsed = _rows(count, first)
     encoder = get_encoder("static")
     vectors = encode_texts([embedded_text(p.get("speaker"), p["content"]) for p in parsed], encoder)
     file = BytesIO()
@@ -134,13 +135,14 @@ def _organization(slug: str, count: int, *, first: int) -> tuple[Organization, A
     return made, vectors
 
 
-def _lines(count: int, first: int) -> Any:
-    return lines("memories", row_count=count, seed=1, start=first)
+def _rows(count: int, first: int) -> list[Any]:
+    text = b"".join(lines("memories", row_count=count, seed=1, start=first))
+    return [msgspec.json.decode(line) for line in text.splitlines()]
 
 
 def _questions(count: int, first: int, vectors: NDArray[np.float32]) -> list[Question]:
     noise = np.random.default_rng(1)
-    rows = [msgspec.json.decode(line)["content"].split() for line in _lines(count, first)]
+    rows = [row["content"].split() for row in _rows(count, first)]
     questions = []
     for n in random.choices(range(count), k=QUESTIONS):
         vector = vectors[n] + 0.02 * noise.standard_normal(vectors.shape[1])
@@ -168,7 +170,7 @@ def _latencies(
     organization: Organization,
     questions: Sequence[Question],
     narrowed: MemoryFilter,
-    weights: Weights = Weights(),  # noqa: RUF100, B008  (frozen)
+    weights: Weights = BY_BOTH,
 ) -> str:
     def one(question: Question) -> None:
         _find(question, narrowed, weights)
@@ -207,7 +209,7 @@ def _over_rest(organization: Organization, questions: Sequence[Question]) -> str
         _, secret = issue_key(
             organization=organization, actor=ACTOR, name="bench", scopes=ALL_PERMISSIONS
         )
-    client = APIClient()
+    client = APIClient(HTTP_HOST="localhost")
     client.credentials(HTTP_X_API_KEY=secret)
 
     def one(question: Question) -> None:
@@ -220,7 +222,7 @@ def _over_rest(organization: Organization, questions: Sequence[Question]) -> str
             "embedding_model": "static",
         }
         answer: Any = client.post("/api/v1/memories/search", body, format="json")
-        assert answer.status_code == 200, answer.data
+        assert answer.status_code == 200, answer.content
 
     return _timed(one, questions)
 

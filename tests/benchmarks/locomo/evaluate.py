@@ -72,7 +72,7 @@ def _organization() -> tuple[Organization, APIClient]:
         made = organizations.create(actor=ACTOR, values={"slug": "locomo", "name": "LoCoMo"})
     with tenant(made):
         _, secret = issue_key(organization=made, actor=ACTOR, name="bench", scopes=ALL_PERMISSIONS)
-    client = APIClient()
+    client = APIClient(HTTP_HOST="localhost")
     client.credentials(HTTP_X_API_KEY=secret)
     return made, client
 
@@ -98,7 +98,7 @@ def _asked(conversations: Any, client: APIClient, mode: str) -> dict[int, list[F
                 continue
             body = {"query": question.question, "user_id": name, "limit": max(CUTS), "mode": mode}
             answer: Any = client.post("/api/v1/memories/search", body, format="json")
-            assert answer.status_code == 200, answer.data
+            assert answer.status_code == 200, answer.content
             found = [hit["memory"]["metadata"]["dia_id"] for hit in answer.data["results"]]
             figures.setdefault(question.category, []).append(_figures(found, question.evidence))
     return figures
