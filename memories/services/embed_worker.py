@@ -143,7 +143,7 @@ class _Bell:
                 pass
         except (Error, psycopg.Error):
             self._close()
-            time.sleep(seconds)
+            time.sleep(min(seconds, 1.0))
 
     def _listen(self) -> None:
         self._connection = connection.copy()

@@ -1,9 +1,7 @@
 """`manage.py embed_worker`: gives pending memories their vectors."""
 
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +11,11 @@ from django.db import OperationalError
 from accounts.access import organization_by_slug
 from accounts.errors import ServiceError
 from memories.embeddings import EncoderError
+from memories.management.progress import progress
 from memories.services.embed_worker import EmbedWorker, Stopped, Work
 from memories.services.pending import count_pending, organizations_with_pending
 
 USAGE, TEMPORARY, PERMISSION = 2, 75, 77
-TELL_EVERY_S = 5.0
 
 
 class Command(BaseCommand):
@@ -63,12 +61,13 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
             raise CommandError(f"No database: {error}", returncode=TEMPORARY) from error
-        with self._progress(options, total) as show:
+        is_silent = options["no_progress"]
+        with progress(self.stderr, total=total, is_silent=is_silent) as tell:
             worker = EmbedWorker(
                 batch_size=options["batch_size"],
                 lease_s=options["lease"],
                 organization=organization,
-                on_batch=show,
+                on_batch=lambda work: tell(work.embedded, _sentence(work)),
             )
             try:
                 with stopped_by_signals(worker):
@@ -80,28 +79,6 @@ class Command(BaseCommand):
             except OperationalError as error:
                 raise CommandError(f"No database: {error}", returncode=TEMPORARY) from error
         self.stdout.write(_sentence(worker.work))
-
-    @contextmanager
-    def _progress(self, options: dict[str, Any], total: int | None) -> Iterator[Any]:
-        """A bar on a terminal; elsewhere a line every few seconds."""
-        if options["no_progress"]:
-            yield lambda work: None
-            return
-        if not sys.stderr.isatty():
-            yield every(TELL_EVERY_S, lambda work: self.stderr.write(_sentence(work)))
-            return
-        from rich.console import Console  # noqa: PLC0415  (costs 50 ms; a service never sees it)
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-        columns = (
-            TextColumn("memories"),
-            BarColumn(),
-            TextColumn("{task.fields[work]}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=total, work="")
-            yield lambda work: progress.update(task, completed=work.embedded, work=_sentence(work))
 
 
 @contextmanager
@@ -116,19 +93,6 @@ def stopped_by_signals(worker: EmbedWorker) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def every(seconds: float, tell: Callable[[Work], None]) -> Callable[[Work], None]:
-    """`tell`, at most once in so many seconds."""
-    last = time.monotonic()
-
-    def tell_now_and_then(work: Work) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            tell(work)
-
-    return tell_now_and_then
 
 
 def _sentence(work: Work) -> str:
