@@ -21,7 +21,6 @@ from accounts.models import AuditEvent
 from accounts.tenancy import tenant
 from memories.embeddings import EncoderError, encode_texts, get_encoder
 from memories.models import EMBEDDING_DIM, Memory, MemoryHistory, embedded_text
-from memories.services.embed_worker import EmbedWorker
 from memories.services.memories import memories
 from memories.services.pending import claim
 from tests.makers import TESTER, make_memory, make_organization
