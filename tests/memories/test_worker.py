@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from accounts.models import AuditEvent
 from accounts.tenancy import tenant
+from memories import embeddings
 from memories.embeddings import EncoderError, encode_texts, get_encoder
 from memories.models import EMBEDDING_DIM, Memory, MemoryHistory, embedded_text
 from memories.services.memories import memories
@@ -54,10 +55,10 @@ class Letters:
 
 
 @pytest.fixture
-def letters(monkeypatch):
+def letters(monkeypatch, settings):
     encoder = Letters()
-    for module in ("embedding", "pending"):
-        monkeypatch.setattr(f"memories.services.{module}.get_encoder", lambda name="": encoder)
+    monkeypatch.setitem(embeddings._loaded, encoder.name, encoder)
+    settings.ENCODER = encoder.name
     return encoder
 
 
