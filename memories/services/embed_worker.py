@@ -12,10 +12,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from accounts.models import Organization
 from memories.embeddings import EncoderError
+from memories.services.indexing import index_vectors, large_organizations
 from memories.services.pending import claim, encode_rows, organizations_with_pending
 
 POLL_S = 5.0  # without a notification: what a crash released, what waited for its next attempt
 MAX_PAUSE_S = 60.0
+INDEX_EVERY_S = 60.0  # a look for large organizations; while there is something to move, it goes on
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Work:
 
     embedded: int = 0
     failures: int = 0  # attempts, not memories
+    indexed: int = 0  # vectors moved into the HNSW index
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -52,19 +55,21 @@ class EmbedWorker:
         self._on_batch = on_batch
         self.work = Work()
         self._is_stopping = self._may_interrupt = False
+        self._to_index: list[Organization] = []
+        self._looked_at = -INDEX_EVERY_S
 
     def drain(self) -> None:
-        """Until nothing is due. Raises: EncoderError, Stopped."""
-        while self._round():
+        """Until nothing is due, or waits for the index. Raises: EncoderError, Stopped."""
+        while self._round() or self._index_round():
             pass
 
     def run(self) -> None:
         """For ever; outlives a database or an encoder that is away for a while. Raises: Stopped."""
-        bell = _Bell()
+        bell = Bell()
         pause_s = 0.0
         while True:
             try:
-                has_worked = self._round()
+                has_worked = self._round() or self._index_round()
                 if pause_s:
                     logger.warning("Memories are being embedded again.")
                 pause_s = 0.0
@@ -94,6 +99,22 @@ class EmbedWorker:
         for organization in found:
             has_worked |= self._one_batch(organization)
         return has_worked
+
+    def _index_round(self) -> bool:
+        """When there is nothing to embed: one batch of each large organization into the index."""
+        if not self._to_index and time.monotonic() - self._looked_at >= INDEX_EVERY_S:
+            self._looked_at = time.monotonic()
+            self._to_index = large_organizations() if self._only is None else [self._only]
+        unfinished = []
+        for organization in self._to_index:
+            if self._is_stopping:
+                raise Stopped
+            if moved := index_vectors(organization):
+                self.work.indexed += moved
+                self._on_batch(self.work)
+                unfinished.append(organization)
+        self._to_index = unfinished
+        return bool(unfinished)
 
     def _one_batch(self, organization: Organization) -> bool:
         if self._is_stopping:
@@ -126,7 +147,7 @@ class EmbedWorker:
             self._may_interrupt = False
 
 
-class _Bell:
+class Bell:
     """Rings when memories were added: LISTEN, on a connection of its own. Where there is none (a
     restart, a pooler) it is a clock: the worker looks for itself every few seconds."""
 
@@ -142,7 +163,7 @@ class _Bell:
             for _ in self._connection.connection.notifies(timeout=seconds, stop_after=1):
                 pass
         except (Error, psycopg.Error):
-            self._close()
+            self.close()
             time.sleep(min(seconds, 1.0))
 
     def _listen(self) -> None:
@@ -150,7 +171,7 @@ class _Bell:
         with self._connection.cursor() as cursor:
             cursor.execute("LISTEN agentmem_embed")
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._connection is not None:
             with suppress(Error, psycopg.Error):
                 self._connection.close()

@@ -14,11 +14,13 @@ from accounts.organization_settings import language_of
 from accounts.tenancy import tenant
 from memories.embeddings import get_encoder
 from memories.models import Memory
+from memories.services.indexing import index_vectors
 from memories.services.pending import MAX_COUNTED, Row, encode_rows, write_vectors
 
 BATCH_SIZE = 256
 ROWS_PER_WALK = 5000
 MAX_REFUSED = 1000
+INDEX_BATCHES = 2  # at least what was written: what is not in the index is scanned by each search
 
 OnBatch = Callable[[int], None]  # rows that this batch has done
 
@@ -50,6 +52,7 @@ def reembed(
             encoded = encode_rows(rows, organization=organization, encoder=encoder)
             with tenant(organization):
                 written = write_vectors(encoded, organization=organization, replaced=other)
+            index_vectors(organization, batches=INDEX_BATCHES)
             refused += [row.id for row, _ in encoded.failures]
             done.rows += written
             done.refused += len(encoded.failures)

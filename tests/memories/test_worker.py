@@ -1,9 +1,11 @@
 """The worker: pending memories get their vectors, once, and none of another's."""
 
 import io
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +24,8 @@ from accounts.tenancy import tenant
 from memories import embeddings
 from memories.embeddings import EncoderError, encode_texts, get_encoder
 from memories.models import EMBEDDING_DIM, Memory, MemoryHistory, embedded_text
+from memories.services import indexing
+from memories.services.embed_worker import Bell
 from memories.services.memories import memories
 from memories.services.pending import claim
 from tests.makers import TESTER, make_memory, make_organization
@@ -246,6 +250,18 @@ def test_what_one_worker_has_claimed_no_other_takes_until_the_lease_is_over(acme
     assert only(acme).embedding_state == "ready"
 
 
+def test_vectors_of_a_large_organization_move_into_the_index_when_nothing_is_pending(
+    acme, globex, letters, monkeypatch
+):
+    monkeypatch.setattr(indexing, "EXACT_ROWS", 3)
+    for number in range(5):
+        make_memory(acme, content=f"acme {number}")
+    make_memory(globex, content="globex")
+    assert embed_all().startswith("6 embedded, 5 indexed")
+    assert all(row.is_indexed for row in rows(acme))
+    assert not only(globex).is_indexed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -263,30 +279,27 @@ def test_what_the_worker_refuses(options, message):
 # -- with workers of their own, in processes that can be killed ------------------------------------
 
 
-def worker_command(*arguments):
-    return [sys.executable, str(ROOT / "manage.py"), "embed_worker", "--no-progress", *arguments]
-
-
-def environment():
-    """For a process on the test's database, with the fast encoder."""
+def environment(encoder):
+    """For a process on the test's database."""
     settings = connection.settings_dict
     server = f"{settings['HOST']}:{settings['PORT']}"
     sign_in = f"{settings['USER']}:{settings['PASSWORD']}"
     return {
         **os.environ,
         "DATABASE_URL": f"postgres://{sign_in}@{server}/{settings['NAME']}",
-        "AGENTMEM_ENCODER": "static",
+        "AGENTMEM_ENCODER": encoder,
     }
 
 
 @pytest.fixture
-def start_worker():
+def start():
+    """Starts `manage.py ..` with the fast encoder, or with another."""
     started = []
 
-    def start(*arguments):
+    def start_command(*arguments, encoder="static"):
         process = subprocess.Popen(
-            worker_command(*arguments),
-            env=environment(),
+            [sys.executable, str(ROOT / "manage.py"), *arguments],
+            env=environment(encoder),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -294,7 +307,7 @@ def start_worker():
         started.append(process)
         return process
 
-    yield start
+    yield start_command
     for process in started:
         process.kill()
         process.communicate()
@@ -335,25 +348,83 @@ def count_claimed(organization):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_waiting_worker_hears_of_a_new_memory_and_ends_when_it_is_told_to(start_worker):
+def test_waiting_ends_when_a_memory_is_announced():
+    bell = Bell()
+    bell.wait(60)  # listens from here on, and has the worker look once more
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_notify('agentmem_embed', 'an organization')")
+    began = time.monotonic()
+    bell.wait(60)
+    assert time.monotonic() - began < 30  # else it has slept through
+    bell.close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_waiting_worker_ends_when_it_is_told_to(start):
     acme = make_organization("acme")
-    worker = start_worker()
+    worker = start("embed_worker", "--no-progress")
     make_memory(acme)
-    await_none_pending(acme)
-    make_memory(acme)
-    with tenant(acme), connection.cursor() as cursor:
-        cursor.execute("SELECT pg_notify('agentmem_embed', %s)", [str(acme.pk)])
     await_none_pending(acme)
     worker.send_signal(signal.SIGTERM)
     out, said = worker.communicate(timeout=10)
     assert (worker.returncode, said) == (0, "")
-    assert out.startswith("2 embedded")
+    assert out.startswith("1 embedded")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_outlives_its_connections(start_worker):
+def test_a_worker_that_is_told_to_end_while_it_encodes_leaves_its_rows_to_others(letters):
     acme = make_organization("acme")
-    worker = start_worker()
+    make_memory(acme)
+    letters.while_encoding = lambda texts: os.kill(os.getpid(), signal.SIGTERM)
+    assert embed_all() == "0 embedded, 0/s\n"
+    row = only(acme)
+    assert (row.embedding_state, row.embedding_attempts, row.embedding_due_at) == (
+        "pending",
+        0,
+        None,
+    )
+    letters.while_encoding = lambda texts: None
+    assert embed_all().startswith("1 embedded")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_says_once_that_it_cannot_work_and_tries_again(start):
+    acme = make_organization("acme")
+    make_memory(acme)
+    worker = start("embed_worker", "--no-progress", encoder="no-such")
+    line = json.loads(worker.stderr.readline())
+    assert line["level"] == "WARNING"
+    assert line["message"].startswith("No memory can be embedded for now: There is no encoder")
+    time.sleep(1.5)  # it has tried again by then
+    worker.send_signal(signal.SIGINT)
+    _, said = worker.communicate(timeout=10)
+    assert (worker.returncode, said) == (0, "")
+    row = only(acme)
+    assert (row.embedding_state, row.embedding_attempts, row.embedding_due_at) == (
+        "pending",
+        0,
+        None,
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_server_embeds_by_itself(start):
+    acme = make_organization("acme")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = start("serve", f"--port={port}", "--threads=1")
+    make_memory(acme)
+    await_none_pending(acme)
+    server.send_signal(signal.SIGTERM)
+    server.communicate(timeout=20)
+    assert only(acme).embedding_model == "static"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_outlives_its_connections(start):
+    acme = make_organization("acme")
+    worker = start("embed_worker", "--no-progress")
     make_memory(acme)
     await_none_pending(acme)
     with connection.cursor() as cursor:
@@ -369,7 +440,7 @@ def test_a_worker_outlives_its_connections(start_worker):
 
 @pytest.mark.parametrize("deaths", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start_worker, deaths):
+def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start, deaths):
     acme, chance = make_organization("acme"), random.Random(deaths)
     made = [make_memory(acme, content=f"Note {number}") for number in range(300)]
     is_over = threading.Event()
@@ -397,7 +468,7 @@ def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start_wo
     changing.start()
     try:
         for _ in range(deaths):
-            worker = start_worker("--lease=1", "--batch-size=3")
+            worker = start("embed_worker", "--no-progress", "--lease=1", "--batch-size=3")
             await_connection_of_another()
             time.sleep(chance.random() / 10)
             worker.kill()
@@ -408,7 +479,7 @@ def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start_wo
         changing.join()
     assert faults == []
     assert deaths_with_claims > 0  # some had to leave what they were at
-    last = start_worker("--lease=1")
+    last = start("embed_worker", "--no-progress", "--lease=1")
     await_none_pending(acme)
     last.terminate()
     last.communicate(timeout=10)

@@ -12,7 +12,7 @@ from accounts.errors import Invalid, ServiceError
 from accounts.models import Organization
 from agentmem_site.sweep import Swept, sweep
 
-BAD_DATA, TEMPORARY, PERMISSION = 65, 75, 77
+BAD_DATA, TEMPORARY, PERMISSION, INTERRUPTED = 65, 75, 77, 130
 
 
 class Command(BaseCommand):
@@ -44,9 +44,13 @@ class Command(BaseCommand):
                     wrong.append(f"{organization.slug}: {error}")
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
+        except KeyboardInterrupt as stop:
+            raise CommandError(
+                "Stopped. The same command goes on where this one stopped.", returncode=INTERRUPTED
+            ) from stop
         except OperationalError as error:
             raise CommandError(
-                f"No database: {error}\nRun the same command again: what is done is done.",
+                f"No database: {error}\nThe same command goes on where this one stopped.",
                 returncode=TEMPORARY,
             ) from error
         if options["json"]:

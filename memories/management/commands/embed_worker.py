@@ -97,4 +97,5 @@ def stopped_by_signals(worker: EmbedWorker) -> Iterator[None]:
 
 def _sentence(work: Work) -> str:
     failures = f", {work.failures:,} failures" if work.failures else ""
-    return f"{work.embedded:,} embedded{failures}, {work.per_second:,.0f}/s"
+    indexed = f", {work.indexed:,} indexed" if work.indexed else ""
+    return f"{work.embedded:,} embedded{failures}{indexed}, {work.per_second:,.0f}/s"

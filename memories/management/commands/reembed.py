@@ -12,7 +12,7 @@ from memories.embeddings import EncoderError, get_encoder
 from memories.management.progress import progress
 from memories.services.reembedding import count_to_reembed, reembed, requeue_failed
 
-TEMPORARY, PERMISSION = 75, 77
+TEMPORARY, PERMISSION, INTERRUPTED = 75, 77, 130
 
 
 class Command(BaseCommand):
@@ -46,6 +46,10 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=TEMPORARY) from error
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
+        except KeyboardInterrupt as stop:
+            raise CommandError(
+                "Stopped. The same command goes on where this one stopped.", returncode=INTERRUPTED
+            ) from stop
         except OperationalError as error:
             raise CommandError(
                 f"No database: {error}\nThe same command goes on where this one stopped.",

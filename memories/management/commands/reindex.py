@@ -11,7 +11,7 @@ from accounts.organization_settings import language_of
 from memories.management.progress import progress
 from memories.services.reembedding import rewrite_language
 
-TEMPORARY, PERMISSION = 75, 77
+TEMPORARY, PERMISSION, INTERRUPTED = 75, 77, 130
 
 
 class Command(BaseCommand):
@@ -40,6 +40,10 @@ class Command(BaseCommand):
                 rewrite_language(organization, on_batch=on_batch)
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
+        except KeyboardInterrupt as stop:
+            raise CommandError(
+                "Stopped. The same command goes on where this one stopped.", returncode=INTERRUPTED
+            ) from stop
         except OperationalError as error:
             raise CommandError(
                 f"No database: {error}\nThe same command goes on where this one stopped.",
