@@ -10,12 +10,13 @@ from accounts.models import Organization
 from accounts.tenancy import platform, tenant
 from memories.search.ranking import EXACT_ROWS
 
-# An index probe for each organization, over at most EXACT_ROWS entries.
+# For each organization at most EXACT_ROWS entries of the index memories_memory_vectors, whose
+# order this is: without it the planner may read the whole table for each.
 _LARGE = """
 SELECT o.id FROM accounts_organization o CROSS JOIN LATERAL (
     SELECT 1 FROM memories_memory m
     WHERE m.organization_id = o.id AND m.embedding_state = 'ready' AND NOT m.is_deleted
-    OFFSET %s LIMIT 1) AS large
+    ORDER BY m.embedding_model, m.is_indexed OFFSET %s LIMIT 1) AS large
 WHERE NOT o.is_deleted
 """
 

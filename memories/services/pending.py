@@ -27,13 +27,14 @@ FIRST_RETRY = timedelta(seconds=30)  # doubled with each attempt
 MAX_COUNTED = 1_000_000
 _PROBE = "Is anybody there?"
 
-# For each organization one probe of the index memories_memory_pending: LATERAL .. LIMIT 1 keeps
-# the planner from reading a million pending rows to find that there are some.
+# For each organization one probe of the index memories_memory_pending. The order is the index's:
+# without it the planner, expecting to meet a pending row at once, reads the whole table for each
+# organization that has none.
 _ORGANIZATIONS = """
 SELECT o.id FROM accounts_organization o CROSS JOIN LATERAL (
     SELECT 1 FROM memories_memory m
     WHERE m.organization_id = o.id AND m.embedding_state = 'pending' AND NOT m.is_deleted
-    LIMIT 1) AS pending
+    ORDER BY m.created_at LIMIT 1) AS pending
 WHERE NOT o.is_deleted
 """
 
