@@ -54,6 +54,11 @@ class Swept:
     purged: dict[str, int] = field(default_factory=dict)  # by model
     cached_vectors: int = 0
 
+    @property
+    def total(self) -> int:
+        trashed = self.expired + self.aged + self.unfound
+        return trashed + sum(self.purged.values()) + self.cached_vectors
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

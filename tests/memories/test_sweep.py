@@ -87,9 +87,18 @@ def test_what_has_expired_goes_to_the_trash_and_is_told_in_history_and_audit(acm
 
 def test_all_organizations_are_swept_in_plain_words(acme, globex):
     make_memory(acme, expires_at=days_ago(1))
-    out = io.StringIO()
-    call_command("sweep", stdout=out)
-    assert sorted(out.getvalue().splitlines()) == ["acme: 1 expired", "globex: nothing"]
+    make_cached_vector(globex, created_at=days_ago(200))
+
+    def said(**options):
+        out = io.StringIO()
+        call_command("sweep", stdout=out, **options)
+        return out.getvalue()
+
+    dry_run = said(dry_run=True)
+    assert "acme: 1 expired" in dry_run
+    assert dry_run.endswith(" (dry run: nothing has changed)\n")
+    assert sorted(said().splitlines()) == ["acme: 1 expired", "globex: 1 cached vectors"]
+    assert said() == "Nothing to sweep.\n"
 
 
 def test_without_a_setting_nothing_is_too_old(acme):

@@ -57,13 +57,14 @@ class Command(BaseCommand):
             counts = [one.as_dict() for one in swept]
             self.stdout.write(json.dumps({"organizations": counts, "dry_run": is_dry_run}))
         else:
-            for one in swept:
-                self.stdout.write(_sentence(one, is_dry_run))
+            said = [_sentence(one) for one in swept if one.total]
+            dry = " (dry run: nothing has changed)" if is_dry_run else ""
+            self.stdout.write("\n".join(said or ["Nothing to sweep."]) + dry)
         if wrong:
             raise CommandError("\n".join(wrong), returncode=BAD_DATA)
 
 
-def _sentence(swept: Swept, is_dry_run: bool) -> str:
+def _sentence(swept: Swept) -> str:
     purged = ", ".join(f"{number:,} {name}" for name, number in swept.purged.items())
     parts = {
         "expired": swept.expired,
@@ -74,5 +75,4 @@ def _sentence(swept: Swept, is_dry_run: bool) -> str:
     said = [f"{number:,} {name}" for name, number in parts.items() if number]
     if purged:
         said.append(f"purged {purged}")
-    dry = " (dry run: nothing has changed)" if is_dry_run else ""
-    return f"{swept.organization}: {', '.join(said) or 'nothing'}{dry}"
+    return f"{swept.organization}: {', '.join(said)}"

@@ -10,6 +10,7 @@ from django.db import OperationalError
 
 from accounts.access import organization_by_slug
 from accounts.errors import ServiceError
+from accounts.models import Organization
 from memories.embeddings import EncoderError
 from memories.management.progress import progress
 from memories.services.embed_worker import EmbedWorker, Stopped, Work
@@ -55,8 +56,7 @@ class Command(BaseCommand):
         slug = options["organization"]
         try:
             organization = organization_by_slug(slug) if slug else None
-            found = [organization] if organization else organizations_with_pending()
-            total = sum(map(count_pending, found)) if options["once"] else None
+            total = _count(organization) if options["once"] else None
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
@@ -93,6 +93,11 @@ def stopped_by_signals(worker: EmbedWorker) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _count(organization: Organization | None) -> int:
+    found = [organization] if organization else organizations_with_pending()
+    return sum(map(count_pending, found))
 
 
 def _sentence(work: Work) -> str:
