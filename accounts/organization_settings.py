@@ -1,9 +1,10 @@
 """What an organization may set for itself, in `Organization.settings`: read here, checked here.
 
-{"language": "german", "retention": {...}, "quotas": {...}}
+{"language": "german", "retention": {"memory_days": 365, ...}, "quotas": {...}}
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from accounts.errors import Invalid
@@ -46,9 +47,28 @@ LANGUAGES = (
 DEFAULT_LANGUAGE = "english"
 
 
+MAX_DAYS = 36_500
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long an organization keeps what; None: this is kept until somebody deletes it."""
+
+    memory_days: int | None = None  # older memories go to the trash
+    unfound_days: int | None = None  # so do those that nobody found for so long ..
+    unfound_below_importance: float | None = None  # .. and that are less important than this
+    trash_days: int | None = None  # what lies in the trash for longer is removed for good
+    cached_vector_days: int = 180  # older cached vectors are removed
+
+
 def language_of(organization: "Organization") -> str:
     """The text search configuration of its memories and searches."""
     return str(organization.settings.get("language", DEFAULT_LANGUAGE))
+
+
+def retention_of(organization: "Organization") -> Retention:
+    """Raises: Invalid."""
+    return _retention(organization.settings.get("retention", {}))
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -57,3 +77,30 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)
         raise Invalid(f"settings.language is one of {known}.", field="settings")
+    _retention(settings.get("retention", {}))
+
+
+def _retention(given: Any) -> Retention:
+    known = [field.name for field in fields(Retention)]
+    if not isinstance(given, Mapping):
+        raise _wrong("is an object", f"of {', '.join(known)}")
+    for name, value in given.items():
+        if name not in known:
+            raise _wrong("has", f"{', '.join(known)}; not {str(name)[:64]!r}")
+        if name == "unfound_below_importance":
+            if not _is_number(value, float | int) or not 0 < value <= 1:
+                raise _wrong(f".{name} is", "a number above 0, at most 1")
+        elif not _is_number(value, int) or not 1 <= value <= MAX_DAYS:
+            raise _wrong(f".{name} is", f"a whole number of days, 1 to {MAX_DAYS:,}")
+    if ("unfound_days" in given) != ("unfound_below_importance" in given):
+        raise _wrong("needs", "unfound_days and unfound_below_importance together, or neither")
+    return Retention(**given)
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _wrong(what: str, rule: str) -> Invalid:
+    space = "" if what.startswith(".") else " "
+    return Invalid(f"settings.retention{space}{what} {rule}.", field="settings")

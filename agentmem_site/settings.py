@@ -71,6 +71,8 @@ DATABASES = {
         "TEST": {"TEMPLATE": "agentmem_template"},
     }
 }
+# Each server process embeds pending memories in a thread; `serve` turns it on.
+EMBED_THREAD = env.bool("AGENTMEM_EMBED_THREAD", False)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- the application -------------------------------------------------------------------------

@@ -376,6 +376,12 @@ class Memory(TenantModel):
                 condition=Q(embedding_state="pending", is_deleted=False),
                 name="memories_memory_pending",
             ),
+            # The sweep: what has expired.
+            models.Index(
+                fields=["organization", "expires_at"],
+                condition=Q(expires_at__isnull=False, is_deleted=False),
+                name="memories_memory_expires",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -7,10 +7,29 @@ into the index by the worker, some at a time: what is not there yet is scanned e
 from django.db import connection
 
 from accounts.models import Organization
-from accounts.tenancy import tenant
+from accounts.tenancy import platform, tenant
 from memories.search.ranking import EXACT_ROWS
 
+# For each organization at most EXACT_ROWS entries of the index memories_memory_vectors, whose
+# order this is: without it the planner may read the whole table for each.
+_LARGE = """
+SELECT o.id FROM accounts_organization o CROSS JOIN LATERAL (
+    SELECT 1 FROM memories_memory m
+    WHERE m.organization_id = o.id AND m.embedding_state = 'ready' AND NOT m.is_deleted
+    ORDER BY m.embedding_model, m.is_indexed OFFSET %s LIMIT 1) AS large
+WHERE NOT o.is_deleted
+"""
+
 BATCH = 200  # rows locked at once: a fifth of a second
+
+
+def large_organizations() -> list[Organization]:
+    """Those whose vectors belong into the index. One statement under platform(): organization by
+    organization it would be a transaction each."""
+    with platform(), connection.cursor() as cursor:
+        cursor.execute(_LARGE, [EXACT_ROWS])
+        ids = [row[0] for row in cursor.fetchall()]
+    return list(Organization.objects.filter(pk__in=ids)) if ids else []
 
 
 def index_vectors(organization: Organization, *, batches: int = 1) -> int:

@@ -24,12 +24,20 @@ class Command(BaseCommand):
             default=min(8, 2 * (os.cpu_count() or 1) + 1),
             help="requests at once per process",
         )
+        parser.add_argument(
+            "--no-embed",
+            action="store_true",
+            help="leave pending memories to `embed_worker` (AGENTMEM_EMBED_THREAD=0)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         faults = reasons_not_ready()
         if faults:
             raise CommandError("\n".join(faults))
         refuse_taken_port(options["host"], options["port"])
+        if options["no_embed"]:
+            os.environ["AGENTMEM_EMBED_THREAD"] = "0"
+        os.environ.setdefault("AGENTMEM_EMBED_THREAD", "1")
         self.stdout.write("Serving; Ctrl-C stops it.")
         self.stdout.flush()
         os.execv(  # noqa: S606  (this process becomes the server: signals reach it directly)

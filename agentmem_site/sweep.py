@@ -1,0 +1,146 @@
+"""What time removes: expired memories, and what an organization does not want to keep for longer.
+
+Batch by batch, each in its own transaction, through the same `Records` as a person's deletions:
+with history, and with one audit event per batch. Rows that somebody else is at are left to them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, NamedTuple
+
+from django.db.models import Q
+from django.utils import timezone
+
+from accounts.actors import Actor
+from accounts.models import Organization
+from accounts.organization_settings import Retention, retention_of
+from accounts.services.keys import api_keys
+from accounts.services.records import Records
+from accounts.services.users import users
+from accounts.tenancy import tenant
+from memories.models import CachedVector, Memory
+from memories.services.agents import agent_blocks, agent_tools, agents, blocks, tools
+from memories.services.memories import memories
+from sessions.services.conversations import messages, runs, sessions
+
+BATCH_SIZE = 1000
+
+# Children first: purging a parent then finds none of its own to take along in one statement.
+_PURGED: tuple[Records[Any], ...] = (
+    messages,
+    runs,
+    sessions,
+    memories,
+    agent_blocks,
+    agent_tools,
+    blocks,
+    tools,
+    agents,
+    users,
+    api_keys,
+)
+
+
+@dataclass(slots=True)
+class Swept:
+    """How many rows of an organization went, or would go."""
+
+    organization: str
+    expired: int = 0
+    aged: int = 0
+    unfound: int = 0
+    purged: dict[str, int] = field(default_factory=dict)  # by model
+    cached_vectors: int = 0
+
+    @property
+    def total(self) -> int:
+        trashed = self.expired + self.aged + self.unfound
+        return trashed + sum(self.purged.values()) + self.cached_vectors
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Rule(NamedTuple):
+    """Live memories that go to the trash, and the indexed column that they are walked by."""
+
+    name: str
+    condition: Q
+    key: str
+
+
+def sweep(*, organization: Organization, actor: Actor, is_dry_run: bool = False) -> Swept:
+    """Outside tenant(). Raises: Invalid (settings.retention)."""
+    retention, now = retention_of(organization), timezone.now()
+    by: dict[str, Any] = {"organization": organization, "actor": actor}
+    take = partial(_count if is_dry_run else _walk, organization)
+    swept = Swept(organization.slug)
+
+    rows = Memory.objects.for_organization(organization).live()
+    for rule in _rules(retention, now):
+        number = take(rows.filter(rule.condition), rule.key, partial(memories.delete, **by))
+        setattr(swept, rule.name, number)
+        rows = rows.exclude(rule.condition)  # a memory counts with the first rule that takes it
+
+    for records, deleted in _overdue(organization, retention, now):
+        if number := take(deleted, "deleted_at", partial(records.purge, **by)):
+            swept.purged[records.name] = number
+
+    since = now - timedelta(days=retention.cached_vector_days)
+    vectors = CachedVector.objects.for_organization(organization).filter(created_at__lt=since)
+    # (Nothing that a person would name: no event.)
+    swept.cached_vectors = take(vectors, "created_at", lambda found: found._raw_delete(found.db))
+    return swept
+
+
+def _rules(retention: Retention, now: datetime) -> Iterator[_Rule]:
+    yield _Rule("expired", Q(expires_at__lte=now), "expires_at")
+    if retention.memory_days is not None:
+        since = now - timedelta(days=retention.memory_days)
+        yield _Rule("aged", Q(created_at__lt=since), "created_at")
+    if retention.unfound_days is not None:
+        since = now - timedelta(days=retention.unfound_days)
+        # What was imported or changed lately had no time to be found, however old it is.
+        condition = Q(
+            Q(last_accessed__lt=since) | Q(last_accessed__isnull=True),
+            importance__lt=retention.unfound_below_importance,
+            created_at__lt=since,
+            updated_at__lt=since,
+        )
+        yield _Rule("unfound", condition, "created_at")
+
+
+def _overdue(
+    organization: Organization, retention: Retention, now: datetime
+) -> Iterator[tuple[Records[Any], Any]]:
+    """What lies in the trash for too long, by model."""
+    if retention.trash_days is None:
+        return
+    since = now - timedelta(days=retention.trash_days)
+    for records in _PURGED:
+        rows = records.model.objects.for_organization(organization).deleted()
+        yield records, rows.filter(deleted_at__lt=since)
+
+
+def _count(organization: Organization, rows: Any, key: str, take: Callable[[Any], Any]) -> int:
+    with tenant(organization):
+        return int(rows.order_by().count())
+
+
+def _walk(organization: Organization, rows: Any, key: str, take: Callable[[Any], Any]) -> int:
+    """Hands `rows`, which are none of them afterwards, to `take` in the order of `key`: locked, a
+    batch per transaction. How many."""
+    done, after = 0, None
+    while True:
+        with tenant(organization):
+            rest = rows if after is None else rows.filter(**{f"{key}__gte": after})
+            locked = rest.order_by(key, "id").select_for_update(skip_locked=True, of=("self",))
+            found = list(locked.values_list(key, "pk")[:BATCH_SIZE])
+            if not found:
+                return done
+            own = rows.model.objects.for_organization(organization)
+            take(own.filter(pk__in=[pk for _, pk in found]))
+        done += len(found)
+        after = found[-1][0]

@@ -1,0 +1,81 @@
+"""`manage.py reembed`: memories whose vector is another encoder's get one of this encoder's."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import OperationalError
+
+from accounts.access import organization_by_slug
+from accounts.errors import ServiceError
+from accounts.models import Organization
+from memories.embeddings import EncoderError, get_encoder
+from memories.management.progress import progress
+from memories.services.reembedding import count_to_reembed, reembed, requeue_failed
+
+TEMPORARY, PERMISSION, INTERRUPTED = 75, 77, 130
+
+
+class Command(BaseCommand):
+    help = (
+        "Embeds anew, while they are being searched, the memories whose vector is of another "
+        "encoder than the one that is set: run it after AGENTMEM_ENCODER has changed. The old "
+        "vector stays until the new one takes its place. Killed half way, the same command goes on."
+    )
+    requires_system_checks: list[str] = []  # starts at once
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--organization", metavar="SLUG", help="of this one only")
+        parser.add_argument(
+            "--encoder", default="", metavar="NAME", help="another than AGENTMEM_ENCODER says"
+        )
+        parser.add_argument(
+            "--failed",
+            action="store_true",
+            help="instead, leave the memories that could not be embedded to `embed_worker` again",
+        )
+        parser.add_argument("--no-progress", action="store_true", help="say nothing on the way")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        slug = options["organization"]
+        work = self._requeue if options["failed"] else self._reembed
+        try:
+            work(
+                [organization_by_slug(slug)] if slug else list(Organization.objects.live()), options
+            )
+        except EncoderError as error:
+            raise CommandError(str(error), returncode=TEMPORARY) from error
+        except ServiceError as error:
+            raise CommandError(str(error), returncode=PERMISSION) from error
+        except KeyboardInterrupt as stop:
+            raise CommandError(
+                "Stopped. The same command goes on where this one stopped.", returncode=INTERRUPTED
+            ) from stop
+        except OperationalError as error:
+            raise CommandError(
+                f"No database: {error}\nThe same command goes on where this one stopped.",
+                returncode=TEMPORARY,
+            ) from error
+
+    def _reembed(self, organizations: list[Organization], options: dict[str, Any]) -> None:
+        encoder = options["encoder"]
+        target = get_encoder(encoder).name
+        total = sum(count_to_reembed(o, encoder=encoder) for o in organizations)
+        done = refused = 0
+        with progress(self.stderr, total=total, is_silent=options["no_progress"]) as tell:
+
+            def on_batch(rows: int) -> None:
+                nonlocal done
+                done += rows
+                tell(done, f"{done:,} of {total:,} embedded anew")
+
+            for organization in organizations:
+                refused += reembed(organization, encoder=encoder, on_batch=on_batch).refused
+        self.stdout.write(f"{done:,} embedded anew by {target}.")
+        if refused:
+            raise CommandError(
+                f"{target} refused {refused:,} texts: these memories keep the vectors they have."
+            )
+
+    def _requeue(self, organizations: list[Organization], options: dict[str, Any]) -> None:
+        requeued = sum(map(requeue_failed, organizations))
+        self.stdout.write(f"{requeued:,} are pending again.")

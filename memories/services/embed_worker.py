@@ -1,0 +1,182 @@
+"""The loop that embeds pending memories: a batch of each organization in turn, then wait."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import psycopg
+from django.db import Error, close_old_connections, connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from accounts.models import Organization
+from memories.embeddings import EncoderError
+from memories.services.indexing import index_vectors, large_organizations
+from memories.services.pending import claim, encode_rows, organizations_with_pending
+
+POLL_S = 5.0  # without a notification: what a crash released, what waited for its next attempt
+MAX_PAUSE_S = 60.0
+INDEX_EVERY_S = 60.0  # a look for large organizations; while there is something to move, it goes on
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(KeyboardInterrupt):
+    """The worker was asked to stop. (A KeyboardInterrupt: psycopg ends a statement that runs.)"""
+
+
+@dataclass(slots=True)
+class Work:
+    """What a worker has done so far."""
+
+    embedded: int = 0
+    failures: int = 0  # attempts, not memories
+    indexed: int = 0  # vectors moved into the HNSW index
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def per_second(self) -> float:
+        return self.embedded / max(time.monotonic() - self.started, 1e-6)
+
+
+class EmbedWorker:
+    """Embeds the pending memories of all organizations, or of one. Any number at once."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 256,
+        lease_s: float = 60.0,
+        organization: Organization | None = None,
+        on_batch: Callable[[Work], None] = lambda work: None,
+    ) -> None:
+        self._batch_size, self._lease_s, self._only = batch_size, lease_s, organization
+        self._on_batch = on_batch
+        self.work = Work()
+        self._is_stopping = self._may_interrupt = False
+        self._to_index: list[Organization] = []
+        self._looked_at = -INDEX_EVERY_S
+
+    def drain(self) -> None:
+        """Until nothing is due, or waits for the index. Raises: EncoderError, Stopped."""
+        while self._round() or self._index_round():
+            pass
+
+    def run(self) -> None:
+        """For ever; outlives a database or an encoder that is away for a while. Raises: Stopped."""
+        bell = Bell()
+        pause_s = 0.0
+        while True:
+            try:
+                has_worked = self._round() or self._index_round()
+                if pause_s:
+                    logger.warning("Memories are being embedded again.")
+                pause_s = 0.0
+            except (EncoderError, Error) as error:
+                if not pause_s:
+                    logger.warning("No memory can be embedded for now: %s", _sentence(error))
+                pause_s = min(max(2 * pause_s, 1.0), MAX_PAUSE_S)
+                close_old_connections()
+                with self._interruptible():
+                    time.sleep(pause_s)
+                continue
+            with self._interruptible():
+                bell.wait(0 if has_worked else POLL_S)
+
+    def stop(self) -> None:
+        """Asks for Stopped: now where that leaves nothing half done, else as soon as it does.
+        For a signal handler, in the thread that runs the worker."""
+        self._is_stopping = True
+        if self._may_interrupt and not connection.in_atomic_block:
+            self._may_interrupt = False
+            raise Stopped
+
+    def _round(self) -> bool:
+        """One batch of each organization that has any: none waits for the million of another."""
+        found = organizations_with_pending() if self._only is None else [self._only]
+        has_worked = False
+        for organization in found:
+            has_worked |= self._one_batch(organization)
+        return has_worked
+
+    def _index_round(self) -> bool:
+        """When there is nothing to embed: one batch of each large organization into the index."""
+        if not self._to_index and time.monotonic() - self._looked_at >= INDEX_EVERY_S:
+            self._looked_at = time.monotonic()
+            self._to_index = large_organizations() if self._only is None else [self._only]
+        unfinished = []
+        for organization in self._to_index:
+            if self._is_stopping:
+                raise Stopped
+            if moved := index_vectors(organization):
+                self.work.indexed += moved
+                self._on_batch(self.work)
+                unfinished.append(organization)
+        self._to_index = unfinished
+        return bool(unfinished)
+
+    def _one_batch(self, organization: Organization) -> bool:
+        if self._is_stopping:
+            raise Stopped
+        claimed = claim(organization=organization, limit=self._batch_size, lease_s=self._lease_s)
+        if claimed is None:
+            return False
+        try:
+            with self._interruptible():
+                encoded = encode_rows(claimed.rows, organization=organization)
+            written = claimed.settle(encoded)
+        except BaseException:
+            with suppress(Error):  # the lease runs out by itself
+                claimed.release()
+            raise
+        self.work.embedded += written
+        self.work.failures += len(encoded.failures)
+        self._on_batch(self.work)
+        return True
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Where a signal may raise Stopped: while encoding and waiting, never while writing."""
+        self._may_interrupt = True
+        try:
+            if self._is_stopping:
+                raise Stopped
+            yield
+        finally:
+            self._may_interrupt = False
+
+
+class Bell:
+    """Rings when memories were added: LISTEN, on a connection of its own. Where there is none (a
+    restart, a pooler) it is a clock: the worker looks for itself every few seconds."""
+
+    def __init__(self) -> None:
+        self._connection: BaseDatabaseWrapper | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Until the next notification, at most so long."""
+        try:
+            if self._connection is None:
+                self._listen()  # and look again: what came before is not announced
+                return
+            for _ in self._connection.connection.notifies(timeout=seconds, stop_after=1):
+                pass
+        except (Error, psycopg.Error):
+            self.close()
+            time.sleep(min(seconds, 1.0))
+
+    def _listen(self) -> None:
+        self._connection = connection.copy()
+        with self._connection.cursor() as cursor:
+            cursor.execute("LISTEN agentmem_embed")
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with suppress(Error, psycopg.Error):
+                self._connection.close()
+        self._connection = None
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, EncoderError) else "The database cannot be reached."

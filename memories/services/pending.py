@@ -1,0 +1,227 @@
+"""The queue of memories to be embedded: the pending rows themselves.
+
+Claiming sets `embedding_due_at` a lease ahead, encoding happens outside any transaction, and a
+vector is written only if the row still says what was embedded. A worker that is killed leaves
+nothing to tidy up: its lease runs out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import numpy as np
+from django.db import Error, connection
+from django.db.models.functions import Now
+from numpy.typing import NDArray
+
+from accounts.models import Organization
+from accounts.tenancy import platform, tenant
+from memories.embeddings import EncoderError, encode_texts, get_encoder
+from memories.models import Memory
+from memories.services.embedding import Said, as_text, embed
+
+MAX_ATTEMPTS = 5
+FIRST_RETRY = timedelta(seconds=30)  # doubled with each attempt
+MAX_COUNTED = 1_000_000
+_PROBE = "Is anybody there?"
+
+# For each organization one probe of the index memories_memory_pending. The order is the index's:
+# without it the planner, expecting to meet a pending row at once, reads the whole table for each
+# organization that has none.
+_ORGANIZATIONS = """
+SELECT o.id FROM accounts_organization o CROSS JOIN LATERAL (
+    SELECT 1 FROM memories_memory m
+    WHERE m.organization_id = o.id AND m.embedding_state = 'pending' AND NOT m.is_deleted
+    ORDER BY m.created_at LIMIT 1) AS pending
+WHERE NOT o.is_deleted
+"""
+
+# statement_timestamp, as Django's Now: now() stands still in a transaction that lives on.
+_CLAIM = """
+WITH due AS MATERIALIZED (
+    SELECT id FROM memories_memory
+    WHERE organization_id = %(organization)s AND embedding_state = 'pending' AND NOT is_deleted
+        AND (embedding_due_at IS NULL OR embedding_due_at <= statement_timestamp())
+    ORDER BY created_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE memories_memory m SET embedding_due_at = statement_timestamp() + %(lease)s
+FROM due WHERE m.organization_id = %(organization)s AND m.id = due.id
+RETURNING m.embedding_due_at, m.id, m.hash, m.speaker, m.content, m.embedding_attempts
+"""
+
+# The rows are locked in the order of their ids: two writers wait for each other, never in a ring.
+# `replaced` is the encoder whose vectors give way; NULL: the rows are pending.
+_WRITE = """
+WITH said AS MATERIALIZED (
+    SELECT m.id, v.embedding FROM memories_memory m
+    JOIN unnest(%(ids)s::uuid[], %(hashes)s::bytea[], %(vectors)s::text[])
+        AS v (id, hash, embedding) ON v.id = m.id AND v.hash = m.hash
+    WHERE m.organization_id = %(organization)s
+        AND CASE WHEN %(replaced)s::text IS NULL THEN m.embedding_state = 'pending'
+            ELSE m.embedding_state = 'ready' AND m.embedding_model = %(replaced)s END
+    ORDER BY m.id FOR NO KEY UPDATE OF m)
+UPDATE memories_memory m SET embedding = said.embedding::halfvec, embedding_model = %(encoder)s,
+    embedding_state = 'ready', embedding_attempts = 0, embedding_error = '',
+    embedding_due_at = NULL, is_indexed = false
+FROM said WHERE m.organization_id = %(organization)s AND m.id = said.id
+"""
+
+
+class Row(NamedTuple):
+    """A memory to be embedded, as it was when it was read."""
+
+    id: UUID
+    hash: bytes
+    said: Said
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Vectors of rows by one encoder, and why other rows have none."""
+
+    encoder: str
+    vectors: list[tuple[Row, NDArray[np.float32]]]
+    failures: list[tuple[Row, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Rows that are this worker's until `leased_until`; by that moment it tells them as its own."""
+
+    organization: Organization
+    rows: list[Row]
+    leased_until: datetime
+
+    def settle(self, encoded: Encoded) -> int:
+        """Writes the vectors, charges failures an attempt, releases rows that say something else
+        by now. How many were written."""
+        with tenant(self.organization):
+            written = write_vectors(encoded, organization=self.organization)
+            for row, reason in encoded.failures:
+                self._charge(row, reason)
+            if written + len(encoded.failures) < len(self.rows):
+                self._still_claimed(self.rows).update(embedding_due_at=None)
+        return written
+
+    def release(self) -> None:
+        """What is still pending can be claimed again, at once."""
+        with tenant(self.organization):
+            self._still_claimed(self.rows).update(embedding_due_at=None)
+
+    def _charge(self, row: Row, reason: str) -> None:
+        attempts = row.attempts + 1
+        is_last = attempts >= MAX_ATTEMPTS
+        states = Memory.EmbeddingState
+        self._still_claimed([row]).update(
+            embedding_attempts=attempts,
+            embedding_error=reason,
+            embedding_state=states.FAILED if is_last else states.PENDING,
+            embedding_due_at=None if is_last else Now() + FIRST_RETRY * 2**row.attempts,
+        )
+
+    def _still_claimed(self, rows: Sequence[Row]) -> Any:
+        # (A row that was changed has no due date, or another one.)
+        return Memory.objects.for_organization(self.organization).filter(
+            pk__in=[row.id for row in rows],
+            embedding_state=Memory.EmbeddingState.PENDING,
+            embedding_due_at=self.leased_until,
+        )
+
+
+def organizations_with_pending() -> list[Organization]:
+    """Those with pending memories, due or not. One statement under platform(): organization by
+    organization it would be a transaction each, every few seconds."""
+    with platform(), connection.cursor() as cursor:
+        cursor.execute(_ORGANIZATIONS)
+        ids = [row[0] for row in cursor.fetchall()]
+    return list(Organization.objects.filter(pk__in=ids)) if ids else []
+
+
+def count_pending(organization: Organization) -> int:
+    """Live ones; at most MAX_COUNTED."""
+    with tenant(organization):
+        rows = Memory.objects.for_organization(organization).live()
+        pending = rows.filter(embedding_state=Memory.EmbeddingState.PENDING).order_by()
+        return int(pending.values("pk")[:MAX_COUNTED].count())
+
+
+def claim(*, organization: Organization, limit: int, lease_s: float) -> Claim | None:
+    """The oldest pending memories that are due and that no other worker has, if there are any."""
+    values: dict[str, Any] = {
+        "organization": organization.pk,
+        "limit": limit,
+        "lease": timedelta(seconds=lease_s),
+    }
+    with tenant(organization), connection.cursor() as cursor:
+        cursor.execute(_CLAIM, values)
+        found = cursor.fetchall()
+    if not found:
+        return None
+    rows = [
+        Row(pk, bytes(content_hash), (speaker, content), attempts)
+        for _, pk, content_hash, speaker, content, attempts in found
+    ]
+    return Claim(organization, rows, leased_until=found[0][0])
+
+
+def encode_rows(rows: Sequence[Row], *, organization: Organization, encoder: str = "") -> Encoded:
+    """Vectors of the rows. Where the encoder fails on a text the batch is halved until that text
+    stands alone: its neighbours do not suffer.
+
+    Raises: EncoderError (the encoder fails on any text: none of these is to blame).
+    """
+    try:
+        vectors = embed([row.said for row in rows], organization=organization, encoder=encoder)
+    except Error:
+        raise
+    except Exception as error:
+        if isinstance(error, EncoderError):
+            encode_texts([_PROBE], get_encoder(encoder))  # raises as well where it is not the text
+        if len(rows) == 1:
+            # Its kind alone: what an exception says may quote the text.
+            reason = f"The encoder refused this text ({type(error).__name__})."
+            return Encoded("", [], [(rows[0], reason)])
+        half = len(rows) // 2
+        first, second = (
+            encode_rows(part, organization=organization, encoder=encoder)
+            for part in (rows[:half], rows[half:])
+        )
+        return Encoded(
+            first.encoder or second.encoder,
+            first.vectors + second.vectors,
+            first.failures + second.failures,
+        )
+    pairs = list(zip(rows, vectors.rows, strict=True))
+    nothing = "The encoder gave no vector for this text."
+    return Encoded(
+        vectors.encoder,
+        [(row, vector) for row, vector in pairs if _has_direction(vector)],
+        [(row, nothing) for row, vector in pairs if not _has_direction(vector)],
+    )
+
+
+def write_vectors(
+    encoded: Encoded, *, organization: Organization, replaced: str | None = None
+) -> int:
+    """Compare and set: writes to the rows that still say what was embedded and are pending, or
+    have a vector by `replaced`. How many. Within tenant()."""
+    if not encoded.vectors:
+        return 0
+    values: dict[str, Any] = {
+        "organization": organization.pk,
+        "ids": [row.id for row, _ in encoded.vectors],
+        "hashes": [row.hash for row, _ in encoded.vectors],
+        "vectors": [as_text(vector) for _, vector in encoded.vectors],
+        "encoder": encoded.encoder,
+        "replaced": replaced,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_WRITE, values)
+        return int(cursor.rowcount)
+
+
+def _has_direction(vector: NDArray[np.float32]) -> bool:
+    halves = vector.astype(np.float16)
+    return bool(np.isfinite(halves).all() and halves.any())
