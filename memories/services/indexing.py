@@ -48,11 +48,12 @@ def index_vectors(organization: Organization, *, batches: int = 1) -> int:
             if not cursor.fetchone()[0]:
                 break
             cursor.execute(
-                # (ARRAY: asked once. As IN the planner may ask it again for every row.)
+                # (ARRAY: asked once. As IN the planner may ask it again for every row. ORDER BY:
+                # the index's own order, as above.)
                 "UPDATE memories_memory SET is_indexed = true WHERE organization_id = %s "
                 "AND id = ANY (ARRAY(SELECT id FROM memories_memory WHERE organization_id = %s "
                 "AND embedding_state = 'ready' AND NOT is_deleted AND NOT is_indexed "
-                "LIMIT %s FOR NO KEY UPDATE SKIP LOCKED))",
+                "ORDER BY embedding_model, is_indexed LIMIT %s FOR NO KEY UPDATE SKIP LOCKED))",
                 [organization.pk, organization.pk, BATCH],
             )
             if not cursor.rowcount:
