@@ -129,11 +129,19 @@ class Command(BaseCommand):
         write(f"API docs  {url}/api/docs/")
         if key:
             write(f"API key   {key}   (shown this once)")
-            write(f"\n  curl -H 'X-API-Key: {key}' '{url}/api/v1/agents?limit=2'\n")
+            write(_first_request(url, key))
         else:
             write("API key   shown at the first run; a new one:")
             write(f"          {manage} create_api_key --organization {SLUG} --name NAME")
-            write(f"\n  curl -H 'X-API-Key: YOUR_KEY' '{url}/api/v1/agents?limit=2'\n")
+            write(_first_request(url, "YOUR_KEY"))
+
+
+def _first_request(url: str, key: str) -> str:
+    body = '{"query": "Who is allergic to something?", "limit": 3}'
+    return (
+        f"\n  curl -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\\n"
+        f"    {url}/api/v1/memories/search -d '{body}'\n"
+    )
 
 
 def _printed(command: str, *args: Any, **options: Any) -> str:
