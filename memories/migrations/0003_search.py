@@ -130,9 +130,14 @@ BEGIN
           AND m.embedding_state = 'ready' AND NOT m.is_deleted AND m.embedding_model = encoder
           AND m.is_indexed)
     INTO is_indexed;
-    IF is_indexed AND (f).user_id IS NULL AND (f).agent_id IS NULL AND (f).session_id IS NULL THEN
-        is_large := true;  -- perhaps not: then the index gives up below, sooner than a count here
-    ELSE
+    -- (From the index alone: the rows of the organization, deleted ones too.)
+    SELECT count(*) > exact_rows INTO is_large
+    FROM (SELECT FROM memories_memory m WHERE m.organization_id = organization
+          LIMIT exact_rows + 1) o;
+    IF is_large AND (NOT is_indexed OR (f).user_id IS NOT NULL OR (f).agent_id IS NOT NULL
+                     OR (f).session_id IS NOT NULL) THEN
+        -- What passes other conditions is not counted: where it is little the HNSW index gives up
+        -- below, and that is known sooner.
         SELECT count(*) > exact_rows INTO is_large
         FROM (SELECT FROM agentmem_slice(organization, f) LIMIT exact_rows + 1) s;
     END IF;
@@ -197,19 +202,20 @@ BEGIN
          WHERE is_large AND vector IS NULL AND c.searched @@ any_term
            AND NOT c.searched @@ rare_terms
          LIMIT nearest)),
-    corpus AS MATERIALIZED (
-        SELECT coalesce(usual_len, (SELECT avg(c.len)::float8 FROM candidate c)) AS len,
-            coalesce(idfs, ARRAY(
-                SELECT ln(1 + (n.rows - d.df + 0.5) / (d.df + 0.5))
-                FROM (SELECT count(*)::float8 AS rows FROM candidate) n,
-                    (SELECT t.place, (SELECT count(*) FROM candidate c WHERE c.document @@ t.q) AS df
-                     FROM unnest(queries) WITH ORDINALITY t (q, place)) d
-                ORDER BY d.place)) AS idfs),
-    hit AS (
+    hit AS MATERIALIZED (
         SELECT c.id, c.len, t.place,
             1 + width_bucket(ts_rank(equal, c.document, t.q)::float8, tf_steps) AS tf
         FROM candidate c, unnest(queries) WITH ORDINALITY t (q, place)
-        WHERE c.document @@ t.q),
+        WHERE c.document IS NOT NULL AND c.document @@ t.q),
+    corpus AS MATERIALIZED (
+        SELECT coalesce(usual_len, n.len) AS len,
+            coalesce(idfs, ARRAY(
+                SELECT ln(1 + (n.rows - d.df + 0.5) / (d.df + 0.5))
+                FROM (SELECT p.place, count(h.place) AS df
+                      FROM generate_series(1, cardinality(queries)) p (place)
+                      LEFT JOIN hit h ON h.place = p.place GROUP BY p.place) d
+                ORDER BY d.place)) AS idfs
+        FROM (SELECT count(*)::float8 AS rows, avg(c.len)::float8 AS len FROM candidate c) n),
     -- Candidates and hits are brought together by grouping: a join of them, whose sizes the
     -- planner cannot know, would be done row by row.
     fused AS MATERIALIZED (
@@ -230,9 +236,10 @@ BEGIN
         SELECT b.id, b.created_at, b.similarity,
             weights[1] * greatest(coalesce(b.similarity, 0), 0) / best.similarity AS dense,
             weights[2] * coalesce(b.bm25, 0) / best.bm25 AS lexical,
-            weights[3] * power(0.5, extract(epoch FROM greatest(
-                coalesce((f).as_of, now()) - b.created_at, interval '0')) / 86400 / half_life_days
-            )::float8 AS recency,
+            CASE WHEN weights[3] = 0 THEN 0 ELSE weights[3] * power(0.5::float8,
+                extract(epoch FROM greatest(coalesce((f).as_of, now()) - b.created_at,
+                                            interval '0'))::float8 / 86400 / half_life_days)
+            END AS recency,
             weights[4] * b.importance AS importance
         FROM fused b, best
         WHERE vector IS NOT NULL OR b.bm25 IS NOT NULL),

@@ -11,7 +11,7 @@ from memories.search.filters import MemoryFilter
 
 # Slices of up to so many rows are looked at whole, larger ones through the indexes: above it the
 # scan costs more than HNSW and the rarest terms together (docs/performance.md).
-EXACT_ROWS = 10_000
+EXACT_ROWS = 5_000
 
 _RANK = """
 SELECT * FROM agentmem_search(

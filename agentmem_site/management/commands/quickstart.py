@@ -137,7 +137,7 @@ class Command(BaseCommand):
 
 
 def _first_request(url: str, key: str) -> str:
-    body = '{"query": "Who is allergic to something?", "limit": 3}'
+    body = '{"query": "Why was the energy bill so high?", "limit": 3}'
     return (
         f"\n  curl -H 'X-API-Key: {key}' -H 'Content-Type: application/json' \\\n"
         f"    {url}/api/v1/memories/search -d '{body}'\n"
