@@ -32,8 +32,8 @@ from accounts.api.views import (
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
-from memories.api.search import SearchBatchViewSet, SearchViewSet
 from memories.api.adding import MemoryBatchViewSet
+from memories.api.search import SearchBatchViewSet, SearchViewSet
 from memories.api.views import (
     AgentBlockViewSet,
     AgentMemoryViewSet,
