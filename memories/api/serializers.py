@@ -1,5 +1,6 @@
 """Shapes of agents, blocks, tools, memories and their history."""
 
+import struct
 from typing import Any
 
 from django.db.models import Value
@@ -142,17 +143,17 @@ class Hex(serializers.Field[Any, Any, Any, Any]):
     }
 )
 class EmbeddingField(serializers.Field[Any, Any, Any, Any]):
-    """Checked here, made binary where it is stored."""
+    """Numbers as they are stored, in half precision."""
 
     def to_internal_value(self, data: Any) -> Any:
         are_numbers = isinstance(data, list) and all(type(x) in (int, float) for x in data)
         try:
             if not are_numbers and not isinstance(data, str):
                 raise ValueError(NO_VECTOR)
-            halves(data)
+            stored = halves(data)
         except ValueError as error:
             raise serializers.ValidationError(str(error), code="invalid_vector") from error
-        return data
+        return list(struct.unpack(f">{EMBEDDING_DIM}e", stored))
 
 
 class MemorySerializer(RecordSerializer):
