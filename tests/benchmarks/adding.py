@@ -62,6 +62,7 @@ def run(rows: int) -> str:
             organization=organization, actor=ACTOR, name="bench", scopes=ALL_PERMISSIONS
         )
     pool = _contents()
+    load = os.getloadavg()[0]
     rates: dict[str, list[float]] = {}
     for encoder in ("minilm-int8", "static"):
         with _served(encoder) as port:
@@ -70,7 +71,7 @@ def run(rows: int) -> str:
                     post = _client(port, key)
                     item = partial(_item, pool, supplied)
                     rates[mode] = [_rate(post, item, size, embed) for size in SIZES]
-    return _table(rates) + _loaded(organization, rows)
+    return _table(rates, load) + _loaded(organization, rows)
 
 
 def _contents() -> list[Item]:
@@ -171,8 +172,9 @@ def _loaded(organization: Organization, rows: int) -> str:
     )
 
 
-def _table(rates: dict[str, list[float]]) -> str:
-    head = "One client, one server process; memories/s.\n\n| | POST memories |"
+def _table(rates: dict[str, list[float]], load: float) -> str:
+    head = f"One client, one server process; memories/s. Load average before: {load:.1f}.\n\n"
+    head += "| | POST memories |"
     head += "".join(f" batch of {size:,} |" for size in SIZES[1:])
     head += "\n|---|" + "---|" * len(SIZES) + "\n"
     return head + "".join(
