@@ -32,6 +32,7 @@ from accounts.api.views import (
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
+from memories.api.adding import MemoryBatchViewSet
 from memories.api.search import SearchBatchViewSet, SearchViewSet
 from memories.api.views import (
     AgentBlockViewSet,
@@ -89,6 +90,7 @@ for prefix, viewset, basename in [
     ("messages", MessageViewSet, "messages"),
     ("memories/search", SearchViewSet, "memory-search"),
     ("memories/search/batch", SearchBatchViewSet, "memory-search-batch"),
+    ("memories/batch", MemoryBatchViewSet, "memory-batch"),
     ("memories", MemoryViewSet, "memories"),
     ("memories/(?P<memory_id>[^/]+)/history", MemoryHistoryViewSet, "memory-history"),
 ]:

@@ -1,8 +1,8 @@
 """What the bulk loader has to know of this app's resources."""
 
-import math
+from base64 import b64decode
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from django.db import connection
@@ -22,6 +22,7 @@ from agentmem_site.bulk.spec import (
     Name,
     Reference,
 )
+from memories.embeddings import encoder_name
 from memories.models import (
     DEFAULT_BLOCK_LIMIT,
     EMBEDDING_DIM,
@@ -162,10 +163,14 @@ class MemoryLine(Line):
     importance: Annotated[float, Meta(ge=0, le=1)] | None = None
     score: float | None = None
     expires_at: Moment | None = None
-    embedding: list[float] | None = None
+    # Numbers, or base64 of little-endian float32; from then on what `halves` made of it.
+    embedding: list[float] | str | None = None
+    # The encoder that made it: the server's own, where it is not given.
     embedding_model: Annotated[str, Meta(max_length=64)] | None = None
 
     def __post_init__(self) -> None:
+        if not self.content.strip():
+            raise ValueError from LineError("blank", "content", "This field may not be blank.")
         for name, text, limit in (
             ("content", self.content, MAX_CONTENT_BYTES),
             ("context", self.context, MAX_CONTEXT_BYTES),
@@ -175,8 +180,14 @@ class MemoryLine(Line):
                 raise ValueError from LineError(
                     "too_long", name, f"{len(text.encode()):,} bytes; the limit is {limit:,}"
                 )
-        if self.embedding is not None:
-            _check_vector(self.embedding)
+        if self.embedding is None:
+            self.embedding_model = None
+        else:
+            self.set_vector(halves(self.embedding), self.embedding_model or encoder_name())
+
+    def set_vector(self, vector: bytes, encoder: str) -> None:
+        self.embedding = vector  # type: ignore[assignment]
+        self.embedding_model = encoder
 
     @property
     def hash(self) -> bytes:
@@ -187,16 +198,41 @@ class MemoryLine(Line):
         return "pending" if self.embedding is None else "ready"
 
 
-def _check_vector(vector: list[float]) -> None:
+NO_VECTOR = "An embedding is an array of numbers, or base64 of little-endian float32."
+_LARGEST_HALF = 65504.0
+
+
+def halves(vector: Any) -> bytes:
+    """A vector that a caller gave, as numbers or as base64 of little-endian float32 (the
+    `encoding_format` of OpenAI's API), as big-endian half-precision floats.
+
+    Raises: ValueError from LineError.
+    """
+    import numpy as np  # noqa: PLC0415  (a tenth of a second, at the start of every command)
+
     wrong = ""
-    if len(vector) != EMBEDDING_DIM:
-        wrong = f"{len(vector)} numbers; {EMBEDDING_DIM} are needed"
-    elif not all(map(math.isfinite, vector)) or max(map(abs, vector)) > 65504:
-        wrong = "A number is not finite in half precision"
-    elif max(map(abs, vector)) <= 2**-25:  # half precision makes it zero
-        wrong = "All zero"
+    numbers = np.empty(0, np.float32)
+    try:
+        if isinstance(vector, str):
+            numbers = np.frombuffer(b64decode(vector, validate=True), "<f4")
+        else:
+            numbers = np.array(vector, np.float64)
+    except ValueError:
+        wrong = NO_VECTOR
+    made = b""
+    if not wrong and numbers.shape != (EMBEDDING_DIM,):
+        wrong = f"{numbers.size} numbers are given; an embedding has {EMBEDDING_DIM}."
+    # (A NaN is not less than anything.)
+    elif not wrong and not np.abs(numbers).max() <= _LARGEST_HALF:
+        wrong = "A number is outside -65504 to 65504, which half precision can hold."
+    elif not wrong:
+        rounded = numbers.astype(">f2")
+        made = rounded.tobytes()
+        if not rounded.any():
+            wrong = "An embedding of zeros alone has no direction."
     if wrong:
         raise ValueError(wrong) from LineError("invalid_vector", "embedding", wrong)
+    return made
 
 
 def _write_history(
@@ -251,6 +287,8 @@ MEMORIES = LoadSpec(
         "version": "{old}.version + 1",
         "embedding_attempts": _KEPT,
         "embedding_error": _KEPT,
+        "embedding_due_at": _KEPT,
+        "is_indexed": _KEPT,
     },
     journal=_write_history,
 )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import IO, Any
 
-from django.conf import settings
 from rest_framework.exceptions import APIException, ParseError
 from rest_framework.parsers import BaseParser
 
@@ -28,11 +27,30 @@ class StrictJSONParser(BaseParser):
         media_type: str | None = None,
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
-        max_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        body = stream.read(max_bytes + 1)
-        if len(body) > max_bytes:
-            raise BodyTooLarge(f"The body is larger than {max_bytes} bytes.")
         try:
-            return parse_json(body, called="The body")
+            return parse_json(read_body(stream, parser_context), called="The body")
         except RefusedJson as refusal:
             raise ParseError(str(refusal)) from refusal
+
+
+class UnreadJSONParser(BaseParser):
+    """JSON as bytes, for a view that decodes it by itself."""
+
+    media_type = "application/json"
+
+    def parse(
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return read_body(stream, parser_context)
+
+
+def read_body(stream: IO[Any], parser_context: Mapping[str, Any] | None) -> bytes:
+    """Raises: BodyTooLarge, by what the view accepts."""
+    max_bytes = (parser_context or {})["view"].max_body_bytes
+    body: bytes = stream.read(max_bytes + 1)
+    if len(body) > max_bytes:
+        raise BodyTooLarge(f"The body is larger than {max_bytes} bytes.")
+    return body

@@ -66,6 +66,11 @@ class TenantView(APIView):
     _is_inside = False
 
     @property
+    def max_body_bytes(self) -> int:
+        """A larger body is refused, unread."""
+        return settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+
+    @property
     def enters_late(self) -> bool:
         """The handler enters `tenant()` itself, as it encodes text: no connection is held then."""
         return False
@@ -73,7 +78,7 @@ class TenantView(APIView):
     def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
         """A chunked body tells no length, and Django takes it for none: its reader is replaced."""
         if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
-            body = request.META["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
+            body = request.META["wsgi.input"].read(self.max_body_bytes + 1)
             request.META["CONTENT_LENGTH"] = str(len(body))
             request._stream = BytesIO(body)
         return super().initialize_request(request, *args, **kwargs)
@@ -134,7 +139,8 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         super().initial(request, *args, **kwargs)
         if self.action is None:
             return  # the answer is 405
-        with tenant(self.organization) if self.enters_late else nullcontext():
+        looks_up = self.parent_model is not None or self.query_class()().fields
+        with tenant(self.organization) if self.enters_late and looks_up else nullcontext():
             if self.parent_model is not None:
                 _ = self.parent  # nothing of an unknown parent is worth reading
             self.query = self._checked_query(request)

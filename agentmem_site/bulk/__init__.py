@@ -4,7 +4,10 @@
     spec.py     what a resource's line looks like and where it goes (each app's bulk.py fills it in)
     encode.py   lines -> rows in PostgreSQL's binary COPY format (binary.py), a batch ahead
     sql.py      the statements of a batch
-    loader.py   references -> COPY into a temp table -> INSERT .. ON CONFLICT -> counts
+    references.py, copying.py   what lines name -> ids; rows -> a temp table
+    loader.py   a file: the last line of a key wins -> INSERT .. ON CONFLICT DO UPDATE -> counts
+    inserting.py   a request: new rows alone -> which was inserted, which was there
+    growth.py   the planner is told of tables that grow from nothing
 
 Still to come, each in its place: more formats (readers.py), workers, resumable jobs, retries and
 a reject file (loader.py), the hash probe for rows seen before (sql.py).

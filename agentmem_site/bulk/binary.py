@@ -20,6 +20,7 @@ _int2 = struct.Struct("!ih").pack
 _int4 = struct.Struct("!ii").pack
 _int8 = struct.Struct("!iq").pack
 _real = struct.Struct("!if").pack
+_halfvec_head = struct.Struct("!iHH").pack
 _UUID_LENGTH = _length(16)
 _TRUE, _FALSE = _length(1) + b"\1", _length(1) + b"\0"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -80,7 +81,7 @@ def varchar_array(values: list[str]) -> bytes:
     return _length(len(body)) + body
 
 
-def halfvec(values: list[float]) -> bytes:
-    """pgvector's halfvec: its dimension, an unused short, then half-precision floats."""
-    count = len(values)
-    return _length(4 + 2 * count) + struct.pack(f"!HH{count}e", count, 0, *values)
+def halfvec(halves: bytes) -> bytes:
+    """pgvector's halfvec, from big-endian half-precision floats: its dimension, an unused short,
+    then these."""
+    return _halfvec_head(4 + len(halves), len(halves) // 2, 0) + halves

@@ -7,10 +7,11 @@ in its place.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -23,9 +24,26 @@ from agentmem_site.db.ids import uuid7_bytes
 Name = str | tuple[str, str]
 Children = dict[Any, bytes]  # key within the parent -> row
 Known = dict[str, dict[Name, bytes]]  # column -> name -> the encoded id
+DecodedLine = tuple[int, Any]  # number, the spec's line
+Reject = Callable[[LineError], None]
 
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _QUOTED = re.compile(r"`(.*)`")
+
+
+def refuse(error: LineError) -> None:
+    """One bad line stops it all."""
+    raise error
+
+
+@dataclass(slots=True)
+class Row:
+    """One line, encoded: its key is what tells it from other rows."""
+
+    number: int
+    id: UUID
+    key: Any
+    data: bytes
 
 
 @dataclass(slots=True)
@@ -68,6 +86,26 @@ class Batch:
         self.child_lines = [number for number, _, children in rows.values() for _ in children]
         return [row for _, row, _ in rows.values()], all_below
 
+    def finish_each(self, known: Known, *, without: Container[int]) -> Iterator[Row]:
+        """A row per line, in order, but for those lines; every name of the others is in `known`.
+        (For a spec without children.)"""
+        places = self._encoder.reference_places
+        for number, parts, _ in self._rows:
+            if number in without:
+                continue
+            for place, column in places:
+                name = parts[place]
+                parts[place] = binary.NULL if name is None else known[column][name]
+            row_id = UUID(bytes=parts[1][len(binary.data(b"")) :])
+            yield Row(number, row_id, self._encoder.key_of(parts), b"".join(parts))
+
+    def named(self) -> Iterator[tuple[int, str, Name]]:
+        """(line, column, name) of everything that a line refers to."""
+        for number, parts, _ in self._rows:
+            for place, column in self._encoder.reference_places:
+                if parts[place] is not None:
+                    yield number, column, parts[place]
+
 
 class Encoder:
     """Lines of one spec into rows. `columns` are those of a row, in the order they are copied."""
@@ -91,9 +129,18 @@ class Encoder:
         self.key_of = _key_of([[place[name] for name in key.columns] for key in spec.keys])
         self.children = Encoder(spec.children.spec, keeps_time=False) if spec.children else None
 
-    def encode(self, lines: Sequence[NumberedLine]) -> Batch:
-        """The batch of these lines. Raises: LineError, of the first bad one."""
-        decoded = [(number, self._decode(number, line)) for number, line in lines]
+    def decode(self, lines: Iterable[NumberedLine], reject: Reject = refuse) -> list[DecodedLine]:
+        """The lines as the spec has them; a bad one goes to `reject`, which raises or notes it."""
+        decoded = []
+        for number, line in lines:
+            try:
+                decoded.append((number, self._decode(number, line)))
+            except LineError as error:
+                reject(error)
+        return decoded
+
+    def encode(self, decoded: Sequence[DecodedLine], reject: Reject = refuse) -> Batch:
+        """The batch of these lines, at least one; a bad one goes to `reject`."""
         source = self.spec.children.source if self.spec.children else ""
         total = len(decoded) + sum(len(getattr(line, source)) for _, line in decoded if source)
         ids = uuid7_bytes(total)
@@ -108,13 +155,14 @@ class Encoder:
                 )
             except LineError as error:
                 error.line = number
-                raise
+                reject(error)
+                continue
             for place, column in self.reference_places:
                 if parts[place] is not None:
                     wanted[column].setdefault(parts[place], number)
             child_duplicates += duplicates
             rows.append((number, parts, children))
-        return Batch(len(lines), lines[-1][0], wanted, self, rows, child_duplicates)
+        return Batch(len(decoded), decoded[-1][0], wanted, self, rows, child_duplicates)
 
     # -- inside ----------------------------------------------------------------------------------
 

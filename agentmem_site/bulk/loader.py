@@ -7,10 +7,9 @@ The place of what is still to come: workers (one Loader each), resumable jobs an
 `_load_batch`), a reject file (where a LineError is caught).
 """
 
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -24,20 +23,14 @@ from django.db import IntegrityError, InterfaceError, OperationalError, connecti
 from django.db import transaction as django_transaction
 from django.utils import timezone
 
-from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
-from agentmem_site.bulk.encode import Batch, Encoder, Known, Name
+from agentmem_site.bulk.copying import LIMIT_EXCEEDED, copy_rows
+from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder
+from agentmem_site.bulk.growth import Growth
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
-from agentmem_site.bulk.spec import LineError, LoadSpec, Reference
+from agentmem_site.bulk.references import References
+from agentmem_site.bulk.spec import LineError, LoadSpec
 from agentmem_site.bulk.sql import Expect, Stage, Stamp
-from agentmem_site.db.ids import uuid7_bytes
-
-_COPY_ROWS = 256  # rows joined for one write: about a megabyte
-# Where a COPY failed, whatever the server's language: "COPY load_x, line 1, column state".
-_COPY_PLACE = re.compile(r"COPY [^,]*, \S+ (\d+), \S+ (\w+)")
-_LIMIT_EXCEEDED = "54"
-_VALUE_REFUSED = ("22", _LIMIT_EXCEEDED)  # 22: data exception
-_MAX_KNOWN = 200_000  # references kept between batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +114,27 @@ class Refused(LoadStopped):
     """The database refused a batch that had passed validation."""
 
 
+class Unprepared(LoadStopped):
+    """What the lines lack could not be made; not for a moment only."""
+
+
+class PreparationFailed(Exception):
+    """What a Preparation raises; `is_temporary`: the same lines may well be prepared later."""
+
+    def __init__(self, message: str, *, is_temporary: bool) -> None:
+        super().__init__(message)
+        self.is_temporary = is_temporary
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """Completes decoded lines before they are encoded, outside any transaction: it may take long,
+    and look into the database."""
+
+    complete: Callable[[Sequence[Any]], None]
+    first_rows: int | None = None  # of the load; None: all
+
+
 def load(
     lines: Iterable[NumberedLine],
     spec: LoadSpec,
@@ -130,18 +144,21 @@ def load(
     transaction: Callable[[], AbstractContextManager[None]],
     options: LoadOptions = LoadOptions(),
     on_batch: Callable[[LoadReport], None] = lambda report: None,
+    constants: Mapping[str, Any] | None = None,
+    preparation: Preparation | None = None,
 ) -> LoadReport:
     """Upserts `lines` and reports. `transaction` opens one transaction in the organization's
-    context; `on_batch` sees the report after each commit.
+    context; `on_batch` sees the report after each commit; new rows bear `constants`, by column.
 
-    Raises: BadLine, Interrupted, Refused; their report tells what is committed.
+    Raises: BadLine, Unreadable, Unprepared, Interrupted, Refused; their report tells what is
+    committed.
     """
-    loader = _Loader(spec, organization_id, actor_id, options)
+    loader = _Loader(spec, organization_id, actor_id, options, constants or {})
     report = LoadReport(spec.resource, dry_run=options.dry_run)
     started = time.monotonic()
 
     def batches() -> None:
-        for batch in _encoded_ahead(lines, loader.encoder, options.batch_size):
+        for batch in _encoded_ahead(lines, loader.encoder, options.batch_size, preparation):
             with django_transaction.atomic() if options.dry_run else transaction():
                 counts, below = loader.load_batch(batch)
             # (Committed now: an error at the COMMIT leaves the report as it was.)
@@ -152,7 +169,7 @@ def load(
             if spec.children:
                 report.children.setdefault(spec.children.source, Counts()).add(below)
             if not options.dry_run:
-                loader.tell_planner()
+                loader.growth.tell_planner()
             report.seconds = time.monotonic() - started
             on_batch(report)
 
@@ -167,8 +184,11 @@ def load(
         raise BadLine(str(error), report) from error
     except UnreadableFile as error:
         raise Unreadable(str(error), report) from error
+    except PreparationFailed as error:
+        stopped = Interrupted if error.is_temporary else Unprepared
+        raise stopped(str(error), report) from error
     except (OperationalError, InterfaceError) as error:
-        if (getattr(error.__cause__, "sqlstate", None) or "").startswith(_LIMIT_EXCEEDED):
+        if (getattr(error.__cause__, "sqlstate", None) or "").startswith(LIMIT_EXCEEDED):
             raise Refused(str(error).strip(), report) from error  # it would be so again
         raise Interrupted(str(error).strip(), report) from error
     except DatabaseError as error:
@@ -179,20 +199,29 @@ def load(
 
 
 def _encoded_ahead(
-    lines: Iterable[NumberedLine], encoder: Encoder, batch_size: int
+    lines: Iterable[NumberedLine],
+    encoder: Encoder,
+    batch_size: int,
+    preparation: Preparation | None,
 ) -> Iterator[Batch]:
-    """The batches of `lines`; while one is with the database, a thread encodes the next."""
+    """The batches of `lines`; while one is with the database, a thread decodes the next, and
+    encodes it unless it is to be prepared first: that is not the thread's to do, whose connection
+    would be another."""
     source = iter(lines)
+    to_prepare = 0  # rows still
+    if preparation:
+        to_prepare = sys.maxsize if preparation.first_rows is None else preparation.first_rows
 
-    def encode_next(upcoming: "Future[Batch | None]") -> None:
+    def encode_next(upcoming: "Future[Batch | list[DecodedLine]]") -> None:
         try:
-            chunk = list(islice(source, batch_size))
-            upcoming.set_result(encoder.encode(chunk) if chunk else None)
+            decoded = encoder.decode(islice(source, batch_size))
+            is_next = decoded and not to_prepare
+            upcoming.set_result(encoder.encode(decoded) if is_next else decoded)
         except BaseException as error:
             upcoming.set_exception(error)
 
-    def begin() -> "Future[Batch | None]":
-        upcoming: Future[Batch | None] = Future()
+    def begin() -> "Future[Batch | list[DecodedLine]]":
+        upcoming: Future[Batch | list[DecodedLine]] = Future()
         # A daemon: after an error it may still sit in front of a silent pipe.
         Thread(target=encode_next, args=[upcoming], name="encode", daemon=True).start()
         return upcoming
@@ -203,9 +232,17 @@ def _encoded_ahead(
         # 5 ms for it each time, it lost a tenth of the rows per second (2 cores, Python 3.11).
         sys.setswitchinterval(0.0005)
         upcoming = begin()
-        while batch := upcoming.result():
+        while ready := upcoming.result():
+            if isinstance(ready, Batch):
+                upcoming = begin()
+                yield ready
+                continue
+            rows = [line for _, line in ready[:to_prepare]]
+            to_prepare -= len(rows)
             upcoming = begin()
-            yield batch
+            if preparation:
+                preparation.complete(rows)
+            yield encoder.encode(ready)
     finally:
         sys.setswitchinterval(usual)
 
@@ -214,24 +251,27 @@ class _Loader:
     """One connection's worth of loading."""
 
     def __init__(
-        self, spec: LoadSpec, organization_id: UUID, actor_id: UUID | None, options: LoadOptions
+        self,
+        spec: LoadSpec,
+        organization_id: UUID,
+        actor_id: UUID | None,
+        options: LoadOptions,
+        constants: Mapping[str, Any],
     ) -> None:
         self.spec = spec
         self.options = options
         self.organization_id = organization_id
         self.actor_id = actor_id
         self.encoder = Encoder(spec, keeps_time=options.preserve_timestamps)
-        self._stage = Stage(spec, self.encoder.columns)
+        self._stage = Stage(spec, self.encoder.columns, constants)
         self._stages = [self._stage]
         if self.encoder.children:
             children = self.encoder.children
             self._child_stage = Stage(children.spec, children.columns)
             self._stages.append(self._child_stage)
-        self._known: Known = {reference.column: {} for reference in spec.references}
+        self._references = References(spec)
         self._expect: dict[str, Expect] = {}
-        # Rows inserted by this load, and those the planner last knew of.
-        self._inserted: dict[str, int] = {}
-        self._planned_for: dict[str, int] = {}
+        self.growth = Growth()
 
     def load_batch(self, batch: Batch) -> tuple[Counts, Counts]:
         """Writes one batch within the open transaction; what became of its rows and of their
@@ -243,51 +283,27 @@ class _Loader:
             self._execute(statements.settings(timeout_s=self.options.timeout_s))
             try:
                 self._resolve(batch, stamp)
-                rows, children = batch.finish(self._known)
+                rows, children = batch.finish(self._references.known)
                 counts, below = self._write(cursor, batch, rows, children, stamp)
             except BaseException:
-                # What this transaction made is gone with it.
-                for known in self._known.values():
-                    known.clear()
+                self._references.forget()
                 raise
         counts.duplicates = batch.read - len(rows)
         below.duplicates = batch.child_duplicates
         return counts, below
-
-    def tell_planner(self) -> None:
-        """After a commit that made a table ten times what the planner takes it for: new figures.
-
-        Without them, a table that was looked at while it was empty has its references checked
-        and its keys looked up through whichever index comes first, until autovacuum comes by
-        (seen: 7 s for a batch instead of 0.4 s).
-        """
-        for stage in self._stages:
-            name = stage.spec.resource
-            if self._inserted.get(name, 0) < 10 * self._planned_for.get(name, 1):
-                continue
-            with connection.cursor() as cursor:
-                cursor.execute(statements.rows_known(stage))
-                ((known,),) = cursor.fetchall()
-                if self._inserted[name] >= 10 * max(known, 1):
-                    cursor.execute(statements.analyze(stage))
-                    known = self._inserted[name]
-            self._planned_for[name] = known
 
     # -- references --------------------------------------------------------------------------------
 
     def _resolve(self, batch: Batch, stamp: Stamp) -> None:
         """Makes every name of the batch known. Raises: LineError."""
         for reference in self.spec.references:
-            known = self._known[reference.column]
-            if len(known) > _MAX_KNOWN:
-                known.clear()
             wanted = batch.wanted[reference.column]
-            unknown = [name for name in wanted if name not in known]
-            if unknown:
-                self._look_up(reference, unknown, stamp)
-            missing = [(wanted[name], name) for name in unknown if name not in known]
-            if missing:
-                number, name = min(missing)
+            missing = self._references.find(reference, list(wanted), stamp)
+            if missing and reference.creates and not self.options.strict_references:
+                self._references.create(reference, missing, stamp)
+                self.growth.note(reference.model, len(missing))
+            elif missing:
+                number, name = min((wanted[name], name) for name in missing)
                 raise LineError(
                     "unknown_reference",
                     reference.column,
@@ -295,41 +311,6 @@ class _Loader:
                     f"{name[1] if isinstance(name, tuple) else name!r}",
                     line=number,
                 )
-
-    def _look_up(self, reference: Reference, names: Sequence[Name], stamp: Stamp) -> None:
-        known = self._known[reference.column]
-        if reference.within:
-            known.update(self._find_within(reference, names))  # type: ignore[arg-type]
-            return
-        known.update(self._find(reference, names))  # type: ignore[arg-type]
-        missing = [name for name in names if name not in known]
-        if missing and reference.creates and not self.options.strict_references:
-            ids = [UUID(bytes=row_id) for row_id in uuid7_bytes(len(missing))]
-            rows = list(zip(ids, missing, strict=True))
-            self._execute(statements.create_references(reference, stamp, rows))  # type: ignore[arg-type]
-            known.update(self._find(reference, missing))  # type: ignore[arg-type]
-
-    def _find(self, reference: Reference, names: Sequence[str]) -> dict[str, bytes]:
-        self._execute(statements.find_references(reference, self.organization_id, names))
-        rows = self._fetch()
-        by_key = dict(rows)
-        ids = {row_id for _, row_id in rows}
-        # The caller's own key comes first: it may look like an id of ours.
-        found = {
-            name: by_key[name] if name in by_key else statements.as_uuid(name) for name in names
-        }
-        return {name: binary.uuid(row_id) for name, row_id in found.items() if row_id in ids}
-
-    def _find_within(
-        self, reference: Reference, names: Sequence[tuple[str, str]]
-    ) -> dict[tuple[str, str], bytes]:
-        outer_ids = self._known[reference.within]
-        pairs = {(outer, name): (UUID(bytes=outer_ids[outer][4:]), name) for outer, name in names}
-        self._execute(
-            statements.find_references_within(reference, self.organization_id, list(pairs.values()))
-        )
-        found = {(outer_id, key): binary.uuid(row_id) for outer_id, key, row_id in self._fetch()}
-        return {name: found[pair] for name, pair in pairs.items() if pair in found}
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -341,9 +322,10 @@ class _Loader:
         children: Sequence[bytes],
         stamp: Stamp,
     ) -> tuple[Counts, Counts]:
-        self._copy(cursor, self._stage, rows, batch.row_lines)
+        copy_rows(cursor, self._stage.create(), self._stage, rows, batch.row_lines)
         if self.spec.children:
-            self._copy(cursor, self._child_stage, children, batch.child_lines)
+            stage = self._child_stage
+            copy_rows(cursor, stage.create(), stage, children, batch.child_lines)
         counts, below = self._upsert(self._stage, len(rows), stamp), Counts()
         if self.spec.children:
             below = self._write_children(len(children), counts, len(rows), stamp)
@@ -379,25 +361,6 @@ class _Loader:
             parents.unchanged -= touched
         return counts
 
-    def _copy(self, cursor: Any, stage: Stage, rows: Sequence[bytes], lines: Sequence[int]) -> None:
-        """Raises: LineError, of a value that only PostgreSQL can tell to be too large."""
-        self._execute(stage.create())
-        try:
-            with connection.wrap_database_errors, cursor.copy(stage.copy()) as copy:
-                copy.write(binary.HEADER)
-                for start in range(0, len(rows), _COPY_ROWS):
-                    copy.write(b"".join(rows[start : start + _COPY_ROWS]))
-                copy.write(binary.TRAILER)
-        except DatabaseError as error:
-            diagnosis: Any = getattr(error.__cause__, "diag", None)
-            place = _COPY_PLACE.match((diagnosis and diagnosis.context) or "")
-            if place and diagnosis.sqlstate[:2] in _VALUE_REFUSED:
-                message = diagnosis.message_primary
-                raise LineError(
-                    "invalid_value", place[2], message, line=lines[int(place[1]) - 1]
-                ) from error
-            raise
-
     def _upsert(self, stage: Stage, staged: int, stamp: Stamp) -> Counts:
         name = stage.spec.resource
         expect = self._expect.get(name, Expect.ANYTHING)
@@ -417,7 +380,7 @@ class _Loader:
             self._execute(statements.count_deleted(stage))
             ((counts.deleted,),) = self._fetch()
             counts.unchanged = staged - written - counts.deleted
-        self._inserted[name] = self._inserted.get(name, 0) + inserted
+        self.growth.note(stage.spec.model, inserted)
         self._expect[name] = Expect.ANYTHING
         if inserted == staged:
             self._expect[name] = Expect.ALL_NEW

@@ -4,8 +4,8 @@
 A statement runs as one simple query; every one on a real table carries the organization.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from math import ceil
@@ -38,6 +38,8 @@ class Stage:
 
     spec: LoadSpec
     columns: tuple[str, ...]
+    # Column -> what every new row bears there.
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keeps_time(self) -> bool:
@@ -60,25 +62,26 @@ class Stage:
         return sql.Identifier(f"met_{self.spec.model._meta.db_table}")
 
     def create(self) -> sql.Composed:
-        types = {f.column: f.db_type(connection) for f in self.spec.model._meta.concrete_fields}
         return sql.SQL(
-            "CREATE TEMP TABLE {rows} ({columns}) ON COMMIT DROP; "
-            "CREATE TEMP TABLE {changed} (id uuid, parent_id uuid) ON COMMIT DROP; "
+            "{rows}; CREATE TEMP TABLE {changed} (id uuid, parent_id uuid) ON COMMIT DROP; "
             "CREATE TEMP TABLE {met} (staged_id uuid, id uuid, is_deleted boolean, "
             "updated_at timestamptz) ON COMMIT DROP"
-        ).format(
-            rows=self.rows,
-            changed=self.changed,
-            met=self.met,
-            columns=_COMMA.join(
-                sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(str(types[name])))
-                for name in self.columns
-            ),
-        )
+        ).format(rows=self.create_rows(), changed=self.changed, met=self.met)
 
     def copy(self) -> sql.Composed:
         names = _COMMA.join(map(sql.Identifier, self.columns))
         return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.rows, names)
+
+    def create_rows(self) -> sql.Composed:
+        """The staged rows' table alone."""
+        types = {f.column: f.db_type(connection) for f in self.spec.model._meta.concrete_fields}
+        return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(
+            self.rows,
+            _COMMA.join(
+                sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(str(types[name])))
+                for name in self.columns
+            ),
+        )
 
     def drop(self) -> sql.Composed:
         return sql.SQL("DROP TABLE {}, {}, {}").format(self.rows, self.changed, self.met)
@@ -91,18 +94,16 @@ def settings(*, timeout_s: float) -> sql.Composed:
     )
 
 
-def rows_known(stage: Stage) -> sql.Composed:
+def rows_known(table: str) -> sql.Composed:
     """How many rows the planner takes the table for; -1 where it was never told."""
     return sql.SQL("SELECT reltuples::bigint FROM pg_class WHERE oid = {}::regclass").format(
-        sql.Literal(stage.spec.model._meta.db_table)
+        sql.Literal(table)
     )
 
 
-def analyze(stage: Stage) -> sql.Composed:
+def analyze(table: str) -> sql.Composed:
     """Tells the planner anew. (A function of the owner's: accounts/migrations/0002.)"""
-    return sql.SQL("SELECT agentmem_analyze({}::regclass)").format(
-        sql.Literal(stage.spec.model._meta.db_table)
-    )
+    return sql.SQL("SELECT agentmem_analyze({}::regclass)").format(sql.Literal(table))
 
 
 class Expect(Enum):
@@ -164,6 +165,38 @@ def _on_conflict(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     )
 
 
+def insert_new(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
+    """Inserts the staged rows of this key that no row stands in the way of, in the order of the
+    key as `upsert` does; their ids."""
+    insert = _inserted(stage, stamp, joined=False)
+    return sql.SQL(
+        "INSERT INTO {table} AS t ({names}) SELECT {values} FROM {rows} s WHERE {staged} "
+        "ORDER BY {order} ON CONFLICT DO NOTHING RETURNING t.id"
+    ).format(
+        table=stage.spec.table,
+        names=_COMMA.join(map(sql.Identifier, insert)),
+        values=_COMMA.join(insert.values()),
+        rows=stage.rows,
+        staged=_staged(stage.spec, key),
+        order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
+    )
+
+
+def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Composed:
+    """(staged id, id, is_deleted, the column `compare`) of the rows that stand where staged ones
+    would."""
+    return sql.SQL(
+        "SELECT s.id, t.id, t.is_deleted, t.{compare} FROM {rows} s JOIN {table} t ON {same} "
+        "WHERE {staged}"
+    ).format(
+        compare=sql.Identifier(compare),
+        rows=stage.rows,
+        table=stage.spec.table,
+        same=_same_row(key, stamp),
+        staged=_staged(stage.spec, key),
+    )
+
+
 def meet(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     """Notes which row of the table each staged one is now."""
     return _with_index_joins(
@@ -184,11 +217,16 @@ def meet(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
 def _with_index_joins(statement: sql.Composed) -> sql.Composed:
     """A plan made while the table was small would read all of it for every batch: the rows of a
     batch are looked up in the index, one by one."""
-    return sql.SQL(
-        "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
-        "SET LOCAL enable_seqscan = off; {}; SET LOCAL enable_hashjoin = on; "
-        "SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"
-    ).format(statement)
+    return sql.SQL("{}; {}; {}").format(INDEX_JOINS, statement, ANY_JOINS)
+
+
+INDEX_JOINS = sql.SQL(
+    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+    "SET LOCAL enable_seqscan = off"
+)
+ANY_JOINS = sql.SQL(
+    "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"
+)
 
 
 def count_written(stage: Stage) -> sql.Composed:
@@ -259,9 +297,9 @@ def touch_parents(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
 def find_references(
     reference: Reference, organization_id: UUID, wanted: Sequence[str]
 ) -> sql.Composed:
-    """(key, id) of the rows that `wanted` names by their key or their id."""
+    """(key, id, is_deleted) of the rows that `wanted` names by their key or their id."""
     return sql.SQL(
-        "SELECT {key}, id FROM {table} WHERE organization_id = {organization} "
+        "SELECT {key}, id, is_deleted FROM {table} WHERE organization_id = {organization} "
         "AND ({key} = ANY ({wanted}) OR id = ANY ({ids}))"
     ).format(
         key=sql.Identifier(reference.key),
@@ -322,6 +360,7 @@ def _inserted(stage: Stage, stamp: Stamp, *, joined: bool) -> dict[str, sql.Comp
         for name in stage.columns
         if name not in ("created_at", "updated_at")
     }
+    values |= {name: sql.Literal(value) for name, value in stage.constants.items()}
     values["organization_id"] = sql.Literal(stamp.organization_id)
     values |= _audit_values(stamp)
     if stage.keeps_time:
@@ -347,13 +386,13 @@ def _audit_values(stamp: Stamp) -> dict[str, sql.Composable]:
 def _defaults(model: Any, given: Any) -> dict[str, sql.Composable]:
     """The remaining columns of a new row: Django keeps its defaults in Python, not in the table."""
     rest: dict[str, sql.Composable] = {}
-    for field in model._meta.concrete_fields:
-        if field.column in given or field.generated:
+    for column in model._meta.concrete_fields:
+        if column.column in given or column.generated:
             continue
-        default = field.get_db_prep_save(field.get_default(), connection)
+        default = column.get_db_prep_save(column.get_default(), connection)
         if default is not None:
-            cast = sql.SQL(str(field.db_type(connection)))
-            rest[field.column] = sql.SQL("{}::{}").format(sql.Literal(default), cast)
+            cast = sql.SQL(str(column.db_type(connection)))
+            rest[column.column] = sql.SQL("{}::{}").format(sql.Literal(default), cast)
     return rest
 
 

@@ -116,7 +116,7 @@ class SearchBody(Narrowed):
         """Of the checked `values`. Raises: Invalid."""
         vector = None
         if "embedding" in values:
-            text = str(values["embedding"].to_list())
+            text = str(values["embedding"])
             vector = QueryVector(values["embedding_model"], text)
         given = values.get("weights", {})
         return SearchRequest(

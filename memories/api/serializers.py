@@ -1,18 +1,18 @@
 """Shapes of agents, blocks, tools, memories and their history."""
 
-import math
+import struct
 from typing import Any
 
 from django.db.models import Value
 from django.db.models.functions import Cast
 from drf_spectacular.utils import extend_schema_field
-from pgvector import HalfVector
 from rest_framework import serializers
 
 from accounts.api.fields import JsonObject, Moment, Real, ReferenceField, TextBytes
 from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer, Strict
 from accounts.models import User
 from agentmem_site.db.fields import RealField
+from memories.bulk import NO_VECTOR, halves
 from memories.models import (
     EMBEDDING_DIM,
     MAX_CONTENT_BYTES,
@@ -23,8 +23,6 @@ from memories.models import (
     MemoryHistory,
     Tool,
 )
-
-_LARGEST_HALF = 65504.0
 
 
 class AgentSerializer(RecordSerializer):
@@ -132,32 +130,30 @@ class Hex(serializers.Field[Any, Any, Any, Any]):
 
 @extend_schema_field(
     {
-        "type": "array",
-        "items": {"type": "number"},
-        "minItems": EMBEDDING_DIM,
-        "maxItems": EMBEDDING_DIM,
+        "oneOf": [
+            {
+                "type": "array",
+                "items": {"type": "number"},
+                "minItems": EMBEDDING_DIM,
+                "maxItems": EMBEDDING_DIM,
+            },
+            {"type": "string", "description": "base64 of little-endian float32"},
+        ],
         "nullable": True,
     }
 )
 class EmbeddingField(serializers.Field[Any, Any, Any, Any]):
-    default_error_messages = {
-        "shape": f"An embedding is an array of {EMBEDDING_DIM} numbers.",
-        "length": f"{{length}} numbers are given; an embedding has {EMBEDDING_DIM}.",
-        "size": "A number is outside -65504 to 65504, which half precision can hold.",
-        "zero": "An embedding of zeros alone has no direction.",
-    }
+    """Numbers as they are stored, in half precision."""
 
-    def to_internal_value(self, data: Any) -> HalfVector:
-        if not isinstance(data, list) or not all(type(x) in (int, float) for x in data):
-            self.fail("shape")
-        if len(data) != EMBEDDING_DIM:
-            self.fail("length", length=len(data))
-        if not all(math.isfinite(x) and abs(x) <= _LARGEST_HALF for x in data):
-            self.fail("size")
-        vector = HalfVector(data)
-        if not any(vector.to_list()):
-            self.fail("zero")
-        return vector
+    def to_internal_value(self, data: Any) -> Any:
+        are_numbers = isinstance(data, list) and all(type(x) in (int, float) for x in data)
+        try:
+            if not are_numbers and not isinstance(data, str):
+                raise ValueError(NO_VECTOR)
+            stored = halves(data)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error), code="invalid_vector") from error
+        return list(struct.unpack(f">{EMBEDDING_DIM}e", stored))
 
 
 class MemorySerializer(RecordSerializer):

@@ -9,6 +9,9 @@ from rest_framework.response import Response
 
 from accounts.api.shapes import PageQuery
 from accounts.api.views import Listing, RecordViewSet, TenantViewSet
+from accounts.errors import NotFound
+from accounts.tenancy import tenant
+from memories.api.adding import NewMemorySerializer
 from memories.api.serializers import (
     AgentQuery,
     AgentSerializer,
@@ -23,6 +26,7 @@ from memories.api.serializers import (
     ToolSerializer,
 )
 from memories.models import Agent, Block, Memory, MemoryHistory, Tool
+from memories.services.adding import add_memory
 from memories.services.agents import (
     agents,
     attach_block,
@@ -32,7 +36,7 @@ from memories.services.agents import (
     detach_tool,
     tools,
 )
-from memories.services.memories import add_memory, memories
+from memories.services.memories import memories
 
 
 class AgentViewSet(RecordViewSet):
@@ -138,8 +142,11 @@ class MemoryViewSet(RecordViewSet):
     serializer_class = MemorySerializer
     list_query = MemoryQuery
 
+    late_actions = ("create",)
+
     @extend_schema(
-        responses={201: MemorySerializer, 200: MemorySerializer},
+        request=NewMemorySerializer,
+        responses={201: NewMemorySerializer, 200: NewMemorySerializer},
         examples=[
             OpenApiExample(
                 "A fact about a user",
@@ -160,11 +167,20 @@ class MemoryViewSet(RecordViewSet):
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """201 and the new memory; 200 and the one that is there, where the same speaker said the
-        same to the same agent and user before, and no external_id is given."""
-        return super().create(request, *args, **kwargs)
-
-    def perform_create(self, values: dict[str, Any]) -> tuple[Any, bool]:  # type: ignore[override]
-        return add_memory(values=values, **self.by)
+        same to the same agent and user before, or the external_id is there with the same words."""
+        shape = NewMemorySerializer(data=request.data, context=self.get_serializer_context())
+        shape.is_valid(raise_exception=True)
+        values = dict(shape.validated_data)
+        added = add_memory(embed=values.pop("embed"), values=values, **self.by)
+        with tenant(self.organization):
+            memory = self.get_queryset().filter(pk=added.id).first()
+            if memory is None:  # gone meanwhile
+                raise NotFound
+            memory.status = added.status
+            memory.embedded = memory.embedding_state == Memory.EmbeddingState.READY
+            answer = shape.to_representation(memory)
+        is_new = added.status == "created"
+        return Response(answer, status.HTTP_201_CREATED if is_new else status.HTTP_200_OK)
 
 
 class MemoryHistoryViewSet(Listing, TenantViewSet):

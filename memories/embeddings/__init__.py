@@ -24,6 +24,10 @@ class EncoderError(Unavailable):
 
     code = "encoder_unavailable"
 
+    def __init__(self, message: str = "", *, is_temporary: bool = False) -> None:
+        super().__init__(message)
+        self.is_temporary = is_temporary  # asked again in a while, it may well answer
+
 
 class Encoder(Protocol):
     """Safe to use from several threads at once."""
@@ -64,6 +68,15 @@ def get_encoder(name: str = "") -> Encoder:
         if name not in _loaded:
             _loaded[name] = load()
         return _loaded[name]
+
+
+def encoder_name() -> str:
+    """The name of the vectors of `settings.ENCODER`; its model is not loaded to learn it.
+
+    Raises: EncoderError
+    """
+    is_its_own = settings.ENCODER in ("minilm-int8", "static")
+    return settings.ENCODER if is_its_own else get_encoder().name
 
 
 def encode_texts(texts: Sequence[str], encoder: Encoder | None = None) -> "NDArray[np.float32]":

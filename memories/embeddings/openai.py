@@ -116,7 +116,8 @@ class OpenAIEncoder:
             except _Transient as error:
                 if tries == self._retries:
                     raise EncoderError(
-                        f"The embedding service at {self._host} {error} ({tries + 1} tries)."
+                        f"The embedding service at {self._host} {error} ({tries + 1} tries).",
+                        is_temporary=True,
                     ) from error
                 time.sleep(_wait_s(tries, error.wait_s))
         raise AssertionError("the loop returns or raises")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+EMBED_CHANNEL = "agentmem_embed"  # its payload: the organization's id
+
 Said = tuple[str | None, str]  # speaker, content
 
 _MAX_ASKED = 1000
@@ -118,6 +120,18 @@ def keep_vectors(
             "FROM unnest(%s::bytea[], %s::text[]) AS v (hash, embedding) ORDER BY v.hash "
             "ON CONFLICT (organization_id, hash, encoder) DO NOTHING",
             [organization.pk, encoder, list(vectors), [as_text(v) for v in vectors.values()]],
+        )
+
+
+def wake_worker(organization: Organization | UUID) -> None:
+    """Tells the workers, at the end of the transaction, that memories of the organization wait to
+    be embedded; if none do, nobody is woken."""
+    organization_id = organization.pk if isinstance(organization, Organization) else organization
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_notify(%s, %s) WHERE EXISTS (SELECT FROM memories_memory "
+            "WHERE organization_id = %s AND embedding_state = 'pending' AND NOT is_deleted)",
+            [EMBED_CHANNEL, str(organization_id), organization_id],
         )
 
 

@@ -1,14 +1,14 @@
-"""Long-term memories: added once, changed by version, kept in history."""
+"""Long-term memories: changed by version, kept in history. (Added: adding.py.)"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accounts.actors import Actor
-from accounts.errors import Conflict
 from accounts.models import Organization
 from accounts.organization_settings import language_of
 from accounts.services.records import Records
-from memories.models import MEMORY_CONTENT_UNIQUE, Memory, content_hash
+from memories.models import Memory, content_hash
+from memories.services.embedding import wake_worker
 
 _EMBEDDED = frozenset({"content", "speaker"})
 _NOT_EMBEDDED_YET: dict[str, Any] = {
@@ -39,33 +39,16 @@ class MemoryRecords(Records[Memory]):
             setattr(record, name, value)
         return changed | derived.keys()
 
+    def create_many(
+        self, *, organization: Organization, actor: Actor, rows: Sequence[Mapping[str, Any]]
+    ) -> list[Memory]:
+        records = super().create_many(organization=organization, actor=actor, rows=rows)
+        wake_worker(organization)
+        return records
+
+    def after_update(self, record: Memory, changed: frozenset[str]) -> None:
+        if changed & _EMBEDDED:
+            wake_worker(record.organization_id)
+
 
 memories = MemoryRecords(Memory)
-
-
-def add_memory(
-    *, organization: Organization, actor: Actor, values: Mapping[str, Any]
-) -> tuple[Memory, bool]:
-    """The memory, and whether it is new: said before by the same speaker to the same agent and
-    user, and without an external_id, the row that is there is the answer.
-
-    Raises: Conflict (the external_id is taken), Invalid.
-    """
-    try:
-        return memories.create(organization=organization, actor=actor, values=values), True
-    except Conflict as conflict:
-        if conflict.constraint != MEMORY_CONTENT_UNIQUE:
-            raise
-        same = (
-            Memory.objects.for_organization(organization)
-            .live()
-            .filter(
-                external_id=None,
-                hash=content_hash(values.get("speaker"), values["content"]),
-                agent=values.get("agent"),
-                user=values.get("user"),
-            )
-        )
-        if (there := same.first()) is None:  # deleted meanwhile
-            raise
-    return there, False

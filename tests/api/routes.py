@@ -19,6 +19,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "messages": {"external_id": "m-1", "role": "user", "text": " Hello! ", "content": [1, None]},
     "memory-search": {"query": "tea"},
     "memory-search-batch": {"searches": [{"query": "tea"}]},
+    "memory-batch": {"memories": [{"content": "Likes tea."}]},
     "memories": {"external_id": "f-1", "content": "Likes tea.", "importance": 0.1},
 }
 

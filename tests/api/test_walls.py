@@ -58,6 +58,7 @@ SCOPE = {
     "messages": "session",
     "agent-memories": "memory",
     "memories": "memory",
+    "memory-batch": "memory",
     "memory-history": "memory",
     "memory-search": "memory:read",
     "memory-search-batch": "memory:read",
@@ -167,7 +168,9 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
             k: own_rows[route.basename] if k == "id" else own[named_by(route, k)[0]]
             for k in route.kwargs
         }
-        for foreign in [str(row.pk), *([getattr(row, field.key)] if field.key else [])]:
+        makes_new = (route.basename, route.action) == ("memories", "create")
+        named_by_key = [] if makes_new or not field.key else [getattr(row, field.key)]
+        for foreign in [str(row.pk), *named_by_key]:
             unknown = str(uuid4()) if len(foreign) == 36 else f"nobody-{uuid4()}"
             texts = []
             for value in (foreign, unknown):

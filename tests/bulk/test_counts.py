@@ -263,7 +263,7 @@ def test_a_vector_stays_while_what_was_embedded_does(acme, tmp_path):
     assert counts(load(tmp_path, "memories", [bare])) == {"unchanged": 1}
     assert counts(load(tmp_path, "memories", [{**bare, "importance": 1}])) == {"updated": 1}
     assert state() == ("ready", 1.0, 2)
-    load(tmp_path, "memories", [{**bare, "content": "Likes coffee"}])
+    load(tmp_path, "memories", [{**bare, "content": "Likes coffee"}], embed="later")
     assert state() == ("pending", 0.5, 3)
     with tenant(acme):
         history = MemoryHistory.objects.for_organization(acme).order_by("version")

@@ -51,7 +51,7 @@ BAD = [
     (
         "memories",
         b'{"content": "c", "embedding": [' + b",".join([b"1e-10"] * 384) + b"]}",
-        "embedding: All zero",
+        "embedding: An embedding of zeros alone has no direction.",
     ),
     ("users", b'{"external_id": "u"', "Input data was truncated"),
     ("users", b"[]", "Expected `object`, got `array`"),
@@ -111,11 +111,11 @@ BAD = [
     ),
     ("memories", b'{"content": ""}', "content: Expected `str` of length >= 1"),
     ("memories", b'{"content": "x", "importance": 1.5}', "importance: Expected `float` <= 1.0"),
-    ("memories", b'{"content": "x", "embedding": [1, 2]}', "embedding: 2 numbers; 384 are needed"),
+    ("memories", b'{"content": "x", "embedding": [1, 2]}', "embedding: 2 numbers are given; an"),
     (
         "memories",
         b'{"content": "x", "embedding": [' + b", ".join([b"0"] * 384) + b"]}",
-        "embedding: All zero",
+        "embedding: An embedding of zeros alone has no direction.",
     ),
     (
         "memories",

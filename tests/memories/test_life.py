@@ -7,8 +7,9 @@ from accounts.models import AuditEvent, User
 from accounts.services.users import users
 from accounts.tenancy import tenant
 from memories.models import Agent, AgentBlock, Memory, MemoryHistory
+from memories.services.adding import add_memory
 from memories.services.agents import agents, attach_block, blocks
-from memories.services.memories import add_memory, memories
+from memories.services.memories import memories
 from sessions.models import Message, Run, Session
 from sessions.services.conversations import sessions
 from tests.makers import (
@@ -76,19 +77,14 @@ def test_a_row_is_not_brought_back_under_a_parent_that_stays_in_the_trash(acme):
 
 
 def test_a_memory_said_again_is_the_same_row(acme):
-    with tenant(acme):
-        first, is_new = add_memory(
-            organization=acme, actor=TESTER, values={"content": "Likes tea", "speaker": "Ann"}
-        )
-        again, is_new_again = add_memory(
-            organization=acme, actor=TESTER, values={"content": " Likes tea ", "speaker": "Ann"}
-        )
-        assert (is_new, is_new_again) == (True, False)
-        assert again == first
-        _, by_another = add_memory(
-            organization=acme, actor=TESTER, values={"content": "Likes tea", "speaker": "Bob"}
-        )
-        assert by_another
+    def say(speaker, content):
+        values = {"content": content, "speaker": speaker}
+        return add_memory(organization=acme, actor=TESTER, values=values, embed="later")
+
+    first, again = say("Ann", "Likes tea"), say("Ann", " Likes tea ")
+    assert (first.status, again.status) == ("created", "duplicate")
+    assert again.id == first.id
+    assert say("Bob", "Likes tea").status == "created"
 
 
 def test_a_memory_restored_beside_its_live_twin_is_a_conflict(acme):
@@ -96,9 +92,9 @@ def test_a_memory_restored_beside_its_live_twin_is_a_conflict(acme):
     with tenant(acme):
         rows = Memory.objects.for_organization(acme).filter(pk=memory.pk)
         memories.delete(rows, organization=acme, actor=TESTER)
-        add_memory(organization=acme, actor=TESTER, values={"content": "Likes tea"})
-        with pytest.raises(Conflict, match="content exists already"):
-            memories.restore(rows, organization=acme, actor=TESTER)
+    make_memory(acme, content="Likes tea")
+    with tenant(acme), pytest.raises(Conflict, match="content exists already"):
+        memories.restore(rows, organization=acme, actor=TESTER)
 
 
 def test_history_tells_every_change_of_a_memory(acme):

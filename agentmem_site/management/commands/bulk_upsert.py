@@ -15,13 +15,27 @@ from accounts.access import member_actor, member_by_email, organization_by_slug
 from accounts.actors import Actor, command_actor
 from accounts.errors import ServiceError
 from agentmem_site.bulk import LoadOptions, LoadReport
-from agentmem_site.bulk.loader import BadLine, Interrupted, LoadStopped, Refused, Unreadable
+from agentmem_site.bulk.loader import (
+    BadLine,
+    Interrupted,
+    LoadStopped,
+    Refused,
+    Unprepared,
+    Unreadable,
+)
 from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_lines
-from agentmem_site.loads import RESOURCES, run_load
+from agentmem_site.loads import EMBED_FIRST, RESOURCES, run_load
 
 USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION, INTERRUPTED = 2, 65, 70, 75, 77, 130
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
-_EXIT_CODES = {BadLine: BAD_DATA, Unreadable: USAGE, Refused: INTEGRITY, Interrupted: TEMPORARY}
+_EXIT_CODES = {
+    BadLine: BAD_DATA,
+    Unreadable: USAGE,
+    Unprepared: USAGE,
+    Refused: INTEGRITY,
+    Interrupted: TEMPORARY,
+}
+_EMBED = {"now": None, "later": 0}
 
 
 class Command(BaseCommand):
@@ -69,6 +83,12 @@ class Command(BaseCommand):
             help="refuse unknown agents and users instead of creating them",
         )
         parser.add_argument(
+            "--embed",
+            choices=list(_EMBED),
+            help="memories without a vector get it with the load, or later, from a worker "
+            f"(default: the first {EMBED_FIRST:,} rows now, the rest later)",
+        )
+        parser.add_argument(
             "--dry-run", action="store_true", help="do everything, then roll it back"
         )
         parser.add_argument(
@@ -82,6 +102,8 @@ class Command(BaseCommand):
             raise CommandError("--batch-size is at least 1", returncode=USAGE)
         if not 0 <= options["timeout"] <= MAX_TIMEOUT_S:
             raise CommandError(f"--timeout is 0 to {MAX_TIMEOUT_S:,}", returncode=USAGE)
+        if options["embed"] and options["resource"] != "memories":
+            raise CommandError("--embed is for memories", returncode=USAGE)
         try:
             organization = organization_by_slug(options["organization"])
             actor = self._actor(options["actor"])
@@ -105,6 +127,7 @@ class Command(BaseCommand):
                     actor=actor,
                     options=load_options,
                     on_batch=show,
+                    embed_first=_EMBED.get(options["embed"], EMBED_FIRST),
                 )
         except UnreadableFile as error:
             raise CommandError(str(error), returncode=USAGE) from error
@@ -197,6 +220,7 @@ def _explained(stopped: LoadStopped) -> str:
     advice = {
         BadLine: "Mend the line and run the same command again: what is stored stays unchanged.",
         Unreadable: "Mend the file and run the same command again.",
+        Unprepared: "Mend that and run the same command again, or with --embed later.",
         Interrupted: "Run the same command again: what is stored stays unchanged.",
         Refused: "The batch passed validation and the database refused it: please report this.",
     }[type(stopped)]

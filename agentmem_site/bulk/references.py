@@ -1,0 +1,90 @@
+"""The ids of what lines name: looked up set-wise, unknown ones created, kept between batches."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+from psycopg import sql
+
+from agentmem_site.bulk import binary
+from agentmem_site.bulk import sql as statements
+from agentmem_site.bulk.encode import Known, Name
+from agentmem_site.bulk.spec import LoadSpec, Reference
+from agentmem_site.bulk.sql import Stamp
+from agentmem_site.db.ids import uuid7_bytes
+
+_MAX_KNOWN = 200_000  # per column
+
+
+class References:
+    """What the lines of one spec refer to, in one organization."""
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self.known: Known = {reference.column: {} for reference in spec.references}
+        # (column, name) of rows that lie in the trash; they are known as well.
+        self.deleted: set[tuple[str, Name]] = set()
+        self.created: dict[str, int] = {}  # rows by model
+
+    def forget(self) -> None:
+        """What a transaction that is taken back has made is gone with it."""
+        self.deleted.clear()
+        for known in self.known.values():
+            known.clear()
+
+    def find(self, reference: Reference, names: Sequence[Name], stamp: Stamp) -> list[Name]:
+        """Makes known those of `names` that are there; the others."""
+        known = self.known[reference.column]
+        if len(known) > _MAX_KNOWN:
+            known.clear()
+        unknown = [name for name in names if name not in known]
+        if unknown and reference.within:
+            self._find_within(reference, unknown, stamp)  # type: ignore[arg-type]
+        elif unknown:
+            self._find(reference, unknown, stamp)  # type: ignore[arg-type]
+        return [name for name in unknown if name not in known]
+
+    def create(self, reference: Reference, names: Sequence[Any], stamp: Stamp) -> None:
+        """Makes rows of these keys, and known."""
+        if not names:
+            return
+        ids = [UUID(bytes=row_id) for row_id in uuid7_bytes(len(names))]
+        rows = list(zip(ids, names, strict=True))
+        with connection.cursor() as cursor:
+            cursor.execute(statements.create_references(reference, stamp, rows))
+            model = str(reference.model._meta.model_name)
+            self.created[model] = self.created.get(model, 0) + cursor.rowcount
+        self._find(reference, names, stamp)
+
+    def _find(self, reference: Reference, names: Sequence[str], stamp: Stamp) -> None:
+        rows = _rows(statements.find_references(reference, stamp.organization_id, names))
+        by_key = {key: row_id for key, row_id, _ in rows}
+        is_deleted = {row_id: deleted for _, row_id, deleted in rows}
+        for name in names:
+            # The caller's own key comes first: it may look like an id of ours.
+            row_id = by_key[name] if name in by_key else statements.as_uuid(name)
+            if row_id in is_deleted:
+                self.known[reference.column][name] = binary.uuid(row_id)
+                if is_deleted[row_id]:
+                    self.deleted.add((reference.column, name))
+
+    def _find_within(
+        self, reference: Reference, names: Sequence[tuple[str, str]], stamp: Stamp
+    ) -> None:
+        outer_ids = self.known[reference.within]
+        pairs = {(outer, name): (UUID(bytes=outer_ids[outer][4:]), name) for outer, name in names}
+        rows = _rows(
+            statements.find_references_within(
+                reference, stamp.organization_id, list(pairs.values())
+            )
+        )
+        found = {(outer_id, key): binary.uuid(row_id) for outer_id, key, row_id in rows}
+        self.known[reference.column].update(
+            {name: found[pair] for name, pair in pairs.items() if pair in found}
+        )
+
+
+def _rows(statement: sql.Composable) -> list[tuple[UUID | str, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return list(cursor.fetchall())

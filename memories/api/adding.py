@@ -1,0 +1,173 @@
+"""POST memories and memories/batch: their shapes, and the view of the batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from django.http import HttpResponse
+from drf_spectacular.utils import OpenApiExample, extend_schema
+from rest_framework import serializers
+from rest_framework.exceptions import ParseError
+from rest_framework.request import Request
+
+from accounts.api.parsers import UnreadJSONParser
+from accounts.api.shapes import Strict
+from accounts.api.views import TenantViewSet
+from accounts.strict_json import RefusedJson, parse_json
+from memories.api.serializers import MemorySerializer
+from memories.models import Memory
+from memories.services.adding import MAX_ITEMS, Added, add_memories
+
+MAX_BATCH_BYTES = 16 * 1024 * 1024  # 1,000 vectors as decimal numbers are 8 MB
+EMBED = ("now", "later")
+
+
+class NameField(serializers.CharField):
+    """A uuid or a key of the caller's own; what stands behind it is the service's to find."""
+
+    default_error_messages = {"not_text": "An id is text."}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=255, trim_whitespace=False, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("not_text")
+        return super().to_internal_value(data)
+
+
+class BatchMemorySerializer(MemorySerializer):
+    user_id: Any = NameField(
+        required=False, allow_null=True, help_text="uuid or external_id; a new one makes the user."
+    )
+    agent_id: Any = NameField(
+        required=False, allow_null=True, help_text="uuid or external_id; a new one makes the agent."
+    )
+    embedding_model: Any = serializers.CharField(
+        required=False,
+        allow_null=True,
+        allow_blank=True,
+        max_length=64,
+        help_text="The encoder that made `embedding`: the server's own, where it is not given. "
+        "Vectors of different encoders are never compared.",
+    )
+
+
+class NewMemorySerializer(BatchMemorySerializer):
+    embed = serializers.ChoiceField(
+        EMBED,
+        write_only=True,
+        default="now",
+        help_text="`later`: a worker makes the vector; the memory is found by its words until then",
+    )
+    status: Any = serializers.ChoiceField(["created", "duplicate"], read_only=True)
+    embedded = serializers.BooleanField(read_only=True, help_text="It has its vector.")
+
+    class Meta(MemorySerializer.Meta):
+        fields = [*MemorySerializer.Meta.fields, "embed", "status", "embedded"]
+
+
+class BatchSerializer(Strict):
+    memories = BatchMemorySerializer(many=True, help_text=f"1 to {MAX_ITEMS:,}.")
+    embed = serializers.ChoiceField(EMBED, default="now", help_text="For all of them.")
+
+
+class FaultSerializer(Strict):
+    field = serializers.CharField()
+    code = serializers.CharField()
+    message = serializers.CharField()
+
+
+class AddedSerializer(Strict):
+    index = serializers.IntegerField(help_text="Its place in `memories`, from 0.")
+    status = serializers.ChoiceField(["created", "duplicate", "rejected"])
+    id = serializers.UUIDField(
+        allow_null=True, help_text="Of a duplicate, that of the memory that is there."
+    )
+    error = FaultSerializer(required=False)
+
+
+class BatchAnswerSerializer(Strict):
+    results = AddedSerializer(many=True)
+    created = serializers.IntegerField()
+    duplicates = serializers.IntegerField()
+    rejected = serializers.IntegerField()
+    embedded = serializers.BooleanField(
+        help_text="All that were created have their vectors; otherwise a worker makes them."
+    )
+
+
+class _Body(msgspec.Struct):
+    memories: msgspec.Raw = msgspec.Raw()
+
+
+class MemoryBatchViewSet(TenantViewSet):
+    tag = "Memories"
+    model = Memory
+    resource = "memory"
+    serializer_class = BatchSerializer
+    parser_classes = [UnreadJSONParser]
+    max_body_bytes = MAX_BATCH_BYTES
+    late_actions = ("create",)
+
+    @extend_schema(
+        operation_id="memories_batch_create",
+        summary="Add up to 1,000 memories",
+        request=BatchSerializer,
+        responses={200: BatchAnswerSerializer},
+        examples=[
+            OpenApiExample(
+                "What two people said",
+                request_only=True,
+                value={
+                    "memories": [
+                        {"content": "I take my coffee without sugar.", "speaker": "Alice"},
+                        {"content": "And I with.", "speaker": "Bob", "user_id": "bob"},
+                    ]
+                },
+            )
+        ],
+    )
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Each is stored, found to be there, or rejected by itself, in one transaction. At most
+        16 MiB; a vector is smallest as base64 of little-endian float32."""
+        items, embed = self._checked(request.data)
+        added = add_memories(items=items, embed=embed, **self.by)
+        return HttpResponse(_answer(added), content_type="application/json")
+
+    def _checked(self, body: Any) -> tuple[Sequence[bytes], Any]:
+        """The items, unread, and whether to embed them now. What holds them is read strictly."""
+        try:
+            memories = msgspec.json.decode(body, type=_Body).memories
+            items = msgspec.json.decode(memories, type=list[msgspec.Raw])
+            # Without the items it is small. (Given twice, the earlier ones are still in there.)
+            around = body.replace(memories, b"[]", 1)
+        except (msgspec.DecodeError, RecursionError):
+            items, around = [], body
+        try:
+            data = parse_json(around, called="The body")
+        except RefusedJson as refusal:
+            raise ParseError(str(refusal)) from refusal
+        shape = BatchSerializer(data=data, context=self.get_serializer_context())
+        shape.is_valid(raise_exception=True)
+        return [bytes(item) for item in items], shape.validated_data["embed"]
+
+
+def _answer(added: Sequence[Added]) -> bytes:
+    count = dict.fromkeys(("created", "duplicate", "rejected"), 0)
+    results = []
+    for one in added:
+        count[one.status] += 1
+        result: dict[str, Any] = {"index": one.index, "status": one.status, "id": one.id}
+        if one.error:
+            result["error"] = one.error
+        results.append(result)
+    return msgspec.json.encode(
+        {
+            "results": results,
+            "created": count["created"],
+            "duplicates": count["duplicate"],
+            "rejected": count["rejected"],
+            "embedded": all(one.is_embedded for one in added if one.status == "created"),
+        }
+    )

@@ -1,0 +1,249 @@
+"""Adding memories: one encoding, one COPY and one transaction for up to 1,000, each stored once.
+
+Items are JSON objects as in the lines of a bulk file (memories/bulk.py) and go the loader's way
+into the table; what becomes of each is told item by item.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+from django.utils import timezone
+from psycopg import sql
+
+from accounts.actors import Actor
+from accounts.errors import Conflict, Invalid
+from accounts.models import Organization
+from accounts.organization_settings import language_of
+from accounts.roles import permission
+from accounts.services.audit import record_event
+from accounts.services.records import MAX_IDS_IN_EVENT
+from accounts.strict_json import RefusedJson, parse_json, refuse_repeated_keys
+from accounts.tenancy import tenant
+from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder, Name, Row
+from agentmem_site.bulk.growth import Growth
+from agentmem_site.bulk.inserting import Taken, insert_new
+from agentmem_site.bulk.references import References
+from agentmem_site.bulk.spec import LineError, Reference
+from agentmem_site.bulk.sql import Stage, Stamp
+from memories.bulk import MEMORIES, MemoryLine
+from memories.embeddings import EncoderError
+from memories.models import Memory
+from memories.services.embedding import wake_worker
+from memories.services.lines import embed_lines
+
+MAX_ITEMS = 1_000
+Embed = Literal["now", "later"]
+TAKEN, IN_TRASH = "duplicate", "in_trash"  # codes of faults that are conflicts
+
+_growth = Growth()  # of this process
+logger = logging.getLogger("agentmem.memories")
+# As answers write an id; another spelling of one may well be somebody's own key.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why an item is rejected; `field` is empty where it is the whole of it."""
+
+    field: str
+    code: str
+    message: str
+
+
+class Added(msgspec.Struct, frozen=True):
+    """What became of one item. A duplicate's id is that of the row that is there."""
+
+    index: int
+    status: Literal["created", "duplicate", "rejected"]
+    id: UUID | None = None
+    error: Fault | None = None
+    is_embedded: bool = False  # it was created, and its vector with it
+
+
+def add_memories(
+    *, organization: Organization, actor: Actor, items: Sequence[bytes], embed: Embed = "now"
+) -> list[Added]:
+    """What became of each item, in order. Called outside `tenant()`, which it enters itself.
+
+    What the same speaker has said to the same agent and user before is a duplicate; so is an
+    external_id that is there with the same words. A bad item is rejected, the others are stored.
+    Those that the encoder fails are stored for a worker, as all are with `embed="later"`.
+
+    Raises: Invalid (no items, or more than 1,000).
+    """
+    if not 1 <= len(items) <= MAX_ITEMS:
+        raise Invalid(
+            f"{len(items):,} memories are given; a batch has 1 to {MAX_ITEMS:,}.",
+            field="memories",
+            code="batch_size",
+        )
+    adding = _Adding(organization, actor)
+    lines = adding.decoded(items)
+    if embed == "now":
+        try:
+            embed_lines([line for _, line in lines], organization=organization)
+        except EncoderError as error:
+            logger.warning("Memories are stored to be embedded later: %s", error)
+    if lines:
+        adding.store(lines)
+        _growth.tell_planner()
+    return [adding.added[index] for index in range(len(items))]
+
+
+def add_memory(
+    *, organization: Organization, actor: Actor, values: Mapping[str, Any], embed: Embed = "now"
+) -> Added:
+    """What became of one memory. Called outside `tenant()`. Raises: Conflict, Invalid."""
+    item = json.dumps(values, default=datetime.isoformat).encode()
+    (added,) = add_memories(organization=organization, actor=actor, items=[item], embed=embed)
+    if added.error:
+        kind = Conflict if added.error.code in (TAKEN, IN_TRASH) else Invalid
+        raise kind(added.error.message, field=added.error.field or None, code=added.error.code)
+    return added
+
+
+@cache
+def _encoder() -> Encoder:
+    return Encoder(MEMORIES, keeps_time=True)
+
+
+class _Adding:
+    """The items of one call on their way; in `added`, what became of those that have arrived."""
+
+    def __init__(self, organization: Organization, actor: Actor) -> None:
+        self.organization = organization
+        self.actor = actor
+        self.added: dict[int, Added] = {}
+        self._encoder = _encoder()
+        constants = {"language": language_of(organization)}
+        self._stage = Stage(MEMORIES, self._encoder.columns, constants)
+
+    def decoded(self, items: Sequence[bytes]) -> list[DecodedLine]:
+        lines = self._encoder.decode(enumerate(items), self._reject)
+        for index, line in lines:
+            try:
+                refuse_repeated_keys(items[index].decode())
+                if metadata := bytes(line.metadata):
+                    parse_json(metadata, called="metadata")
+            except RefusedJson as refusal:
+                self._reject(LineError("malformed_json", "", str(refusal), line=index))
+            line.updated_at = None  # the server's
+        return [(index, line) for index, line in lines if index not in self.added]
+
+    def store(self, lines: Sequence[DecodedLine]) -> None:
+        """One transaction: what items refer to, rows, history, one audit event."""
+        batch = self._encoder.encode(lines, self._reject)
+        stamp = Stamp(self.organization.pk, self.actor.id, timezone.now())
+        references = References(MEMORIES)
+        with tenant(self.organization):
+            self._resolve(batch, references, stamp)
+            rows = list(batch.finish_each(references.known, without=self.added.keys()))
+            if not rows:
+                return
+            first = {row.key: row for row in reversed(rows)}
+            inserted, taken = self._insert(list(first.values()), stamp)
+            by_number = dict(lines)
+            for row in rows:
+                line, leader = by_number[row.number], first[row.key]
+                if row.id in inserted:
+                    has_vector = line.embedding is not None
+                    self.added[row.number] = Added(
+                        row.number, "created", row.id, is_embedded=has_vector
+                    )
+                elif leader.id in inserted:
+                    self._judge(row, line, Taken(leader.id, False, by_number[leader.number].hash))
+                else:
+                    self._judge(row, line, taken.get(leader.id))
+            if inserted:
+                self._keep_record([r.id for r in rows if r.id in inserted], references, stamp)
+                wake_worker(self.organization)
+                _growth.note(Memory, len(inserted))
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _reject(self, error: LineError) -> None:
+        fault = Fault(error.field, error.code, error.message)
+        self.added[error.line] = Added(error.line, "rejected", error=fault)
+
+    def _resolve(self, batch: Batch, references: References, stamp: Stamp) -> None:
+        """Makes known what items name, new rows for keys that are nobody's; items that name what is
+        not there and cannot be made are rejected first, so that nothing is made for them."""
+        to_create: dict[str, set[Name]] = {}
+        for reference in MEMORIES.references:
+            wanted = batch.wanted[reference.column]
+            missing = references.find(reference, list(wanted), stamp)
+            faults = {name: self._fault(reference, name, references) for name in wanted}
+            to_create[reference.column] = {name for name in missing if not faults[name]}
+            for number, column, name in batch.named():
+                if column == reference.column and (message := faults[name]):
+                    self._reject(LineError("unknown_reference", column, message, line=number))
+        used = {
+            (column, name) for number, column, name in batch.named() if number not in self.added
+        }
+        for reference in MEMORIES.references:
+            column = reference.column
+            names = [name for name in to_create[column] if (column, name) in used]
+            references.create(reference, names, stamp)
+            _growth.note(reference.model, len(names))
+
+    def _fault(self, reference: Reference, name: Any, references: References) -> str:
+        """Why an item cannot refer to `name`; empty where it can, once the row is made."""
+        label = reference.model._meta.verbose_name
+        if (reference.column, name) in references.deleted and not _UUID.fullmatch(name):
+            return f"The {label} {name!r} lies in the trash: restore it first."
+        is_known = name in references.known[reference.column]
+        if is_known and (reference.column, name) not in references.deleted:
+            return ""
+        if _UUID.fullmatch(name):
+            return f"There is no {label} {name!r}."
+        needed = permission(str(reference.model._meta.model_name), "write")
+        if self.actor.may(needed):
+            return ""
+        return f"There is no {label} {name!r}, and adding one needs the scope {needed}."
+
+    def _insert(self, rows: list[Row], stamp: Stamp) -> tuple[set[UUID], dict[UUID, Taken]]:
+        try:
+            return insert_new(rows, self._stage, stamp, compare="hash")
+        except LineError as error:  # what PostgreSQL alone can tell: the transaction is lost
+            message = f"memories[{error.line}]: {error.message}"
+            raise Invalid(message, field=error.field, code=error.code) from error
+
+    def _judge(self, row: Row, line: MemoryLine, there: Taken | None) -> None:
+        """The row was not inserted: `there` has its key."""
+        if there and not there.is_deleted and there.compared == line.hash:
+            self.added[row.number] = Added(row.number, "duplicate", there.id)
+            return
+        if there is None:
+            code, message = TAKEN, "Another request is changing this memory: send it again."
+        elif there.is_deleted:
+            code = IN_TRASH
+            message = "The memory with this external_id lies in the trash: restore or purge it."
+        else:
+            code = TAKEN
+            message = "There is another memory with this external_id; PATCH changes what it says."
+        self._reject(LineError(code, "external_id", message, line=row.number))
+
+    def _keep_record(self, inserted: Sequence[UUID], references: References, stamp: Stamp) -> None:
+        changed = sql.SQL("SELECT id, 'created' FROM unnest({}::uuid[]) AS new (id)")
+        MEMORIES.journal(  # type: ignore[misc]
+            changed.format(sql.Literal(list(inserted))),
+            organization_id=stamp.organization_id,
+            actor_id=stamp.actor_id,
+            now=stamp.now,
+        )
+        is_one = len(inserted) == 1
+        ids = {} if is_one else {"ids": [str(i) for i in inserted[:MAX_IDS_IN_EVENT]]}
+        record_event(
+            organization=self.organization,
+            actor=self.actor,
+            action="created",
+            resource_type="memory",
+            resource_id=inserted[0] if is_one else None,
+            changes={"rows": {"memory": len(inserted), **references.created}, **ids},
+        )

@@ -1,0 +1,64 @@
+"""Vectors for lines of memories that are about to be stored (memories/bulk.py).
+
+Called outside `tenant()`, as all that encodes.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+from django.db import connection
+
+from accounts.models import Organization
+from accounts.tenancy import tenant
+from memories.bulk import MemoryLine
+from memories.services.embedding import embed
+
+
+def embed_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> None:
+    """Gives a vector to each line that brings none. Raises: EncoderError."""
+    bare = [line for line in lines if line.embedding is None]
+    if not bare:
+        return
+    vectors = embed([(line.speaker, line.content) for line in bare], organization=organization)
+    for line, row in zip(bare, vectors.rows.astype(">f2"), strict=True):
+        line.set_vector(row.tobytes(), vectors.encoder)
+
+
+def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> None:
+    """The same, but for lines whose memory is there and says that already: it keeps the vector
+    that it has, or waits for the worker. Raises: EncoderError."""
+    keys = [line.external_id for line in lines if line.external_id]
+    hashes = [line.hash for line in lines if not line.external_id]
+    with tenant(organization), connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT external_id, hash FROM memories_memory "
+            "WHERE organization_id = %s AND external_id = ANY (%s)",
+            [organization.pk, keys],
+        )
+        said_as = {(key, bytes(hash_)) for key, hash_ in cursor.fetchall()}
+        cursor.execute(
+            "SELECT m.hash, ARRAY[a.external_id, a.id::text], ARRAY[u.external_id, u.id::text] "
+            "FROM memories_memory m "
+            "LEFT JOIN memories_agent a ON a.organization_id = %s AND a.id = m.agent_id "
+            "LEFT JOIN accounts_user u ON u.organization_id = %s AND u.id = m.user_id "
+            "WHERE m.organization_id = %s AND m.hash = ANY (%s) "
+            "AND m.external_id IS NULL AND NOT m.is_deleted",
+            [organization.pk, organization.pk, organization.pk, hashes],
+        )
+        said_to = {
+            (bytes(hash_), agent, user)
+            for hash_, agents, users in cursor.fetchall()
+            for agent, user in product(_names(agents), _names(users))
+        }
+    new = [
+        line
+        for line in lines
+        if (line.external_id, line.hash) not in said_as
+        and (line.external_id or (line.hash, line.agent_id, line.user_id) not in said_to)
+    ]
+    embed_lines(new, organization=organization)
+
+
+def _names(found: Sequence[str | None]) -> list[str | None]:
+    """As a line may name it: by its own key or its id; None, where there is nobody."""
+    return [name for name in found if name] or [None]
