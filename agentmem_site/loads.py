@@ -11,12 +11,16 @@ from accounts.tenancy import tenant
 from agentmem_site.bulk import LoadOptions, LoadReport, load
 from agentmem_site.bulk.loader import LoadStopped
 from agentmem_site.bulk.readers import NumberedLine
-from memories.bulk import AGENTS, BLOCKS, MEMORIES, TOOLS
+from memories.bulk import AGENT_BLOCKS, AGENT_TOOLS, AGENTS, BLOCKS, MEMORIES, TOOLS
 from sessions.bulk import MESSAGES, SESSIONS
 
 RESOURCES = {
     spec.resource: spec for spec in (USERS, AGENTS, BLOCKS, TOOLS, SESSIONS, MESSAGES, MEMORIES)
 }
+# What an export has beside them; loaded with their ids alone.
+LINKS = {spec.resource: spec for spec in (AGENT_BLOCKS, AGENT_TOOLS)}
+# In the order in which they refer to each other.
+EXPORTED = ["users", "agents", "blocks", "tools", *LINKS, "sessions", "messages", "memories"]
 
 
 def run_load(
@@ -32,7 +36,7 @@ def run_load(
     try:
         report = load(
             lines,
-            RESOURCES[resource],
+            {**RESOURCES, **LINKS}[resource],
             organization_id=organization.pk,
             actor_id=actor.id,
             transaction=partial(tenant, organization),

@@ -28,7 +28,7 @@ from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.encode import Batch, Encoder, Known, Name
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
-from agentmem_site.bulk.spec import LineError, LoadSpec, Reference
+from agentmem_site.bulk.spec import LineError, LoadSpec, Reference, restoring
 from agentmem_site.bulk.sql import Expect, Stage, Stamp
 from agentmem_site.db.ids import uuid7_bytes
 
@@ -45,6 +45,7 @@ class LoadOptions:
     batch_size: int = 5000
     timeout_s: float = 30  # per statement; 0: none
     preserve_timestamps: bool = False
+    preserve_ids: bool = False  # restores an export: the command's alone, never a request's
     strict_references: bool = False
     dry_run: bool = False
 
@@ -136,6 +137,8 @@ def load(
 
     Raises: BadLine, Interrupted, Refused; their report tells what is committed.
     """
+    if options.preserve_ids:
+        spec = restoring(spec)
     loader = _Loader(spec, organization_id, actor_id, options)
     report = LoadReport(spec.resource, dry_run=options.dry_run)
     started = time.monotonic()
@@ -318,6 +321,8 @@ class _Loader:
         found = {
             name: by_key[name] if name in by_key else statements.as_uuid(name) for name in names
         }
+        if reference.by_id:
+            found |= {name: i for name in names if (i := statements.as_uuid(name)) in ids}
         return {name: binary.uuid(row_id) for name, row_id in found.items() if row_id in ids}
 
     def _find_within(
@@ -344,6 +349,10 @@ class _Loader:
         self._copy(cursor, self._stage, rows, batch.row_lines)
         if self.spec.children:
             self._copy(cursor, self._child_stage, children, batch.child_lines)
+        if self.spec.keeps_ids:
+            self._check_ids(self._stage, rows, batch.row_lines, stamp)
+            if self.spec.children:
+                self._check_ids(self._child_stage, children, batch.child_lines, stamp)
         counts, below = self._upsert(self._stage, len(rows), stamp), Counts()
         if self.spec.children:
             below = self._write_children(len(children), counts, len(rows), stamp)
@@ -357,6 +366,33 @@ class _Loader:
             )
         self._execute(self._stage.drop())
         return counts, below
+
+    def _check_ids(
+        self, stage: Stage, rows: Sequence[bytes], lines: Sequence[int], stamp: Stamp
+    ) -> None:
+        """Notes the rows that were there. Raises: LineError, of an id that is another row's."""
+        start = len(binary.row_header(0)) + len(binary.NULL)  # the id comes first
+        ids = [UUID(bytes=row[start : start + 16]) for row in rows]
+
+        def refuse_found(message: str) -> None:
+            for (row_id,) in self._fetch():
+                line = lines[ids.index(row_id)]
+                raise LineError("id_taken", "id", message.format(row_id), line=line)
+
+        self._execute(statements.INDEX_JOINS)
+        for key in stage.spec.natural_keys:
+            named = " and ".join(key.columns)
+            if not key.partial:
+                self._execute(statements.ids_of_another_key(stage, key, stamp))
+                refuse_found(f"{{}} is the id of a row of another {named}")
+            self._execute(statements.keys_of_another_id(stage, key, stamp))
+            refuse_found(f"A row of this {named} has another id than {{}}")
+        self._execute(statements.note_there(stage, stamp))
+        self._execute(statements.ANY_JOINS)
+        self._execute(statements.enter_platform())
+        self._execute(statements.ids_of_others(stage, ids, stamp))
+        refuse_found("{} is the id of a row of another organization")
+        self._execute(statements.leave_platform())
 
     def _write_children(
         self, staged: int, parents: Counts, parent_rows: int, stamp: Stamp

@@ -17,7 +17,7 @@ from accounts.errors import ServiceError
 from agentmem_site.bulk import LoadOptions, LoadReport
 from agentmem_site.bulk.loader import BadLine, Interrupted, LoadStopped, Refused, Unreadable
 from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_lines
-from agentmem_site.loads import RESOURCES, run_load
+from agentmem_site.loads import LINKS, RESOURCES, run_load
 
 USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION, INTERRUPTED = 2, 65, 70, 75, 77, 130
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
@@ -34,7 +34,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "resource", choices=list(RESOURCES), metavar="RESOURCE", help=", ".join(RESOURCES)
+            "resource",
+            choices=[*RESOURCES, *LINKS],
+            metavar="RESOURCE",
+            help=f"{', '.join(RESOURCES)}; of an export also {', '.join(LINKS)}",
         )
         parser.add_argument(
             "file",
@@ -64,6 +67,11 @@ class Command(BaseCommand):
             help="created_at and updated_at come from the file",
         )
         parser.add_argument(
+            "--preserve-ids",
+            action="store_true",
+            help="restore an export: each line has its `id`, and what the server keeps of the row",
+        )
+        parser.add_argument(
             "--strict-references",
             action="store_true",
             help="refuse unknown agents and users instead of creating them",
@@ -82,6 +90,10 @@ class Command(BaseCommand):
             raise CommandError("--batch-size is at least 1", returncode=USAGE)
         if not 0 <= options["timeout"] <= MAX_TIMEOUT_S:
             raise CommandError(f"--timeout is 0 to {MAX_TIMEOUT_S:,}", returncode=USAGE)
+        if options["resource"] in LINKS and not options["preserve_ids"]:
+            raise CommandError(
+                f"{options['resource']} come from an export: add --preserve-ids", returncode=USAGE
+            )
         try:
             organization = organization_by_slug(options["organization"])
             actor = self._actor(options["actor"])
@@ -93,6 +105,7 @@ class Command(BaseCommand):
             batch_size=options["batch_size"],
             timeout_s=options["timeout"],
             preserve_timestamps=options["preserve_timestamps"],
+            preserve_ids=options["preserve_ids"],
             strict_references=options["strict_references"],
             dry_run=options["dry_run"],
         )
