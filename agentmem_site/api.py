@@ -28,7 +28,6 @@ from accounts.api.views import (
     MemberViewSet,
     MeView,
     OrganizationViewSet,
-    UserViewSet,
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
@@ -43,6 +42,7 @@ from memories.api.views import (
     MemoryViewSet,
     ToolViewSet,
 )
+from sessions.api.people import PeopleViewSet
 from sessions.api.views import (
     AgentMessageViewSet,
     AgentSessionViewSet,
@@ -74,7 +74,7 @@ for prefix, viewset, basename in [
     ("members", MemberViewSet, "members"),
     ("api-keys", ApiKeyViewSet, "api-keys"),
     ("audit-events", AuditEventViewSet, "audit-events"),
-    ("users", UserViewSet, "users"),
+    ("users", PeopleViewSet, "users"),
     ("agents", AgentViewSet, "agents"),
     (f"{_AGENT}/blocks", AgentBlockViewSet, "agent-blocks"),
     (f"{_AGENT}/tools", AgentToolViewSet, "agent-tools"),
