@@ -31,6 +31,7 @@ from accounts.api.views import (
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
+from memories.api.export import MemoryExportViewSet
 from memories.api.search import SearchBatchViewSet, SearchViewSet
 from memories.api.views import (
     AgentBlockViewSet,
@@ -87,6 +88,7 @@ for prefix, viewset, basename in [
     (f"{_SESSION}/runs", RunViewSet, "session-runs"),
     (f"{_SESSION}/messages", SessionMessageViewSet, "session-messages"),
     ("messages", MessageViewSet, "messages"),
+    ("memories/export", MemoryExportViewSet, "memory-export"),
     ("memories/search", SearchViewSet, "memory-search"),
     ("memories/search/batch", SearchBatchViewSet, "memory-search-batch"),
     ("memories", MemoryViewSet, "memories"),

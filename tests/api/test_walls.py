@@ -59,6 +59,7 @@ SCOPE = {
     "agent-memories": "memory",
     "memories": "memory",
     "memory-history": "memory",
+    "memory-export": "memory:read",
     "memory-search": "memory:read",
     "memory-search-batch": "memory:read",
 }
