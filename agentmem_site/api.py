@@ -43,6 +43,7 @@ from memories.api.views import (
     MemoryViewSet,
     ToolViewSet,
 )
+from sessions.api.context import AgentContextViewSet
 from sessions.api.people import PeopleViewSet
 from sessions.api.views import (
     AgentMessageViewSet,
@@ -82,6 +83,7 @@ for prefix, viewset, basename in [
     (f"{_AGENT}/sessions", AgentSessionViewSet, "agent-sessions"),
     (f"{_AGENT}/memories", AgentMemoryViewSet, "agent-memories"),
     (f"{_AGENT}/messages", AgentMessageViewSet, "agent-messages"),
+    (f"{_AGENT}/context", AgentContextViewSet, "agent-context"),
     ("blocks", BlockViewSet, "blocks"),
     ("tools", ToolViewSet, "tools"),
     ("sessions", SessionViewSet, "sessions"),

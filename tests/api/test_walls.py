@@ -60,6 +60,7 @@ SCOPE = {
     "memories": "memory",
     "memory-history": "memory",
     "memory-export": "memory:read",
+    "agent-context": "memory:read",
     "memory-search": "memory:read",
     "memory-search-batch": "memory:read",
 }
