@@ -27,10 +27,10 @@ from memories.models import (
     MemoryHistory,
     Tool,
 )
-from memories.services.agents import attach_block, attach_tool, blocks
+from memories.services.agents import agents, attach_block, attach_tool, blocks
 from memories.services.memories import memories
 from sessions.models import Message, Run, Session
-from sessions.services.conversations import sessions
+from sessions.services.conversations import runs, sessions
 from tests.bulk.loading import load
 from tests.makers import (
     TESTER,
@@ -329,6 +329,34 @@ def test_what_is_no_whole_export_is_not_imported(acme, tmp_path, spoil, message)
     with pytest.raises(CommandError, match=message) as refused:
         restore(tmp_path / "out")
     assert refused.value.returncode == 2
+
+
+def test_what_has_changed_since_is_put_back_and_counted(acme, tmp_path):
+    _, agent, session = populate(acme)
+    before = everything(acme)
+    export(tmp_path / "out", vectors=True)
+    by = {"organization": acme, "actor": TESTER}
+    with tenant(acme):
+        agents.update(agent, values={"name": "Other"}, **by)
+        memory = Memory.objects.for_organization(acme).get(external_id="fact")
+        memories.update(memory, values={"content": "Other."}, **by)
+        memories.delete(Memory.objects.for_organization(acme).filter(session_id="gone"), **by)
+        first = Run.objects.for_organization(acme).filter(session=session, position=0)
+        runs.purge(first, **by)
+    reports = restore(tmp_path / "out")
+    told = {name: (r["inserted"], r["updated"], r["deleted"]) for name, r in reports.items()}
+    assert told["agents"] == (0, 1, 0)
+    assert told["memories"] == (0, 1, 1)  # what lies in the trash stays there
+    assert reports["sessions"]["runs"]["inserted"] == 1
+    after = everything(acme)
+    assert [m for m in after["Memory"] if not m["is_deleted"]] == [
+        m for m in before["Memory"] if m["session_id"] != "gone"
+    ]
+    assert {**after, "Memory": 0} == {**before, "Memory": 0}
+    with tenant(acme):
+        history = MemoryHistory.objects.for_organization(acme).filter(memory=memory)
+        changes = list(history.order_by("created_at").values_list("change_type", flat=True))
+    assert changes == ["created", "updated", "updated"]
 
 
 # -- --preserve-ids --------------------------------------------------------------------------------
