@@ -387,6 +387,8 @@ class _Loader:
                 refuse_found(f"{{}} is the id of a row of another {named}")
             self._execute(statements.keys_of_another_id(stage, key, stamp))
             refuse_found(f"A row of this {named} has another id than {{}}")
+            self._execute(statements.keys_staged_twice(stage, key))
+            refuse_found(f"Another line of this {named} has another id than {{}}")
         self._execute(statements.note_there(stage, stamp))
         self._execute(statements.ANY_JOINS)
         self._execute(statements.enter_platform())

@@ -307,21 +307,33 @@ def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
 
 
 def keys_of_another_id(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """Staged ids whose value of this key another row has, in the table or here; one at most."""
-    is_staged = [_staged(stage.spec.natural_keys, key), sql.SQL("t.id <> s.id")]
-    if key.partial:
-        is_staged.append(_predicate("", key, "s."))
-        is_staged.append(_predicate("", key, "t."))
+    """Staged ids whose value of this key another row has; one at most."""
     return sql.SQL(
-        "(SELECT s.id FROM {rows} s JOIN {table} t ON {same_row} WHERE {staged}) UNION ALL "
-        "(SELECT s.id FROM {rows} s JOIN {rows} t ON {same_key} WHERE {staged}) LIMIT 1"
+        "SELECT s.id FROM {rows} s JOIN {table} t ON {same} WHERE {staged} AND t.id <> s.id LIMIT 1"
     ).format(
         rows=stage.rows,
         table=stage.spec.table,
-        same_row=_same_row(key, stamp),
-        same_key=_same_key(key),
-        staged=_AND.join(is_staged),
+        same=_same_row(key, stamp),
+        staged=_staged_live(stage.spec, key),
     )
+
+
+def keys_staged_twice(stage: Stage, key: Key) -> sql.Composed:
+    """One of the staged ids that share a value of this key; one at most."""
+    return sql.SQL(
+        "SELECT (array_agg(s.id))[2] FROM {rows} s WHERE {staged} GROUP BY {columns} "
+        "HAVING count(*) > 1 LIMIT 1"
+    ).format(
+        rows=stage.rows,
+        staged=_staged_live(stage.spec, key),
+        columns=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
+    )
+
+
+def _staged_live(spec: LoadSpec, key: Key) -> sql.Composable:
+    """The staged rows that this natural key is for and that its index would hold."""
+    staged = _staged(spec.natural_keys, key)
+    return _AND.join([staged, _predicate("", key, "s.")]) if key.partial else staged
 
 
 def enter_platform() -> sql.Composed:

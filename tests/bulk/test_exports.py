@@ -396,7 +396,7 @@ def test_an_id_that_is_another_rows_is_refused_by_line(acme, globex, tmp_path):
             load(tmp_path, "users", [fine, row], preserve_ids=True)
         assert refused.value.returncode == 65
     twice = [{**fine, "id": str(uuid4())}, {**fine, "id": str(uuid4())}]
-    with pytest.raises(CommandError, match="A row of this external_id has another id"):
+    with pytest.raises(CommandError, match="Another line of this external_id has another"):
         load(tmp_path, "users", twice, preserve_ids=True)
     assert [u["external_id"] for u in table(acme, User)] == ["ann"]
 
