@@ -4,12 +4,13 @@ It stands in this app as the uppermost that holds any of it.
 """
 
 from typing import Any
+from uuid import UUID
 
 from django.db import IntegrityError, connection, transaction
 
 from accounts.actors import Actor
 from accounts.errors import Conflict, NotFound
-from accounts.models import Organization, User
+from accounts.models import AuditEvent, Organization, User
 from accounts.services.audit import record_event
 from memories.models import AgentBlock, Block, Memory, MemoryHistory
 from sessions.models import Message, Run, Session
@@ -62,6 +63,14 @@ def erase_person(user: User, *, organization: Organization, actor: Actor) -> Cou
             changes={"rows": counts},
         )
     return counts
+
+
+def erased_and_back(organization: Organization) -> list[UUID]:
+    """The users who were erased and are there again: an older export was imported."""
+    events = AuditEvent.objects.for_organization(organization)
+    erased = events.filter(action="erased", resource_type="user").values("resource_id")
+    rows = User.objects.for_organization(organization).filter(pk__in=erased)
+    return list(rows.order_by("pk").values_list("pk", flat=True))
 
 
 def _remove(sets: list[Any]) -> Counts:

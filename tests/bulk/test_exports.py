@@ -309,6 +309,20 @@ def test_an_export_that_fails_leaves_nothing(acme, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_an_import_tells_who_was_erased_since_the_export(acme, tmp_path):
+    user, *_ = populate(acme)
+    export(tmp_path / "out")
+    call_command(
+        "erase_user", user.external_id, organization="acme", yes=True, stdout=io.StringIO()
+    )
+    told = io.StringIO()
+    call_command(
+        "import_organization", "acme", str(tmp_path / "out"), stdout=io.StringIO(), stderr=told
+    )
+    assert told.getvalue().startswith("Users who were erased here are back")
+    assert told.getvalue().endswith(f"again: {user.pk}\n")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

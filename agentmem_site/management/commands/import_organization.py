@@ -6,7 +6,10 @@ from typing import Any
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from accounts.access import organization_by_slug
+from accounts.tenancy import tenant
 from agentmem_site.exports import FILES, NotAnExport, read_manifest
+from sessions.services.erasing import erased_and_back
 
 USAGE = 2
 
@@ -44,4 +47,13 @@ class Command(BaseCommand):
                 no_progress=options["no_progress"],
                 stdout=self.stdout,
                 stderr=self.stderr,
+            )
+        organization = organization_by_slug(options["slug"])
+        with tenant(organization):
+            back = erased_and_back(organization)
+        if back:
+            self.stderr.write(
+                "Users who were erased here are back with this import; `erase_user UUID "
+                f"--organization {organization.slug} --yes` erases them again: "
+                + ", ".join(map(str, back))
             )
