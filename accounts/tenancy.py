@@ -44,6 +44,14 @@ def tenant(organization: "Organization | UUID") -> Iterator[None]:
 
 
 @contextmanager
+def snapshot(organization: "Organization | UUID") -> Iterator[None]:
+    """The same, only to read: all statements in it see the rows of one moment."""
+    with tenant(organization):
+        _execute(sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        yield
+
+
+@contextmanager
 def platform() -> Iterator[None]:
     """One transaction across all organizations: the console of a superuser, maintenance."""
     yield from _context(

@@ -28,11 +28,11 @@ from accounts.api.views import (
     MemberViewSet,
     MeView,
     OrganizationViewSet,
-    UserViewSet,
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
 from memories.api.adding import MemoryBatchViewSet
+from memories.api.export import MemoryExportViewSet
 from memories.api.search import SearchBatchViewSet, SearchViewSet
 from memories.api.views import (
     AgentBlockViewSet,
@@ -44,6 +44,8 @@ from memories.api.views import (
     MemoryViewSet,
     ToolViewSet,
 )
+from sessions.api.context import AgentContextViewSet
+from sessions.api.people import PeopleViewSet
 from sessions.api.views import (
     AgentMessageViewSet,
     AgentSessionViewSet,
@@ -75,19 +77,21 @@ for prefix, viewset, basename in [
     ("members", MemberViewSet, "members"),
     ("api-keys", ApiKeyViewSet, "api-keys"),
     ("audit-events", AuditEventViewSet, "audit-events"),
-    ("users", UserViewSet, "users"),
+    ("users", PeopleViewSet, "users"),
     ("agents", AgentViewSet, "agents"),
     (f"{_AGENT}/blocks", AgentBlockViewSet, "agent-blocks"),
     (f"{_AGENT}/tools", AgentToolViewSet, "agent-tools"),
     (f"{_AGENT}/sessions", AgentSessionViewSet, "agent-sessions"),
     (f"{_AGENT}/memories", AgentMemoryViewSet, "agent-memories"),
     (f"{_AGENT}/messages", AgentMessageViewSet, "agent-messages"),
+    (f"{_AGENT}/context", AgentContextViewSet, "agent-context"),
     ("blocks", BlockViewSet, "blocks"),
     ("tools", ToolViewSet, "tools"),
     ("sessions", SessionViewSet, "sessions"),
     (f"{_SESSION}/runs", RunViewSet, "session-runs"),
     (f"{_SESSION}/messages", SessionMessageViewSet, "session-messages"),
     ("messages", MessageViewSet, "messages"),
+    ("memories/export", MemoryExportViewSet, "memory-export"),
     ("memories/search", SearchViewSet, "memory-search"),
     ("memories/search/batch", SearchBatchViewSet, "memory-search-batch"),
     ("memories/batch", MemoryBatchViewSet, "memory-batch"),

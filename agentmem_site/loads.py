@@ -14,7 +14,15 @@ from accounts.tenancy import tenant
 from agentmem_site.bulk import LoadOptions, LoadReport, load
 from agentmem_site.bulk.loader import LoadStopped, Preparation, PreparationFailed
 from agentmem_site.bulk.readers import NumberedLine
-from memories.bulk import AGENTS, BLOCKS, MEMORIES, TOOLS, MemoryLine
+from memories.bulk import (
+    AGENT_BLOCKS,
+    AGENT_TOOLS,
+    AGENTS,
+    BLOCKS,
+    MEMORIES,
+    TOOLS,
+    MemoryLine,
+)
 from memories.embeddings import EncoderError
 from memories.services.embedding import wake_worker
 from memories.services.lines import embed_new_lines
@@ -25,6 +33,10 @@ EMBED_FIRST = 10_000  # a small load is searchable at once, a large one does not
 RESOURCES = {
     spec.resource: spec for spec in (USERS, AGENTS, BLOCKS, TOOLS, SESSIONS, MESSAGES, MEMORIES)
 }
+# What an export has beside them; loaded with their ids alone.
+LINKS = {spec.resource: spec for spec in (AGENT_BLOCKS, AGENT_TOOLS)}
+# In the order in which they refer to each other.
+EXPORTED = ["users", "agents", "blocks", "tools", *LINKS, "sessions", "messages", "memories"]
 
 
 def run_load(
@@ -44,11 +56,11 @@ def run_load(
     """
     own: dict[str, Any] = {"transaction": partial(tenant, organization)}
     if resource == MEMORIES.resource:
-        own |= _for_memories(organization, embed_first, is_dry=options.dry_run)
+        own |= _for_memories(organization, embed_first, options)
     try:
         report = load(
             lines,
-            RESOURCES[resource],
+            {**RESOURCES, **LINKS}[resource],
             organization_id=organization.pk,
             actor_id=actor.id,
             options=options,
@@ -65,7 +77,7 @@ def run_load(
 
 
 def _for_memories(
-    organization: Organization, embed_first: int | None, *, is_dry: bool
+    organization: Organization, embed_first: int | None, options: LoadOptions
 ) -> dict[str, Any]:
     def complete(lines: Sequence[MemoryLine]) -> None:
         try:
@@ -79,10 +91,13 @@ def _for_memories(
             yield
             wake_worker(organization)
 
-    own: dict[str, Any] = {"constants": {"language": language_of(organization)}}
-    if not is_dry:  # (a dry run is one transaction: nothing can be encoded meanwhile)
-        own["transaction"] = waking_workers
+    own: dict[str, Any] = {"transaction": waking_workers}
+    if not options.preserve_ids:  # an export says both of each row
+        own["constants"] = {"language": language_of(organization)}
         own["preparation"] = Preparation(complete, first_rows=embed_first)
+    if options.dry_run:  # one transaction: nothing can be encoded meanwhile
+        own.pop("preparation", None)
+        own["transaction"] = partial(tenant, organization)
     return own
 
 

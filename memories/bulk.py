@@ -29,6 +29,8 @@ from memories.models import (
     MAX_CONTENT_BYTES,
     MAX_CONTEXT_BYTES,
     Agent,
+    AgentBlock,
+    AgentTool,
     Block,
     Memory,
     Tool,
@@ -37,6 +39,7 @@ from memories.models import (
 from memories.querysets import WRITE_HISTORY
 
 AGENT = Reference("agent_id", Agent)
+Version = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class AgentLine(Line):
@@ -101,6 +104,10 @@ class BlockLine(Line):
             )
 
 
+class RestoredBlockLine(BlockLine, kw_only=True):
+    version: Version | None = None
+
+
 BLOCKS = LoadSpec(
     resource="blocks",
     model=Block,
@@ -120,6 +127,8 @@ BLOCKS = LoadSpec(
     keys=[Key(("external_id",))],
     references=[USER],
     server_columns={"version": "{old}.version + 1"},
+    restored_line=RestoredBlockLine,
+    restored_columns=["version"],
 )
 
 
@@ -146,6 +155,37 @@ TOOLS = LoadSpec(
         "metadata",
     ],
     keys=[Key(("name",))],
+)
+
+
+class AgentBlockLine(Line):
+    agent_id: KeyText
+    block_id: KeyText
+    block_label: Annotated[str, Meta(min_length=1, max_length=50)]
+
+
+AGENT_BLOCKS = LoadSpec(
+    resource="agent-blocks",
+    model=AgentBlock,
+    line=AgentBlockLine,
+    columns=["agent_id", "block_id", "block_label", "metadata"],
+    keys=[Key(("agent_id", "block_label"), partial="NOT {row}is_deleted")],
+    references=[AGENT, Reference("block_id", Block)],
+)
+
+
+class AgentToolLine(Line):
+    agent_id: KeyText
+    tool_id: KeyText
+
+
+AGENT_TOOLS = LoadSpec(
+    resource="agent-tools",
+    model=AgentTool,
+    line=AgentToolLine,
+    columns=["agent_id", "tool_id", "metadata"],
+    keys=[Key(("agent_id", "tool_id"), partial="NOT {row}is_deleted")],
+    references=[AGENT, Reference("tool_id", Tool, key="name")],
 )
 
 
@@ -250,6 +290,24 @@ _SAME_VECTOR = "{new}.embedding IS NULL AND {old}.hash = {new}.hash"
 _KEPT = f"CASE WHEN {_SAME_VECTOR} THEN {{old}}.{{column}} ELSE {{new}}.{{column}} END"
 _NEW_VECTOR = "({new}.embedding IS NOT NULL AND {old}.embedding IS DISTINCT FROM {new}.embedding)"
 
+
+class RestoredMemoryLine(MemoryLine, kw_only=True):
+    version: Version | None = None
+    access_count: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    last_accessed: Moment | None = None
+    language: Annotated[str, Meta(max_length=32)] | None = None
+    embedding_state: Memory.EmbeddingState = Memory.EmbeddingState.PENDING
+    embedding_attempts: Annotated[int, Meta(ge=0, le=2**15 - 1)] | None = None
+    embedding_error: str | None = None
+
+    def __post_init__(self) -> None:
+        MemoryLine.__post_init__(self)
+        if (self.embedding is None) == (self.embedding_state == Memory.EmbeddingState.READY):
+            raise ValueError from LineError(
+                "invalid_value", "embedding_state", "It is `ready` with an embedding, else not"
+            )
+
+
 MEMORIES = LoadSpec(
     resource="memories",
     model=Memory,
@@ -291,4 +349,13 @@ MEMORIES = LoadSpec(
         "is_indexed": _KEPT,
     },
     journal=_write_history,
+    restored_line=RestoredMemoryLine,
+    restored_columns=[
+        "version",
+        "access_count",
+        "last_accessed",
+        "language",
+        Column("embedding_attempts", update=_KEPT, differs=""),
+        Column("embedding_error", update=_KEPT, differs=""),
+    ],
 )

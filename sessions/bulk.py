@@ -63,6 +63,14 @@ class RunLine(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False
             self.total_tokens = _count(counts.total_tokens)
 
 
+class RestoredRunLine(RunLine, kw_only=True):
+    created_at: Moment | None = None
+    updated_at: Moment | None = None
+
+    def __post_init__(self) -> None:
+        """The tokens are as the row had them, whatever its metrics say."""
+
+
 def _count(value: Any) -> int:
     """A number of tokens; 0 for what is none (some producers give lists)."""
     return value if type(value) is int and 0 <= value <= MAX_TOKENS else 0
@@ -91,6 +99,7 @@ RUNS = LoadSpec(
     ],
     keys=[Key(("session_id", "run_id"))],
     parent_column="session_id",
+    restored_line=RestoredRunLine,
 )
 
 
@@ -113,6 +122,13 @@ class SessionLine(Line):
             run.position = position
 
 
+class RestoredSessionLine(SessionLine, kw_only=True):
+    """A long session is on several lines, each with some of its runs: they tell their places."""
+
+    def __post_init__(self) -> None:
+        self.runs = self.runs or []
+
+
 SESSIONS = LoadSpec(
     resource="sessions",
     model=Session,
@@ -132,6 +148,7 @@ SESSIONS = LoadSpec(
     keys=[Key(("session_id",))],
     references=[USER, AGENT],
     children=Children("runs", RUNS),
+    restored_line=RestoredSessionLine,
 )
 
 

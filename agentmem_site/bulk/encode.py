@@ -127,7 +127,9 @@ class Encoder:
         self.reference_places = [(place[r.column], r.column) for r in spec.references]
         self._within = [(r.column, place[r.column], r.within) for r in spec.references if r.within]
         self.key_of = _key_of([[place[name] for name in key.columns] for key in spec.keys])
-        self.children = Encoder(spec.children.spec, keeps_time=False) if spec.children else None
+        # (An export's runs bear their times, those of a file the load's.)
+        below = spec.children and spec.children.spec
+        self.children = Encoder(below, keeps_time=keeps_time and spec.keeps_ids) if below else None
 
     def decode(self, lines: Iterable[NumberedLine], reject: Reject = refuse) -> list[DecodedLine]:
         """The lines as the spec has them; a bad one goes to `reject`, which raises or notes it."""
@@ -147,7 +149,7 @@ class Encoder:
         rows, child_duplicates = [], 0
         wanted: dict[str, dict[Name, int]] = {r.column: {} for r in self.spec.references}
         for number, line in decoded:
-            row_id = binary.data(next(ids))
+            row_id = self._row_id(line, ids)
             try:
                 parts = self._parts(line, row_id)
                 children, duplicates = (
@@ -178,6 +180,9 @@ class Encoder:
         except (msgspec.DecodeError, RecursionError) as error:
             raise LineError("malformed_json", "", str(error), line=number) from error
 
+    def _row_id(self, line: Any, ids: Iterator[bytes]) -> bytes:
+        return binary.uuid(line.id) if self.spec.keeps_ids else binary.data(next(ids))
+
     def _parts(self, line: Any, row_id: bytes, *parent: bytes) -> list[Any]:
         """The header and the encoded columns; references stay names. Raises: LineError."""
         values = self._values(line)
@@ -206,7 +211,7 @@ class Encoder:
             return rows, 0
         for position, line in enumerate(lines):
             try:
-                parts = encoder._parts(line, binary.data(next(ids)), parent)
+                parts = encoder._parts(line, encoder._row_id(line, ids), parent)
             except LineError as error:
                 error.field = f"{self.spec.children.source}[{position}].{error.field}"  # type: ignore[union-attr]
                 raise

@@ -23,13 +23,14 @@ from django.db import IntegrityError, InterfaceError, OperationalError, connecti
 from django.db import transaction as django_transaction
 from django.utils import timezone
 
+from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.copying import LIMIT_EXCEEDED, copy_rows
 from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder
 from agentmem_site.bulk.growth import Growth
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
 from agentmem_site.bulk.references import References
-from agentmem_site.bulk.spec import LineError, LoadSpec
+from agentmem_site.bulk.spec import LineError, LoadSpec, restoring
 from agentmem_site.bulk.sql import Expect, Stage, Stamp
 
 
@@ -38,6 +39,7 @@ class LoadOptions:
     batch_size: int = 5000
     timeout_s: float = 30  # per statement; 0: none
     preserve_timestamps: bool = False
+    preserve_ids: bool = False  # restores an export: the command's alone, never a request's
     strict_references: bool = False
     dry_run: bool = False
 
@@ -153,6 +155,8 @@ def load(
     Raises: BadLine, Unreadable, Unprepared, Interrupted, Refused; their report tells what is
     committed.
     """
+    if options.preserve_ids:
+        spec = restoring(spec)
     loader = _Loader(spec, organization_id, actor_id, options, constants or {})
     report = LoadReport(spec.resource, dry_run=options.dry_run)
     started = time.monotonic()
@@ -326,6 +330,10 @@ class _Loader:
         if self.spec.children:
             stage = self._child_stage
             copy_rows(cursor, stage.create(), stage, children, batch.child_lines)
+        if self.spec.keeps_ids:
+            self._check_ids(self._stage, rows, batch.row_lines, stamp)
+            if self.spec.children:
+                self._check_ids(self._child_stage, children, batch.child_lines, stamp)
         counts, below = self._upsert(self._stage, len(rows), stamp), Counts()
         if self.spec.children:
             below = self._write_children(len(children), counts, len(rows), stamp)
@@ -339,6 +347,35 @@ class _Loader:
             )
         self._execute(self._stage.drop())
         return counts, below
+
+    def _check_ids(
+        self, stage: Stage, rows: Sequence[bytes], lines: Sequence[int], stamp: Stamp
+    ) -> None:
+        """Notes the rows that were there. Raises: LineError, of an id that is another row's."""
+        start = len(binary.row_header(0)) + len(binary.NULL)  # the id comes first
+        ids = [UUID(bytes=row[start : start + 16]) for row in rows]
+
+        def refuse_found(message: str) -> None:
+            for (row_id,) in self._fetch():
+                line = lines[ids.index(row_id)]
+                raise LineError("id_taken", "id", message.format(row_id), line=line)
+
+        self._execute(statements.INDEX_JOINS)
+        for key in stage.spec.natural_keys:
+            named = " and ".join(key.columns)
+            if not key.partial:
+                self._execute(statements.ids_of_another_key(stage, key, stamp))
+                refuse_found(f"{{}} is the id of a row of another {named}")
+            self._execute(statements.keys_of_another_id(stage, key, stamp))
+            refuse_found(f"A row of this {named} has another id than {{}}")
+            self._execute(statements.keys_staged_twice(stage, key))
+            refuse_found(f"Another line of this {named} has another id than {{}}")
+        self._execute(statements.note_there(stage, stamp))
+        self._execute(statements.ANY_JOINS)
+        self._execute(statements.enter_platform())
+        self._execute(statements.ids_of_others(stage, ids, stamp))
+        refuse_found("{} is the id of a row of another organization")
+        self._execute(statements.leave_platform())
 
     def _write_children(
         self, staged: int, parents: Counts, parent_rows: int, stamp: Stamp

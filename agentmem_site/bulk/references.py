@@ -62,7 +62,10 @@ class References:
         is_deleted = {row_id: deleted for _, row_id, deleted in rows}
         for name in names:
             # The caller's own key comes first: it may look like an id of ours.
-            row_id = by_key[name] if name in by_key else statements.as_uuid(name)
+            own_id = statements.as_uuid(name)
+            row_id: Any = own_id
+            if name in by_key and not (reference.by_id and own_id in is_deleted):
+                row_id = by_key[name]
             if row_id in is_deleted:
                 self.known[reference.column][name] = binary.uuid(row_id)
                 if is_deleted[row_id]:

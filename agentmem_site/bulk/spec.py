@@ -5,9 +5,10 @@ is not in the file. JSON columns are `msgspec.Raw`: their bytes go through untou
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 import msgspec
 from django.db import models
@@ -53,7 +54,7 @@ class Reference:
     """A column that holds another row's id; the file names that row by its key or its id.
 
     `within` names another reference column of the same line that the key is unique in.
-    `creates`: an unknown key becomes a new row.
+    `creates`: an unknown key becomes a new row. `by_id`: a name that is an id goes before a key.
     """
 
     column: str
@@ -61,6 +62,7 @@ class Reference:
     key: str = "external_id"
     within: str = ""
     creates: bool = True
+    by_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,15 @@ class LoadSpec:
     # SQL over {old} and {new}: columns that the server keeps and a real change moves.
     server_columns: dict[str, str] = field(default_factory=dict)
     journal: Journal | None = None
+    # The line of an export: `line`, and the columns that the server keeps otherwise.
+    restored_line: type[msgspec.Struct] | None = None
+    restored_columns: Sequence[Column | str] = ()
+    # Of `restoring(spec)`: the keys that a row with a given id must agree with.
+    natural_keys: Sequence[Key] = ()
+
+    @property
+    def keeps_ids(self) -> bool:
+        return bool(self.natural_keys)
 
     @property
     def all_columns(self) -> list[Column]:
@@ -127,6 +138,50 @@ class LoadSpec:
     @property
     def table(self) -> sql.Identifier:
         return sql.Identifier(self.model._meta.db_table)
+
+
+def restoring(spec: LoadSpec) -> LoadSpec:
+    """The spec of an export's lines: rows keep their ids, and what the server keeps of them.
+
+    A row is found by its id. In the trash it is as it was, if it is new here; one that is there
+    stays where it is.
+    """
+    given = spec.restored_line or spec.line
+    children = spec.children and replace(spec.children, spec=restoring(spec.children.spec))
+    fields: dict[str, Any] = {str(f.column): f for f in spec.model._meta.concrete_fields}
+    # Not every row has a key of the caller's.
+    optional = [
+        (name, KeyText | None, None)
+        for key in spec.keys
+        for name in key.columns
+        if not key.partial and fields[name].null
+    ]
+    below: list[Any] = (
+        [(children.source, list[children.spec.line] | None, None)]  # type: ignore[name-defined]
+        if children
+        else []
+    )
+    line = msgspec.defstruct(
+        f"Restored{spec.line.__name__}",
+        [("id", UUID), ("deleted_at", Moment | None, None), *optional, *below],
+        bases=(given,),
+        namespace={"is_deleted": property(lambda line: line.deleted_at is not None)},
+        forbid_unknown_fields=True,
+        kw_only=True,
+        gc=False,
+    )
+    once = [Column(n, update="{old}.{column}", differs="") for n in ("is_deleted", "deleted_at")]
+    return replace(
+        spec,
+        line=line,
+        columns=[*spec.columns, *spec.restored_columns, *once],
+        # A child's parent has its id already: its own key is found as it always is.
+        keys=spec.keys if spec.parent_column else [Key(("id",))],
+        natural_keys=spec.keys,
+        references=[replace(r, creates=False, by_id=not r.within) for r in spec.references],
+        children=children,
+        server_columns={},
+    )
 
 
 def json_object(raw: bytes) -> bytes:

@@ -16,11 +16,19 @@ from django.db import connection
 from psycopg import sql
 
 from agentmem_site.bulk.spec import OVERWRITE, Column, Key, LoadSpec, Reference
+from agentmem_site.db.roles import ADMIN
 
 _OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
 _EXCLUDED = sql.SQL("EXCLUDED")
 _AND, _OR, _COMMA = sql.SQL(" AND "), sql.SQL(" OR "), sql.SQL(", ")
 _NOTHING = sql.SQL("")
+INDEX_JOINS = sql.SQL(
+    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
+    "SET LOCAL enable_seqscan = off"
+)
+ANY_JOINS = sql.SQL(
+    "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +69,24 @@ class Stage:
         by `meet` after the upsert."""
         return sql.Identifier(f"met_{self.spec.model._meta.db_table}")
 
+    @property
+    def there(self) -> sql.Identifier:
+        """(id) of the staged rows that the table had before; where ids come from the file."""
+        return sql.Identifier(f"there_{self.spec.model._meta.db_table}")
+
     def create(self) -> sql.Composed:
         return sql.SQL(
             "{rows}; CREATE TEMP TABLE {changed} (id uuid, parent_id uuid) ON COMMIT DROP; "
             "CREATE TEMP TABLE {met} (staged_id uuid, id uuid, is_deleted boolean, "
-            "updated_at timestamptz) ON COMMIT DROP"
-        ).format(rows=self.create_rows(), changed=self.changed, met=self.met)
+            "updated_at timestamptz) ON COMMIT DROP{there}"
+        ).format(
+            rows=self.create_rows(),
+            changed=self.changed,
+            met=self.met,
+            there=sql.SQL("; CREATE TEMP TABLE {} (id uuid) ON COMMIT DROP").format(self.there)
+            if self.spec.keeps_ids
+            else _NOTHING,
+        )
 
     def copy(self) -> sql.Composed:
         names = _COMMA.join(map(sql.Identifier, self.columns))
@@ -84,7 +104,18 @@ class Stage:
         )
 
     def drop(self) -> sql.Composed:
-        return sql.SQL("DROP TABLE {}, {}, {}").format(self.rows, self.changed, self.met)
+        tables = [self.rows, self.changed, self.met]
+        if self.spec.keeps_ids:
+            tables.append(self.there)
+        return sql.SQL("DROP TABLE {}").format(_COMMA.join(tables))
+
+    @property
+    def new(self) -> sql.Composed:
+        """The ids of the rows that are new, if they were written: they bear the id that was
+        staged for them. An id from the file is also one that was there."""
+        if not self.spec.keeps_ids:
+            return sql.SQL("(SELECT id FROM {})").format(self.rows)
+        return sql.SQL("(SELECT id FROM {} EXCEPT SELECT id FROM {})").format(self.rows, self.there)
 
 
 def settings(*, timeout_s: float) -> sql.Composed:
@@ -123,7 +154,7 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, expect: Expect) -> sql.Composed
     spec = stage.spec
     joined = expect is Expect.ANYTHING
     insert = _inserted(stage, stamp, joined=joined)
-    where: list[sql.Composable] = [_staged(spec, key)]
+    where: list[sql.Composable] = [_staged(spec.keys, key)]
     source = sql.SQL("{} s").format(stage.rows)
     if joined:
         source = sql.SQL("{} s LEFT JOIN {} t ON {}").format(
@@ -177,7 +208,7 @@ def insert_new(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
         names=_COMMA.join(map(sql.Identifier, insert)),
         values=_COMMA.join(insert.values()),
         rows=stage.rows,
-        staged=_staged(stage.spec, key),
+        staged=_staged(stage.spec.keys, key),
         order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
     )
 
@@ -193,7 +224,7 @@ def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Compo
         rows=stage.rows,
         table=stage.spec.table,
         same=_same_row(key, stamp),
-        staged=_staged(stage.spec, key),
+        staged=_staged(stage.spec.keys, key),
     )
 
 
@@ -209,7 +240,7 @@ def meet(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
             rows=stage.rows,
             table=stage.spec.table,
             same=_same_row(key, stamp),
-            staged=_staged(stage.spec, key),
+            staged=_staged(stage.spec.keys, key),
         )
     )
 
@@ -217,22 +248,13 @@ def meet(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
 def _with_index_joins(statement: sql.Composed) -> sql.Composed:
     """A plan made while the table was small would read all of it for every batch: the rows of a
     batch are looked up in the index, one by one."""
-    return sql.SQL("{}; {}; {}").format(INDEX_JOINS, statement, ANY_JOINS)
-
-
-INDEX_JOINS = sql.SQL(
-    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
-    "SET LOCAL enable_seqscan = off"
-)
-ANY_JOINS = sql.SQL(
-    "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"
-)
+    return sql.SQL("; ").join([INDEX_JOINS, statement, ANY_JOINS])
 
 
 def count_written(stage: Stage) -> sql.Composed:
     """(rows written, of them inserted): an inserted row bears the id that was staged for it."""
     return sql.SQL("SELECT count(*), count(s.id) FROM {} c LEFT JOIN {} s USING (id)").format(
-        stage.changed, stage.rows
+        stage.changed, stage.new
     )
 
 
@@ -251,7 +273,7 @@ def changed_rows(stage: Stage) -> sql.Composed:
     return sql.SQL(
         "SELECT c.id, CASE WHEN s.id IS NULL THEN 'updated' ELSE 'created' END "
         "FROM {} c LEFT JOIN {} s USING (id)"
-    ).format(stage.changed, stage.rows)
+    ).format(stage.changed, stage.new)
 
 
 def adopt(stage: Stage, children: Stage) -> sql.Composed:
@@ -291,6 +313,82 @@ def touch_parents(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
             changed_children=children.changed,
             order=_COMMA.join(map(sql.Identifier, stage.spec.keys[0].columns)),
         )
+    )
+
+
+def note_there(stage: Stage, stamp: Stamp) -> sql.Composed:
+    """Notes which ids from the file the table has already."""
+    return sql.SQL(
+        "INSERT INTO {there} SELECT t.id FROM {rows} s JOIN {table} t ON t.id = s.id "
+        "WHERE t.organization_id = {organization}"
+    ).format(
+        there=stage.there,
+        rows=stage.rows,
+        table=stage.spec.table,
+        organization=sql.Literal(stamp.organization_id),
+    )
+
+
+def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
+    """Staged ids that the table has under another value of this key; one at most."""
+    columns = list(map(sql.Identifier, key.columns))
+    return sql.SQL(
+        "SELECT s.id FROM {rows} s JOIN {table} t ON t.id = s.id "
+        "WHERE t.organization_id = {organization} AND ({differ}) LIMIT 1"
+    ).format(
+        rows=stage.rows,
+        table=stage.spec.table,
+        organization=sql.Literal(stamp.organization_id),
+        differ=_OR.join(sql.SQL("t.{0} IS DISTINCT FROM s.{0}").format(c) for c in columns),
+    )
+
+
+def keys_of_another_id(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
+    """Staged ids whose value of this key another row has; one at most."""
+    return sql.SQL(
+        "SELECT s.id FROM {rows} s JOIN {table} t ON {same} WHERE {staged} AND t.id <> s.id LIMIT 1"
+    ).format(
+        rows=stage.rows,
+        table=stage.spec.table,
+        same=_same_row(key, stamp),
+        staged=_staged_live(stage.spec, key),
+    )
+
+
+def keys_staged_twice(stage: Stage, key: Key) -> sql.Composed:
+    """One of the staged ids that share a value of this key; one at most."""
+    return sql.SQL(
+        "SELECT (array_agg(s.id))[2] FROM {rows} s WHERE {staged} GROUP BY {columns} "
+        "HAVING count(*) > 1 LIMIT 1"
+    ).format(
+        rows=stage.rows,
+        staged=_staged_live(stage.spec, key),
+        columns=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
+    )
+
+
+def _staged_live(spec: LoadSpec, key: Key) -> sql.Composable:
+    """The staged rows that this natural key is for and that its index would hold."""
+    staged = _staged(spec.natural_keys, key)
+    return _AND.join([staged, _predicate("", key, "s.")]) if key.partial else staged
+
+
+def enter_platform() -> sql.Composed:
+    return sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(ADMIN))
+
+
+def leave_platform() -> sql.SQL:
+    return sql.SQL("SET LOCAL ROLE NONE")
+
+
+def ids_of_others(stage: Stage, ids: Sequence[UUID], stamp: Stamp) -> sql.Composed:
+    """Those of the ids that another organization has; one at most. Between the two above."""
+    return sql.SQL(
+        "SELECT id FROM {table} WHERE id = ANY ({ids}) AND NOT organization_id = {own} LIMIT 1"
+    ).format(
+        table=stage.spec.table,
+        ids=sql.Literal(list(ids)),
+        own=sql.Literal(stamp.organization_id),
     )
 
 
@@ -440,9 +538,9 @@ def _own_columns(spec: LoadSpec) -> list[Column]:
     return [column for column in spec.all_columns if column.name not in {*keys, spec.parent_column}]
 
 
-def _staged(spec: LoadSpec, key: Key) -> sql.Composable:
-    """The staged rows that this key is for: those without an earlier one."""
-    earlier = spec.keys[: list(spec.keys).index(key)]
+def _staged(keys: Sequence[Key], key: Key) -> sql.Composable:
+    """The staged rows that this one of the keys is for: those without an earlier one."""
+    earlier = keys[: list(keys).index(key)]
     tests: list[sql.Composable] = [
         sql.SQL("s.{} IS NULL").format(sql.Identifier(other.columns[0])) for other in earlier
     ]
@@ -456,17 +554,21 @@ def _predicate(keyword: str, key: Key, row: str) -> sql.Composable:
 
 
 def _same_row(key: Key, stamp: Stamp) -> sql.Composed:
-    compare = sql.SQL("t.{0} = s.{0}")
-    loosely = sql.SQL("t.{0} IS NOT DISTINCT FROM s.{0}")
-    first, *rest = map(sql.Identifier, key.columns)
     tests: list[sql.Composable] = [
         sql.SQL("t.organization_id = {}").format(sql.Literal(stamp.organization_id)),
-        compare.format(first),
-        *((loosely if key.has_nulls else compare).format(name) for name in rest),
+        _same_key(key),
     ]
     if key.partial:
         tests.append(_predicate("", key, "t."))
     return _AND.join(tests)
+
+
+def _same_key(key: Key) -> sql.Composed:
+    compare = sql.SQL("t.{0} = s.{0}")
+    loosely = sql.SQL("t.{0} IS NOT DISTINCT FROM s.{0}")
+    first, *rest = map(sql.Identifier, key.columns)
+    others = ((loosely if key.has_nulls else compare).format(name) for name in rest)
+    return _AND.join([compare.format(first), *others])
 
 
 def as_uuid(text: str) -> UUID | None:

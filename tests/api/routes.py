@@ -17,6 +17,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "session-runs": {"run_id": "r:1", "status": "completed", "total_tokens": 12},
     "session-messages": {"role": "user", "text": "Hello!"},
     "messages": {"external_id": "m-1", "role": "user", "text": " Hello! ", "content": [1, None]},
+    "agent-context": {"query": "tea"},
     "memory-search": {"query": "tea"},
     "memory-search-batch": {"searches": [{"query": "tea"}]},
     "memory-batch": {"memories": [{"content": "Likes tea."}]},

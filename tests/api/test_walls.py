@@ -60,6 +60,8 @@ SCOPE = {
     "memories": "memory",
     "memory-batch": "memory",
     "memory-history": "memory",
+    "memory-export": "memory:read",
+    "agent-context": "memory:read",
     "memory-search": "memory:read",
     "memory-search-batch": "memory:read",
 }

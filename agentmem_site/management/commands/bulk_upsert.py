@@ -24,7 +24,7 @@ from agentmem_site.bulk.loader import (
     Unreadable,
 )
 from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_lines
-from agentmem_site.loads import EMBED_FIRST, RESOURCES, run_load
+from agentmem_site.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 
 USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION, INTERRUPTED = 2, 65, 70, 75, 77, 130
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
@@ -48,7 +48,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "resource", choices=list(RESOURCES), metavar="RESOURCE", help=", ".join(RESOURCES)
+            "resource",
+            choices=[*RESOURCES, *LINKS],
+            metavar="RESOURCE",
+            help=f"{', '.join(RESOURCES)}; of an export also {', '.join(LINKS)}",
         )
         parser.add_argument(
             "file",
@@ -78,6 +81,11 @@ class Command(BaseCommand):
             help="created_at and updated_at come from the file",
         )
         parser.add_argument(
+            "--preserve-ids",
+            action="store_true",
+            help="restore an export: each line has its `id`, and what the server keeps of the row",
+        )
+        parser.add_argument(
             "--strict-references",
             action="store_true",
             help="refuse unknown agents and users instead of creating them",
@@ -104,6 +112,10 @@ class Command(BaseCommand):
             raise CommandError(f"--timeout is 0 to {MAX_TIMEOUT_S:,}", returncode=USAGE)
         if options["embed"] and options["resource"] != "memories":
             raise CommandError("--embed is for memories", returncode=USAGE)
+        if options["resource"] in LINKS and not options["preserve_ids"]:
+            raise CommandError(
+                f"{options['resource']} come from an export: add --preserve-ids", returncode=USAGE
+            )
         try:
             organization = organization_by_slug(options["organization"])
             actor = self._actor(options["actor"])
@@ -115,6 +127,7 @@ class Command(BaseCommand):
             batch_size=options["batch_size"],
             timeout_s=options["timeout"],
             preserve_timestamps=options["preserve_timestamps"],
+            preserve_ids=options["preserve_ids"],
             strict_references=options["strict_references"],
             dry_run=options["dry_run"],
         )

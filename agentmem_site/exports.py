@@ -1,0 +1,215 @@
+"""Exports: an organization as files of lines, from which `bulk_upsert --preserve-ids` restores it.
+
+What is not in them: members, keys, the audit log, and the memories' earlier versions.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
+from django.db.models import Count
+from django.utils import timezone
+from msgspec import Raw
+
+from accounts.actors import Actor
+from accounts.models import Organization
+from accounts.services.audit import record_event
+from accounts.tenancy import snapshot, tenant
+from agentmem_site.bulk.export import columns_of, encode, read, without_trash
+from agentmem_site.bulk.spec import LoadSpec, restoring
+from agentmem_site.loads import EXPORTED, LINKS, RESOURCES
+from memories.models import Memory
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FILES = {resource: f"{resource}.jsonl" for resource in EXPORTED}
+# What says of a vector whose it is, beside the vector.
+_OF_VECTORS = ("embedding", "embedding_model", "embedding_state")
+_OF_EMBEDDING = (*_OF_VECTORS, "embedding_attempts", "embedding_error")
+_APPS = ("accounts", "memories", "agent_sessions")
+_MAX_RUN_BYTES = 1024 * 1024  # on one line of a session; the others are on more lines of it
+
+Manifest = dict[str, Any]
+
+
+class NotExported(Exception):
+    """The export cannot be written there."""
+
+
+def write_export(
+    folder: Path,
+    *,
+    organization: Organization,
+    actor: Actor,
+    with_vectors: bool,
+    with_deleted: bool,
+    on_file: Callable[[str, int], None] = lambda name, rows: None,
+) -> Manifest:
+    """Writes one file per resource, all as they were at one moment, and the manifest last.
+
+    Raises: NotExported; OSError. Then nothing is left in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise NotExported(f"{folder} holds something already: give an empty or a new directory.")
+    manifest: Manifest = {
+        "format": FORMAT,
+        "migrations": _migrations(),
+        "organization": {"name": organization.name, "slug": organization.slug},
+        "taken_at": timezone.now().isoformat(),
+        "vectors": with_vectors,
+        "deleted": with_deleted,
+        "files": {},
+    }
+    try:
+        with snapshot(organization):
+            if with_vectors:
+                manifest["encoders"] = _encoders(organization)
+            for resource, name in FILES.items():
+                spec = restoring({**RESOURCES, **LINKS}[resource])
+                lines = _lines(spec, organization, with_vectors, with_deleted)
+                described = _write(folder / name, lines)
+                manifest["files"][name] = {"resource": resource, **described}
+                on_file(resource, described["rows"])
+        _write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+    except BaseException:
+        for file in folder.iterdir():  # it was empty: all in it is ours
+            file.unlink()
+        raise
+    with tenant(organization):
+        record_event(
+            organization=organization,
+            actor=actor,
+            action="exported",
+            resource_type="organization",
+            resource_id=organization.pk,
+            changes={f["resource"]: f["rows"] for f in manifest["files"].values()},
+        )
+    return manifest
+
+
+def _migrations() -> dict[str, str]:
+    """The newest one of each app: the shape of the tables that this was read from."""
+    found = MigrationRecorder(connection).applied_migrations()
+    return {app: name for app, name in sorted(found) if app in _APPS}
+
+
+def _encoders(organization: Organization) -> dict[str, int]:
+    """How many vectors are whose."""
+    ready = Memory.objects.for_organization(organization).filter(embedding__isnull=False)
+    counted = ready.order_by().values_list("embedding_model").annotate(Count("pk"))
+    return dict(counted)
+
+
+def _lines(
+    spec: LoadSpec, organization: Organization, with_vectors: bool, with_deleted: bool
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """(line, whether its row has not been there yet), in the order of the ids."""
+    rows, columns = _select(spec, organization, with_vectors, with_deleted)
+    found = read(rows.order_by("pk"), columns)
+    if spec.children is None:
+        yield from ((line, True) for line in found)
+        return
+    run_rows, run_columns = _select(spec.children.spec, organization, with_vectors, with_deleted)
+    parent = spec.children.spec.parent_column
+    runs = read(run_rows.order_by(parent, "position", "pk"), {parent: parent, **run_columns})
+    groups = groupby(runs, key=itemgetter(parent))
+    ahead = next(groups, None)
+    for line in found:
+        below: Iterable[Any] = ()
+        if ahead and ahead[0] == line["id"]:
+            below = ahead[1]
+        is_first = True
+        for part in _parts({n: v for n, v in run.items() if n != parent} for run in below):
+            yield {**line, spec.children.source: part}, is_first
+            is_first = False
+        if ahead and ahead[0] == line["id"]:
+            ahead = next(groups, None)
+
+
+def _parts(runs: Iterable[dict[str, Any]]) -> Iterator[list[Raw]]:
+    """The runs in lists that a line can hold; one empty list for none."""
+    part, size = list[Raw](), 0
+    for run in map(encode, runs):
+        if part and size + len(run) > _MAX_RUN_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(Raw(run.rstrip()))
+        size += len(run)
+    yield part
+
+
+def _select(
+    spec: LoadSpec, organization: Organization, with_vectors: bool, with_deleted: bool
+) -> tuple[Any, Any]:
+    columns = columns_of(spec, leave_out=() if with_vectors else _OF_EMBEDDING)
+    model: Any = spec.model
+    rows = model.objects.for_organization(organization)
+    if with_deleted:
+        return rows, columns
+    is_live, columns = without_trash(spec, columns)
+    return rows.filter(is_live), columns
+
+
+def _write(file: Path, lines: Iterable[tuple[dict[str, Any], bool]]) -> dict[str, Any]:
+    """The file's rows, lines and SHA-256; of sessions the runs too."""
+    part, digest = file.with_suffix(".part"), hashlib.sha256()
+    counts = {"rows": 0, "lines": 0}
+    with part.open("xb") as out:
+        for line, is_new in lines:
+            data = encode(line)
+            digest.update(data)
+            out.write(data)
+            counts["lines"] += 1
+            counts["rows"] += is_new
+            if "runs" in line:
+                counts["runs"] = counts.get("runs", 0) + len(line["runs"])
+        out.flush()
+        os.fsync(out.fileno())
+    part.rename(file)
+    return {**counts, "sha256": digest.hexdigest()}
+
+
+def _write_whole(file: Path, data: bytes) -> None:
+    part = file.with_suffix(".part")
+    with part.open("xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    part.rename(file)
+
+
+class NotAnExport(Exception):
+    """The directory holds no whole export."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a whole export: each of its files is as it was written.
+
+    Raises: NotAnExport, OSError.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise NotAnExport(f"{file} is missing: this is no export, or one that was not finished.")
+    try:
+        manifest: Manifest = json.loads(file.read_bytes())
+        version, files = manifest["format"], manifest["files"]
+        named = {name: entry["sha256"] for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotAnExport(f"{file} cannot be read as a manifest.") from error
+    if version != FORMAT:
+        raise NotAnExport(f"{file} is of format {version}; this version reads {FORMAT}.")
+    for file in map(folder.joinpath, FILES.values()):
+        if file.name not in named or not file.is_file():
+            raise NotAnExport(f"{file} is missing.")
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != named[file.name]:
+                raise NotAnExport(f"{file} is not as it was exported (SHA-256).")
+    return manifest

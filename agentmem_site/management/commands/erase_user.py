@@ -1,0 +1,57 @@
+"""`manage.py erase_user`: a person and all that is theirs, for good."""
+
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import OperationalError
+
+from accounts.access import organization_by_slug
+from accounts.actors import command_actor
+from accounts.api.fields import find
+from accounts.errors import NotFound, ServiceError
+from accounts.models import User
+from accounts.tenancy import tenant
+from sessions.services.erasing import count_person, erase_person
+
+TEMPORARY, PERMISSION = 75, 77
+
+
+class Command(BaseCommand):
+    help = (
+        "Removes a user for good, in one transaction: the row, their memories with vectors and "
+        "history, their blocks, sessions with runs and messages, their messages in the sessions "
+        "of others; what lies in the trash too. The audit log keeps that it was done, the counts "
+        "and the uuid. An export or a backup that was made before still holds them."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("user", metavar="EXTERNAL_ID_OR_UUID")
+        parser.add_argument("--organization", required=True, metavar="SLUG")
+        sure = parser.add_mutually_exclusive_group(required=True)
+        sure.add_argument("--dry-run", action="store_true", help="tell what would go")
+        sure.add_argument("--yes", action="store_true", help="it cannot be taken back: do it")
+        parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            organization = organization_by_slug(options["organization"])
+            with tenant(organization):
+                rows = User.objects.for_organization(organization)
+                user = find(rows, options["user"], "external_id")
+                if user is None:
+                    raise NotFound(f"There is no user {options['user']!r}.")
+                if options["yes"]:
+                    actor = command_actor("erase_user")
+                    counts = erase_person(user, organization=organization, actor=actor)
+                else:
+                    counts = count_person(user, organization=organization)
+        except ServiceError as error:
+            raise CommandError(str(error), returncode=PERMISSION) from error
+        except OperationalError as error:
+            raise CommandError(f"Nothing is erased: {error}", returncode=TEMPORARY) from error
+        if options["json"]:
+            self.stdout.write(json.dumps(counts))
+            return
+        told = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+        self.stdout.write(f"{'Erased' if options['yes'] else 'Would erase'}: {told}")

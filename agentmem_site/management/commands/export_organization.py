@@ -1,0 +1,59 @@
+"""`manage.py export_organization`: an organization into a directory of JSON lines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import OperationalError
+
+from accounts.access import organization_by_slug
+from accounts.actors import command_actor
+from accounts.errors import ServiceError
+from agentmem_site.exports import NotExported, write_export
+
+USAGE, CANNOT_WRITE, TEMPORARY, PERMISSION = 2, 73, 75, 77
+
+
+class Command(BaseCommand):
+    help = (
+        "Writes an organization into DIR: a file of JSON lines per resource and a manifest.json, "
+        "all as they were at one moment. `import_organization` restores it with its ids and "
+        "timestamps. Not in it: members, keys, the audit log, earlier versions of memories."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("slug", metavar="SLUG")
+        parser.add_argument("directory", type=Path, metavar="DIR", help="empty, or not there yet")
+        parser.add_argument(
+            "--vectors", action="store_true", help="with the memories' vectors (5 KB each)"
+        )
+        parser.add_argument(
+            "--deleted", action="store_true", help="with what lies in the trash, as deleted"
+        )
+        parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        def show(resource: str, rows: int) -> None:
+            if not options["json"]:
+                self.stdout.write(f"{resource}: {rows:,}")
+
+        try:
+            manifest = write_export(
+                options["directory"],
+                organization=organization_by_slug(options["slug"]),
+                actor=command_actor("export_organization"),
+                with_vectors=options["vectors"],
+                with_deleted=options["deleted"],
+                on_file=show,
+            )
+        except NotExported as error:
+            raise CommandError(str(error), returncode=USAGE) from error
+        except ServiceError as error:
+            raise CommandError(str(error), returncode=PERMISSION) from error
+        except OSError as error:
+            raise CommandError(f"Nothing is exported: {error}", returncode=CANNOT_WRITE) from error
+        except OperationalError as error:
+            raise CommandError(f"Nothing is exported: {error}", returncode=TEMPORARY) from error
+        if options["json"]:
+            self.stdout.write(json.dumps(manifest))

@@ -1,0 +1,62 @@
+"""POST memories/export: memories by filter, as a stream of lines."""
+
+from typing import Any
+
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+
+from accounts.api.views import TenantViewSet
+from accounts.roles import permission
+from memories.api.serializers import MemoryQuery
+from memories.models import Memory
+from memories.services.exporting import export_memories
+
+NDJSON = "application/x-ndjson"
+
+
+class LinesRenderer(JSONRenderer):
+    """Lets a caller ask for lines; a refusal is problem+json all the same."""
+
+    media_type = NDJSON
+    format = "ndjson"
+
+
+class MemoryExport(MemoryQuery):
+    unknown_word = "field"
+
+    # No pages here, and nothing of the trash: a line cannot say that it lies there.
+    limit: Any = None
+    cursor: Any = None
+    deleted: Any = None
+    vectors = serializers.BooleanField(
+        default=False, help_text="With `embedding` and `embedding_model`: 5 KB a line."
+    )
+
+
+class MemoryExportViewSet(TenantViewSet):
+    tag = "Memories"
+    model = Memory
+    scope = permission("memory", "read")
+    serializer_class = MemoryExport
+    renderer_classes = [JSONRenderer, LinesRenderer]
+
+    @extend_schema(
+        summary="Export memories",
+        request=MemoryExport,
+        responses={(200, NDJSON): OpenApiTypes.STR},
+    )
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> StreamingHttpResponse:
+        """NDJSON, oldest first, each line as `bulk_upsert` reads it; the filters are those of the
+        list. What fails on the way is told in the last line, `{"error": ...}`, which no load takes
+        for a memory."""
+        body: Any = self.get_serializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        with_vectors = body.validated_data.pop("vectors")
+        rows = body.narrow(self.get_queryset())
+        # It runs when this transaction is over.
+        lines = export_memories(rows, with_vectors=with_vectors, **self.by)
+        return StreamingHttpResponse(lines, content_type=NDJSON)

@@ -1,0 +1,155 @@
+"""POST agents/{id}/context: what to put into a prompt."""
+
+from dataclasses import asdict
+from typing import Any
+
+from drf_spectacular.utils import OpenApiExample, extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api.fields import ReferenceField
+from accounts.api.shapes import Strict
+from accounts.api.views import TenantViewSet
+from accounts.errors import Forbidden
+from accounts.models import User
+from accounts.roles import permission
+from accounts.tenancy import tenant
+from memories.models import Agent
+from sessions.models import Session
+from sessions.services.context import (
+    CHARACTERS_PER_TOKEN,
+    WorkingSet,
+    build_context,
+    estimated_tokens,
+)
+
+DEFAULT_TOKENS, MAX_TOKENS, MAX_QUERY_LENGTH, MAX_ROWS = 4000, 1_000_000, 8000, 200
+_ALSO_NEEDED = (permission("agent", "read"), permission("session", "read"))
+
+
+class ContextBody(Strict):
+    query = serializers.CharField(
+        max_length=MAX_QUERY_LENGTH, help_text="What the memories are searched for."
+    )
+    user_id = ReferenceField(
+        User, required=False, help_text="uuid or external_id; the session's, where not given"
+    )
+    session_id = ReferenceField(Session, key="session_id", required=False)
+    max_tokens = serializers.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=MAX_TOKENS,
+        help_text=f"Of {CHARACTERS_PER_TOKEN} characters; {DEFAULT_TOKENS} where neither is given.",
+    )
+    max_characters = serializers.IntegerField(
+        required=False, min_value=1, max_value=CHARACTERS_PER_TOKEN * MAX_TOKENS
+    )
+    memories = serializers.IntegerField(min_value=0, max_value=MAX_ROWS, default=10)
+    messages = serializers.IntegerField(min_value=0, max_value=MAX_ROWS, default=20)
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        if "max_tokens" in values and "max_characters" in values:
+            raise serializers.ValidationError(
+                {"max_characters": "Give max_tokens or max_characters, not both."}, code="twice"
+            )
+        return values
+
+    def budget(self) -> int:
+        """In characters."""
+        values = self.validated_data
+        tokens: int = values.get("max_tokens", DEFAULT_TOKENS)
+        return int(values.get("max_characters", CHARACTERS_PER_TOKEN * tokens))
+
+
+class _Sized(serializers.Serializer[Any]):
+    kind = serializers.ChoiceField(["system", "block", "memory", "message"])
+    id = serializers.UUIDField(help_text="Of the system prompt the agent's.")
+    label: Any = serializers.CharField(help_text="A block's label, else the external_id.")
+    characters = serializers.IntegerField()
+    estimated_tokens = serializers.IntegerField()
+
+
+class ContextItem(_Sized):
+    text = serializers.CharField(help_text="As it stands in the prompt.")
+    score = serializers.FloatField(allow_null=True, help_text="Of a memory.")
+
+
+class ContextLeftOut(_Sized):
+    reason = serializers.ChoiceField(["over_budget", "after_a_gap", "another_user", "empty"])
+
+
+class Context(serializers.Serializer[Any]):
+    text = serializers.CharField(help_text="The prompt.")
+    characters = serializers.IntegerField()
+    max_characters = serializers.IntegerField()
+    estimated_tokens = serializers.IntegerField()
+    items = ContextItem(many=True)
+    left_out = ContextLeftOut(many=True)
+    notice = serializers.CharField(required=False, help_text="Why it was searched otherwise.")
+
+
+class AgentContextViewSet(TenantViewSet):
+    tag = "Agents"
+    model = Agent
+    scope = permission("memory", "read")
+    serializer_class = ContextBody
+    late_actions = ("create",)
+    parent_model = Agent
+    parent_kwarg = "agent_id"
+
+    @extend_schema(
+        summary="Build the context of a prompt",
+        request=ContextBody,
+        responses={200: Context},
+        examples=[
+            OpenApiExample(
+                "For an answer to a user",
+                request_only=True,
+                value={
+                    "query": "How does Alice take her coffee?",
+                    "session_id": "cafe:2026-01-31",
+                    "max_tokens": 2000,
+                },
+            )
+        ],
+    )
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """The system prompt and the blocks, then the best memories for the query, then the latest
+        messages, as many as the budget holds, each whole; `left_out` names what did not fit. The
+        messages are the session's, or without one the agent's with the user. Needs agent:read and
+        session:read too."""
+        for scope in _ALSO_NEEDED:
+            if not self.actor.may(scope):
+                raise Forbidden(f"This key does not hold the scope {scope}.")
+        body: Any = self.get_serializer(data=request.data)
+        with tenant(self.organization):
+            body.is_valid(raise_exception=True)
+        values = body.validated_data
+        working_set = build_context(
+            organization=self.organization,
+            agent=self.parent,
+            query=values["query"],
+            max_characters=body.budget(),
+            user=values.get("user_id"),
+            session=values.get("session_id"),
+            memory_limit=values["memories"],
+            message_limit=values["messages"],
+        )
+        return Response(_shown(working_set))
+
+
+def _shown(working_set: WorkingSet) -> dict[str, Any]:
+    notice = {"notice": working_set.notice} if working_set.notice else {}
+    return {
+        "text": working_set.text,
+        **_size(working_set.characters),
+        "max_characters": working_set.max_characters,
+        "items": [{**asdict(i), **_size(i.characters)} for i in working_set.items],
+        "left_out": [{**asdict(i), **_size(i.characters)} for i in working_set.left_out],
+        **notice,
+    }
+
+
+def _size(characters: int) -> dict[str, int]:
+    return {"characters": characters, "estimated_tokens": estimated_tokens(characters)}

@@ -1,0 +1,193 @@
+"""The working set of a prompt: an agent's blocks, the best memories, the latest messages, as much
+of them as a budget holds.
+
+What is named first is taken first: the system prompt, the blocks in the order in which they were
+attached, memories by score, messages from the newest back. Nothing is cut: what does not fit is
+left out whole, and named.
+"""
+
+import json
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Literal
+from uuid import UUID
+
+from accounts.errors import Invalid
+from accounts.models import Organization, User
+from accounts.tenancy import tenant
+from memories.models import Agent, AgentBlock
+from memories.services.searching import Found, Hit, search_memories
+from sessions.models import Message, Session
+
+CHARACTERS_PER_TOKEN = 4  # in English; other scripts have fewer
+Kind = Literal["system", "block", "memory", "message"]
+Reason = Literal["over_budget", "after_a_gap", "another_user", "empty"]
+_HEADINGS = {"memory": "# Memories\n", "message": "# Recent messages\n"}
+_BETWEEN_PARTS, _BETWEEN_LINES = "\n\n", "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A piece of the prompt; `characters` with the heading or the line break that leads to it."""
+
+    kind: Kind
+    id: UUID
+    label: str
+    text: str
+    characters: int
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    kind: Kind
+    id: UUID
+    label: str
+    characters: int
+    reason: Reason
+
+
+@dataclass(slots=True)
+class WorkingSet:
+    """What goes into the prompt, in its order; what does not, and why."""
+
+    max_characters: int
+    items: list[Item] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    characters: int = 0
+    notice: str = ""  # the search's
+
+    @property
+    def text(self) -> str:
+        """The prompt, `characters` long."""
+        parts: list[str] = []
+        for kind, items in groupby(self.items, key=attrgetter("kind")):
+            texts = [item.text for item in items]
+            heading = _HEADINGS.get(kind)
+            parts += [heading + _BETWEEN_LINES.join(texts)] if heading else texts
+        return _BETWEEN_PARTS.join(parts)
+
+    def offer(
+        self, kind: Kind, row_id: UUID, label: str, text: str, *, score: float | None = None
+    ) -> bool:
+        """Takes the piece if it fits; whether it did."""
+        if kind in _HEADINGS and any(item.kind == kind for item in self.items):
+            lead = len(_BETWEEN_LINES)
+        else:
+            lead = len(_BETWEEN_PARTS) if self.items else 0
+            lead += len(_HEADINGS.get(kind, ""))
+        size = lead + len(text)
+        if self.characters + size > self.max_characters:
+            self.leave_out(kind, row_id, label, text, "over_budget")
+            return False
+        self.items.append(Item(kind, row_id, label, text, size, score))
+        self.characters += size
+        return True
+
+    def leave_out(self, kind: Kind, row_id: UUID, label: str, text: str, reason: Reason) -> None:
+        self.left_out.append(LeftOut(kind, row_id, label, len(text), reason))
+
+
+def estimated_tokens(characters: int) -> int:
+    return -(-characters // CHARACTERS_PER_TOKEN)
+
+
+def build_context(
+    *,
+    organization: Organization,
+    agent: Agent,
+    query: str,
+    max_characters: int,
+    user: User | None = None,
+    session: Session | None = None,
+    memory_limit: int = 10,
+    message_limit: int = 20,
+) -> WorkingSet:
+    """What to put into a prompt for the query. Called outside `tenant()`: the query is encoded.
+
+    Messages are the session's, or without one the agent's with this user; without either there
+    are none. Raises: Invalid, EncoderError.
+    """
+    if session is not None and user is None:
+        with tenant(organization):
+            user = session.user
+    if session is not None and user is not None and session.user_id not in (None, user.pk):
+        raise Invalid("This session is of another user.", field="session_id")
+    found = Found([], "hybrid", 0)
+    if memory_limit:
+        found = search_memories(
+            organization=organization, query=query, agent=agent, user=user, limit=memory_limit
+        )
+    working_set = WorkingSet(max_characters, notice=found.notice)
+    with tenant(organization):
+        _offer_blocks(working_set, organization, agent, user)
+        for hit in found.hits:
+            memory = hit.memory
+            score = hit.ranked.score
+            working_set.offer(
+                "memory", memory.pk, memory.external_id or "", _line(hit), score=score
+            )
+        _offer_messages(working_set, organization, agent, user, session, message_limit)
+    return working_set
+
+
+def _offer_blocks(
+    working_set: WorkingSet, organization: Organization, agent: Agent, user: User | None
+) -> None:
+    if agent.system.strip():
+        working_set.offer("system", agent.pk, "system", agent.system)
+    links = AgentBlock.objects.for_organization(organization).live()
+    links = links.filter(agent=agent, block__is_deleted=False).select_related("block")
+    for link in links.order_by("created_at", "pk"):
+        block = link.block
+        text = f"# {block.label}\n{block.value}"
+        if user is not None and block.user_id not in (None, user.pk):
+            working_set.leave_out("block", block.pk, block.label, text, "another_user")
+        elif not block.value.strip():
+            working_set.leave_out("block", block.pk, block.label, text, "empty")
+        else:
+            working_set.offer("block", block.pk, block.label, text)
+
+
+def _line(hit: Hit) -> str:
+    memory = hit.memory
+    who = f"{memory.speaker}: " if memory.speaker else ""
+    return f"- {memory.created_at:%Y-%m-%d} {who}{memory.content.strip()}"
+
+
+def _offer_messages(
+    working_set: WorkingSet,
+    organization: Organization,
+    agent: Agent,
+    user: User | None,
+    session: Session | None,
+    limit: int,
+) -> None:
+    rows = Message.objects.for_organization(organization).live()
+    if session is not None:
+        rows = rows.filter(session=session)
+    elif user is not None:
+        rows = rows.filter(agent=agent, user=user)
+    else:
+        return
+    start, is_broken_off = len(working_set.items), False
+    for message in rows.newest_first()[:limit]:
+        said = _said(message)
+        text = f"{message.role}: {said}"
+        label = message.external_id or ""
+        if not said:
+            working_set.leave_out("message", message.pk, label, text, "empty")
+        elif is_broken_off:  # what was said before would be read as what led to what follows
+            working_set.leave_out("message", message.pk, label, text, "after_a_gap")
+        else:
+            is_broken_off = not working_set.offer("message", message.pk, label, text)
+    working_set.items[start:] = reversed(working_set.items[start:])
+
+
+def _said(message: Message) -> str:
+    """The text; else the content, or the calls of tools, as JSON."""
+    if message.text.strip():
+        return message.text
+    given: Any = message.content or message.tool_calls or message.tool_returns
+    return json.dumps(given, ensure_ascii=False) if given else ""

@@ -1,0 +1,230 @@
+"""POST agents/{id}/context: what goes into a prompt, in which order, and what is left out."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from accounts.tenancy import tenant
+from memories.embeddings import EncoderError
+from memories.models import Block
+from memories.services import searching
+from memories.services.agents import attach_block, blocks
+from tests.api.conftest import client_with
+from tests.makers import (
+    TESTER,
+    make_agent,
+    make_block,
+    make_key,
+    make_memory,
+    make_message,
+    make_session,
+    make_user,
+)
+
+SCOPES = ["memory:read", "agent:read", "session:read"]
+DAY = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def static_encoder(settings):
+    settings.ENCODER = "static"
+
+
+@pytest.fixture
+def api(acme):
+    return client_with(make_key(acme, SCOPES))
+
+
+def attach(agent, block):
+    with tenant(agent.organization_id):
+        attach_block(agent, block, organization=agent.organization, actor=TESTER)
+
+
+@pytest.fixture
+def talk(acme):
+    """An agent with two blocks, in a session with Ann; Bob is somebody else."""
+    ann, bob = make_user(acme, external_id="ann"), make_user(acme, external_id="bob")
+    agent = make_agent(acme, external_id="barista", system="You sell coffee.")
+    attach(agent, make_block(acme, label="persona", value="Kind."))
+    attach(agent, make_block(acme, label="human", value="Ann is a regular.", user=ann))
+    session = make_session(acme, session_id="s", agent=agent, user=ann)
+    for number, (role, text) in enumerate(
+        [("user", "Hi!"), ("assistant", "Hello."), ("user", "?")]
+    ):
+        at = DAY + timedelta(minutes=number)
+        make_message(acme, session=session, role=role, text=text, created_at=at, external_id=text)
+    for user, content in ((ann, "Coffee without sugar."), (bob, "Coffee with milk.")):
+        make_memory(acme, user=user, agent=agent, content=content, speaker="They", created_at=DAY)
+    return session
+
+
+def ask(api, **body):
+    answer = api.post("agents/barista/context", {"query": "coffee", **body})
+    assert answer.status_code == 200, answer.content
+    told = answer.json()
+    assert len(told["text"]) == told["characters"] <= told["max_characters"]
+    assert told["characters"] == sum(item["characters"] for item in told["items"])
+    return told
+
+
+PROMPT = """You sell coffee.
+
+# persona
+Kind.
+
+# human
+Ann is a regular.
+
+# Memories
+- 2026-01-02 They: Coffee without sugar.
+
+# Recent messages
+user: Hi!
+assistant: Hello.
+user: ?"""
+
+
+def test_a_prompt_is_made_of_blocks_memories_and_messages(api, talk):
+    told = ask(api, session_id="s")
+    assert told["text"] == PROMPT
+    assert told["left_out"] == []
+    assert [i["kind"] for i in told["items"]] == [
+        "system",
+        *["block"] * 2,
+        "memory",
+        *["message"] * 3,
+    ]
+    assert told["items"][0]["id"] == str(talk.agent_id)
+    assert [i["label"] for i in told["items"][1:3]] == ["persona", "human"]
+    assert told["items"][3]["score"] > 0
+    assert told["estimated_tokens"] == -(-len(PROMPT) // 4)
+    assert told["max_characters"] == 16_000
+
+
+def test_without_a_session_messages_are_those_of_the_agent_and_the_user(acme, api, talk):
+    make_message(acme, agent=talk.agent, user=talk.user, text="Outside.")
+    make_message(acme, agent=make_agent(acme), user=talk.user, text="Elsewhere.")
+    told = ask(api, user_id="ann")
+    said = [i["text"] for i in told["items"] if i["kind"] == "message"]
+    assert said == ["user: Hi!", "assistant: Hello.", "user: ?", "user: Outside."]
+    assert [i["text"] for i in ask(api)["items"] if i["kind"] == "message"] == []
+
+
+def test_what_is_of_another_user_stays_out(api, talk):
+    told = ask(api, user_id="bob")
+    assert "Ann" not in told["text"]
+    assert "with milk" in told["text"]
+    assert "without sugar" not in told["text"]
+    assert [(i["label"], i["reason"]) for i in told["left_out"]] == [("human", "another_user")]
+    refused = api.post(
+        "agents/barista/context", {"query": "x", "user_id": "bob", "session_id": "s"}
+    )
+    assert refused.status_code == 400
+    assert refused.json()["errors"][0] == {
+        "field": "session_id",
+        "code": "invalid",
+        "message": "This session is of another user.",
+    }
+
+
+def left_out(told):
+    return [(i["kind"], i["label"], i["reason"]) for i in told["left_out"]]
+
+
+def test_a_block_that_does_not_fit_is_left_out_and_named(acme, api, talk):
+    large = make_block(acme, label="large", value="x" * 1500)
+    attach(talk.agent, large)
+    told = ask(api, session_id="s", max_characters=600)
+    assert left_out(told) == [("block", "large", "over_budget")]
+    assert told["left_out"][0]["id"] == str(large.pk)
+    assert told["left_out"][0]["characters"] == len("# large\n") + 1500
+    assert told["text"] == PROMPT
+
+
+def test_each_budget_holds_and_what_fits_is_exact(api, talk):
+    assert ask(api, session_id="s", max_characters=len(PROMPT))["left_out"] == []
+    assert len(ask(api, session_id="s", max_characters=len(PROMPT) - 1)["left_out"]) == 1
+    for budget in range(1, len(PROMPT), 7):
+        ask(api, session_id="s", max_characters=budget)
+    told = ask(api, session_id="s", max_tokens=10)
+    assert (told["max_characters"], told["estimated_tokens"] <= 10) == (40, True)
+
+
+def test_messages_are_taken_from_the_newest_back_and_without_gaps(acme, api, talk):
+    base = len(PROMPT) - len("user: Hi!\n")
+    told = ask(api, session_id="s", max_characters=base)
+    assert told["text"] == PROMPT.replace("user: Hi!\n", "")
+    assert left_out(told) == [("message", "Hi!", "over_budget")]
+    long = make_message(acme, session=talk, text="x" * 500, created_at=DAY + timedelta(seconds=90))
+    told = ask(api, session_id="s", max_characters=len(PROMPT))
+    assert told["text"].endswith("# Recent messages\nuser: ?")
+    assert left_out(told) == [
+        ("message", "", "over_budget"),
+        ("message", "Hello.", "after_a_gap"),
+        ("message", "Hi!", "after_a_gap"),
+    ]
+    assert told["left_out"][0]["id"] == str(long.pk)
+
+
+def test_how_many_is_told(api, talk):
+    told = ask(api, session_id="s", messages=1, memories=0)
+    assert told["text"].endswith("Ann is a regular.\n\n# Recent messages\nuser: ?")
+
+
+def test_what_says_nothing_is_named(acme, api, talk):
+    make_message(acme, session=talk, text="", role="assistant", external_id="none")
+    make_message(acme, session=talk, text="", role="tool", content={"a": "ü"}, external_id="some")
+    with tenant(acme):
+        persona = Block.objects.for_organization(acme).get(label="persona")
+        blocks.update(persona, organization=acme, actor=TESTER, values={"value": " "})
+    told = ask(api, session_id="s")
+    assert left_out(told) == [("block", "persona", "empty"), ("message", "none", "empty")]
+    assert told["text"].endswith('user: ?\ntool: {"a": "ü"}')
+
+
+def test_what_lies_in_the_trash_stays_out(acme, api, talk):
+    everything = client_with(make_key(acme))
+    everything.delete("messages/Hi!")
+    with tenant(acme):
+        block = Block.objects.for_organization(acme).get(label="human")
+    everything.delete(f"blocks/{block.pk}")
+    told = ask(api, session_id="s")
+    assert "Hi!" not in told["text"]
+    assert "regular" not in told["text"]
+    assert told["left_out"] == []
+
+
+def test_an_encoder_that_fails_is_told_and_words_are_searched_for(api, talk, monkeypatch):
+    def fail(*args, **kwargs):
+        raise EncoderError("The model is gone.")
+
+    monkeypatch.setattr(searching, "embed_queries", fail)
+    told = ask(api, session_id="s")
+    assert "The model is gone." in told["notice"]
+    assert told["text"] == PROMPT
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"max_tokens": 5, "max_characters": 5}, "max_characters", "not both"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"query": ""}, "query", "may not be blank"),
+        ({"session_id": "nowhere"}, "session_id", "There is no session 'nowhere'"),
+        ({"memories": 201}, "memories", "less than or equal to 200"),
+        ({"tokens": 5}, "tokens", "There is no such field"),
+    ],
+)
+def test_a_body_is_refused_by_its_field(api, talk, body, field, message):
+    refused = api.post("agents/barista/context", {"query": "coffee", **body})
+    assert refused.status_code == 400
+    assert refused.json()["errors"][0]["field"] == field
+    assert message in refused.json()["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("missing", SCOPES)
+def test_each_scope_of_what_is_read_is_needed(acme, talk, missing):
+    client = client_with(make_key(acme, [s for s in SCOPES if s != missing]))
+    refused = client.post("agents/barista/context", {"query": "coffee"})
+    assert refused.status_code == 403
+    assert refused.json()["detail"] == f"This key does not hold the scope {missing}."

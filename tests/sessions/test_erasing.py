@@ -1,0 +1,219 @@
+"""A person is erased: nothing of theirs is left in any table, nothing of anybody else's goes."""
+
+import io
+import json
+
+import pytest
+from django.apps import apps
+from django.core.management import CommandError, call_command
+from django.db import connection
+
+from accounts.access import authenticate_key
+from accounts.models import AuditEvent, User
+from accounts.services.users import users
+from accounts.tenancy import platform, tenant
+from agentmem_site.bulk import LoadOptions
+from agentmem_site.loads import run_load
+from memories.models import CachedVector, Memory
+from memories.services.agents import attach_block
+from memories.services.memories import memories
+from sessions.models import Message, Session
+from tests.api.conftest import client_with
+from tests.makers import (
+    TESTER,
+    make_agent,
+    make_block,
+    make_cached_vector,
+    make_key,
+    make_memory,
+    make_message,
+    make_run,
+    make_session,
+    make_user,
+)
+
+CANARY = "canary-7f3a"  # stands in each text of theirs
+THEIRS = {
+    "message": 5,
+    "memoryhistory": 5,
+    "memory": 3,
+    "run": 1,
+    "session": 2,
+    "agentblock": 1,
+    "block": 1,
+    "user": 1,
+}
+
+
+@pytest.fixture
+def person(acme):
+    """Somebody who said things everywhere, some of it in the trash; and others around them."""
+    user = make_user(
+        acme,
+        external_id=CANARY,
+        name=f"Ann {CANARY}",
+        email=f"{CANARY}@a.example",
+        metadata={"a": CANARY},
+    )
+    other, agent = make_user(acme, external_id="other"), make_agent(acme)
+    block = make_block(acme, user=user, value=CANARY, label=CANARY)
+    session = make_session(acme, user=user, agent=agent, session_id=f"s {CANARY}", name=CANARY)
+    run = make_run(session, content=CANARY, messages=[{"content": CANARY}])
+    make_message(acme, session=session, text=CANARY)
+    make_message(acme, session=session, run=run, user=other, text=f"Hello {CANARY}")
+    make_message(acme, session=make_session(acme, user=other), user=user, text=CANARY)
+    make_message(acme, user=user, agent=agent, text=CANARY)
+    trashed = make_session(acme, user=user, session_id=f"t {CANARY}")
+    make_message(acme, session=trashed, text=CANARY)
+    said = make_memory(acme, user=user, agent=agent, content=f"First {CANARY}")
+    gone = make_memory(acme, user=user, content=f"Then {CANARY}", speaker=CANARY)
+    make_memory(acme, session_id=session.session_id, content=f"Learnt of {CANARY}")
+    make_memory(acme, user=other, content="Likes tea.", session_id=session.session_id)
+    make_message(acme, user=other, text="Untouched.")
+    by = {"organization": acme, "actor": TESTER}
+    with tenant(acme):
+        attach_block(agent, block, **by)
+        users.update(user, values={"name": f"Anna {CANARY}", "status": "inactive"}, **by)
+        memories.update(said, values={"content": f"Second {CANARY}"}, **by)
+        memories.delete(Memory.objects.for_organization(acme).filter(pk=gone.pk), **by)
+        Session.objects.for_organization(acme).filter(pk=trashed.pk).update(
+            is_deleted=True, deleted_at=trashed.created_at
+        )
+        kept = Memory.objects.for_organization(acme).get(content="Likes tea.")
+    make_cached_vector(acme, hash=bytes(said.hash))
+    make_cached_vector(acme, hash=bytes(gone.hash))
+    make_cached_vector(acme, hash=bytes(kept.hash))
+    return user
+
+
+def tables_with(text):
+    """The tables in which the text stands anywhere, of whatever organization."""
+    found = []
+    with platform(), connection.cursor() as cursor:
+        for model in apps.get_models():
+            if model._meta.app_label not in ("accounts", "memories", "agent_sessions"):
+                continue
+            table = model._meta.db_table
+            cursor.execute(
+                f"SELECT count(*) FROM {table} t WHERE to_jsonb(t)::text LIKE %s", [f"%{text}%"]
+            )
+            found += [table] if cursor.fetchone()[0] else []
+    return found
+
+
+def erase(*arguments, **options):
+    out = io.StringIO()
+    options = {"organization": "acme", "json": True, **options}
+    call_command("erase_user", *arguments, stdout=out, **options)
+    return json.loads(out.getvalue())
+
+
+@pytest.mark.unguarded  # (tables_with looks everywhere)
+def test_nothing_of_an_erased_person_is_left_but_the_tombstone(acme, person):
+    assert len(tables_with(CANARY)) >= 8
+    with tenant(acme):
+        own = AuditEvent.objects.for_organization(acme)
+        assert own.filter(resource_id=person.pk, action="updated").exists()
+    assert erase(CANARY, dry_run=True) == THEIRS
+    assert erase(CANARY, yes=True) == THEIRS
+    assert tables_with(CANARY) == []
+    assert tables_with(str(person.pk)) == ["accounts_auditevent"]
+    with tenant(acme):
+        event = AuditEvent.objects.for_organization(acme).get(action="erased")
+        assert (event.resource_type, event.resource_id) == ("user", person.pk)
+        assert event.changes == {"rows": THEIRS}
+        # What is not theirs is there.
+        memory = Memory.objects.for_organization(acme).get()
+        assert (memory.content, memory.session_id) == ("Likes tea.", None)
+        assert Message.objects.for_organization(acme).get().text == "Untouched."
+        assert Session.objects.for_organization(acme).count() == 1
+        assert User.objects.for_organization(acme).get().external_id == "other"
+        vectors = CachedVector.objects.for_organization(acme)
+        hashes = set(Memory.objects.for_organization(acme).values_list("hash", flat=True))
+        assert {bytes(v.hash) for v in vectors} == {bytes(h) for h in hashes}
+
+
+def test_a_preview_changes_nothing(acme, person):
+    api = client_with(make_key(acme))
+    told = api.delete(f"users/{CANARY}?erase=preview")
+    assert (told.status_code, told.json()) == (200, {"erased": False, "rows": THEIRS})
+    assert erase(str(person.pk), dry_run=True) == THEIRS
+    with tenant(acme):
+        assert not AuditEvent.objects.for_organization(acme).filter(action="erased").exists()
+    assert api.get(f"users/{CANARY}").status_code == 200
+
+
+def test_a_person_is_erased_over_the_api_from_the_trash_too(acme, person):
+    key = make_key(acme, ["user:delete"])
+    api = client_with(key)
+    assert api.delete(f"users/{CANARY}").status_code == 204
+    assert api.delete(f"users/{CANARY}").status_code == 404
+    erased = api.delete(f"users/{CANARY}?erase=true")
+    # (One version more: the memory that lay in the trash with its user.)
+    rows = {**THEIRS, "memoryhistory": 6}
+    assert (erased.status_code, erased.json()) == (200, {"erased": True, "rows": rows})
+    assert api.delete(f"users/{CANARY}?erase=true").status_code == 404
+    with tenant(acme):
+        event = AuditEvent.objects.for_organization(acme).get(action="erased")
+    assert event.actor_id == authenticate_key(key).actor.id
+
+
+def test_who_may_not_delete_users_may_not_erase_them(acme, person):
+    api = client_with(make_key(acme, ["user:read", "user:write", "memory:delete"]))
+    for asked in ("true", "preview"):
+        refused = api.delete(f"users/{CANARY}?erase={asked}")
+        assert refused.status_code == 403
+        assert refused.json()["detail"] == "This key does not hold the scope user:delete."
+
+
+def test_another_organizations_person_is_not_there_to_be_erased(acme, globex, person):
+    api = client_with(make_key(globex))
+    for name in (CANARY, str(person.pk)):
+        assert api.delete(f"users/{name}?erase=true").status_code == 404
+        with pytest.raises(CommandError, match="There is no user") as refused:
+            erase(name, organization="globex", yes=True)
+        assert refused.value.returncode == 77
+    assert erase(CANARY, dry_run=True) == THEIRS
+
+
+def test_the_same_person_of_another_organization_stays(acme, globex, person):
+    make_memory(globex, user=make_user(globex, external_id=CANARY), content=f"First {CANARY}")
+    erase(CANARY, yes=True)
+    assert erase(CANARY, organization="globex", dry_run=True) == {
+        "memoryhistory": 1,
+        "memory": 1,
+        "user": 1,
+    }
+
+
+@pytest.mark.parametrize("asked", ["yes", "", "TRUE"])
+def test_what_erase_may_be_is_told(acme, person, asked):
+    refused = client_with(make_key(acme)).delete(f"users/{CANARY}?erase={asked}")
+    assert refused.status_code == 400
+    assert refused.json()["errors"][0]["field"] == "erase"
+    assert erase(CANARY, dry_run=True) == THEIRS
+
+
+def test_the_command_wants_to_be_told_that_one_is_sure(acme, person):
+    with pytest.raises(CommandError, match="--dry-run --yes is required"):
+        call_command("erase_user", CANARY, "--organization", "acme")
+    out = io.StringIO()
+    call_command("erase_user", CANARY, "--organization", "acme", "--dry-run", stdout=out)
+    assert out.getvalue().startswith("Would erase: 5 message, 5 memoryhistory, 3 memory")
+
+
+def test_a_person_with_many_memories_costs_a_few_statements(acme, django_assert_max_num_queries):
+    lines = (
+        (n, json.dumps({"content": f"Fact {n}", "user_id": "ann"}).encode())
+        for n in range(1, 20_001)
+    )
+    run_load(
+        "memories",
+        lines,
+        organization=acme,
+        actor=TESTER,
+        options=LoadOptions(),
+        on_batch=lambda report: None,
+    )
+    with django_assert_max_num_queries(30):
+        assert erase("ann", yes=True) == {"memoryhistory": 20_000, "memory": 20_000, "user": 1}
