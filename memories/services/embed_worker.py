@@ -60,7 +60,7 @@ class EmbedWorker:
 
     def drain(self) -> None:
         """Until nothing is due, or waits for the index. Raises: EncoderError, Stopped."""
-        while self._round() or self._index_round():
+        while self._work():
             pass
 
     def run(self) -> None:
@@ -69,7 +69,7 @@ class EmbedWorker:
         pause_s = 0.0
         while True:
             try:
-                has_worked = self._round() or self._index_round()
+                has_worked = self._work()
                 if pause_s:
                     logger.warning("Memories are being embedded again.")
                 pause_s = 0.0
@@ -92,6 +92,11 @@ class EmbedWorker:
             self._may_interrupt = False
             raise Stopped
 
+    def _work(self) -> bool:
+        """A round of each: under a load that never ends the index is filled all the same."""
+        has_embedded = self._round()
+        return self._index_round() or has_embedded
+
     def _round(self) -> bool:
         """One batch of each organization that has any: none waits for the million of another."""
         found = organizations_with_pending() if self._only is None else [self._only]
@@ -101,7 +106,7 @@ class EmbedWorker:
         return has_worked
 
     def _index_round(self) -> bool:
-        """When there is nothing to embed: one batch of each large organization into the index."""
+        """One batch of each large organization into the index."""
         if not self._to_index and time.monotonic() - self._looked_at >= INDEX_EVERY_S:
             self._looked_at = time.monotonic()
             self._to_index = large_organizations() if self._only is None else [self._only]

@@ -5,22 +5,25 @@ vector is written only if the row still says what was embedded. A worker that is
 nothing to tidy up: its lease runs out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-import numpy as np
 from django.db import Error, connection
 from django.db.models.functions import Now
-from numpy.typing import NDArray
 
 from accounts.models import Organization
 from accounts.tenancy import platform, tenant
 from memories.embeddings import EncoderError, encode_texts, get_encoder
 from memories.models import Memory
 from memories.services.embedding import Said, as_text, embed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_ATTEMPTS = 5
 FIRST_RETRY = timedelta(seconds=30)  # doubled with each attempt
@@ -82,7 +85,7 @@ class Encoded:
     """Vectors of rows by one encoder, and why other rows have none."""
 
     encoder: str
-    vectors: list[tuple[Row, NDArray[np.float32]]]
+    vectors: "list[tuple[Row, NDArray[np.float32]]]"
     failures: list[tuple[Row, str]]
 
 
@@ -222,6 +225,6 @@ def write_vectors(
         return int(cursor.rowcount)
 
 
-def _has_direction(vector: NDArray[np.float32]) -> bool:
-    halves = vector.astype(np.float16)
-    return bool(np.isfinite(halves).all() and halves.any())
+def _has_direction(vector: "NDArray[np.float32]") -> bool:
+    halves = vector.astype("float16")
+    return bool((abs(halves) < math.inf).all() and halves.any())
