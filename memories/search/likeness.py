@@ -20,11 +20,12 @@ Slice = Mapping[str, Any]
 SLICE_COLUMNS = ("user_id", "agent_id", "embedding_model")
 
 PER_MEMORY = 20  # pairs told of one memory: of a hundred copies, each with the nearest twenty
-_ROUNDING = 1e-6  # of a cosine: the same vector twice is at 1
+_DIGITS = 5  # of a cosine: the same vector twice is at 1
+_ROUNDING = 1e-6
 _HALF_HEADER_BYTES = 4  # of a halfvec on the wire: dimension and an unused short
 
 # As in agentmem_nearest (migration 0003): the planner, misled by the filter, would sort the slice.
-_INDEX_ALONE = {
+INDEX_ALONE = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_sort": "off",
@@ -111,7 +112,7 @@ def alike_within(looked_at: Vectors, vectors: Vectors, *, at_least: float) -> li
     for pk, cosines in zip(looked_at.ids, looked_at.matrix @ vectors.matrix.T, strict=True):
         near = np.flatnonzero((cosines >= at_least - _ROUNDING) & (ids > pk.bytes))
         best = near[np.argsort(-cosines[near], kind="stable")[:PER_MEMORY]]
-        found += [Alike(pk, vectors.ids[n], min(float(cosines[n]), 1.0)) for n in best]
+        found += [Alike(pk, vectors.ids[n], round(float(cosines[n]), _DIGITS)) for n in best]
     return found
 
 
@@ -127,7 +128,7 @@ def alike_by_index(
             _NEAREST.format(slice=where),
             [*parameters, PER_MEMORY + 1, organization_id, list(ids), most],
         )
-        return [Alike(a, b, min(float(cosine), 1.0)) for a, b, cosine in cursor.fetchall()]
+        return [Alike(a, b, round(cosine, _DIGITS)) for a, b, cosine in cursor.fetchall()]
 
 
 @contextmanager
@@ -136,7 +137,7 @@ def _index_alone(cursor: Any) -> Iterator[None]:
         "SELECT set_config(s.name, s.value, true) FROM unnest(%s::text[], %s::text[]) "
         "AS s (name, value)"
     )
-    names = list(_INDEX_ALONE)
-    cursor.execute(statement, [names, list(_INDEX_ALONE.values())])
+    names = list(INDEX_ALONE)
+    cursor.execute(statement, [names, list(INDEX_ALONE.values())])
     yield
     cursor.execute(statement, [names, [None] * len(names)])  # the defaults

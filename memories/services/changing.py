@@ -32,7 +32,7 @@ SETTABLE = ("importance", "memory_type", "scope", "level", "expires_at", "metada
 # {chosen}: the rows to change, locked in the order of their ids. Parameters: those of {chosen},
 # those of {assignments}, when, who, organization, who, who, who, when, when.
 _UPDATE = sql.SQL("""
-WITH chosen AS MATERIALIZED ({chosen}),
+WITH chosen (id) AS MATERIALIZED ({chosen}),
 updated AS (
     UPDATE memories_memory m
     SET {assignments}, version = m.version + 1, updated_at = %s, last_updated_by_id = %s

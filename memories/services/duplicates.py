@@ -95,13 +95,14 @@ def near_duplicates(
     has_more = looked_at < len(rows) or len(rows) == ROWS_PER_PAGE
     place = Place(last.created_at, last.id) if last and has_more else None
     found = list[Alike]()
-    for row in rows[:looked_at]:
+    for before, row in zip([None, *rows], rows[:looked_at], strict=False):
         told = start.told if start and row.id == start.id else 0
         own = page.pairs_of(row.id)[told:]
         room = limit - len(found)
         found += own[:room]
         if len(own) > room:
-            place = Place(row.created_at, row.id, told + room)
+            stopped_at, told = (row, told + room) if room or not before else (before, 0)
+            place = Place(stopped_at.created_at, stopped_at.id, told)
             break
     memories = Memory.objects.for_organization(organization).in_bulk(
         {pk for pair in found for pk in pair[:2]}
