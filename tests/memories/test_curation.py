@@ -457,6 +457,14 @@ def test_an_expiry_is_set_and_taken_back(api, acme, shelf):
     assert live(acme)["Fact 0."].expires_at is None
 
 
+def test_changed_memories_wait_for_the_index_and_keep_their_vectors(api, acme):
+    make_memory(acme, embedding=VECTOR, embedding_model="test", is_indexed=True)
+    body = {"all": True, "set": {"importance": 0.25}}
+    assert api.post("memories/batch/update", body).data["updated"] == 1
+    (memory,) = live(acme).values()
+    assert (memory.is_indexed, memory.embedding_state) == (False, "ready")
+
+
 def test_a_value_that_is_stored_in_half_the_digits_is_no_change(api, acme, shelf):
     body = {"filter": {"session_id": "s1"}, "set": {"importance": 0.1, "metadata": {"n": 1.0}}}
     assert api.post("memories/batch/update", body).data["updated"] == 0
