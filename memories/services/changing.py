@@ -30,8 +30,9 @@ SAMPLE_ROWS = 10
 SETTABLE = ("importance", "memory_type", "scope", "level", "expires_at", "metadata")
 
 # {chosen}: the rows to change, locked in the order of their ids. They leave the HNSW index, for the
-# worker to put back: the new version of a row costs 1.6 ms there, minutes in all. Parameters: those of {chosen},
-# those of {assignments}, when, who, organization, who, who, who, when, when.
+# worker to put back: the new version of a row costs 1.6 ms there, minutes in all.
+# Parameters: those of {chosen}, those of {assignments}, when, who, organization, who, who, who,
+# when, when.
 _UPDATE = sql.SQL("""
 WITH chosen (id) AS MATERIALIZED ({chosen}),
 updated AS (

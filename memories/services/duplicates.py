@@ -29,10 +29,10 @@ from memories.search.likeness import (
     count_vectors,
     read_vectors,
 )
-from memories.search.ranking import EXACT_ROWS
 
 ROWS_PER_PAGE = 200  # memories that are looked at
-_MAX_VECTORS = 2 * EXACT_ROWS  # read for one page: it ends before the slice that would be too much
+WHOLE_ROWS = 10_000  # of a slice that is compared whole: a quarter of a second for such a page
+_MAX_VECTORS = 2 * WHOLE_ROWS  # read for one page: it ends before the slice that would be too much
 
 _LOOKED_AT = sql.SQL("""
 SELECT id, created_at, user_id, agent_id, embedding_model FROM memories_memory
@@ -149,7 +149,7 @@ class _Page:
 
     def look_at(self, rows: Sequence[_Row]) -> int:
         """Finds the pairs of the first of `rows`, as many as there is room for; how many."""
-        if self._count(self.asked) <= EXACT_ROWS:
+        if self._count(self.asked) <= WHOLE_ROWS:
             vectors = self._read(self.asked)
             for own, members in self._by_slice(rows).items():
                 self._compare(members, _only(vectors, self.compared, own))
@@ -164,7 +164,7 @@ class _Page:
             if vectors_left < 0 and number:
                 refused = {pk for _, later in slices[number:] for pk in later}
                 break
-            if size <= EXACT_ROWS:
+            if size <= WHOLE_ROWS:
                 self._compare(members, self._read(named))
             else:
                 self._compare_large(members, named)
@@ -186,7 +186,7 @@ class _Page:
         near = alike_by_index(self.organization_id, own, members, at_least=self.threshold)
         self._note(near)
         waiting = self._read({**own, "is_indexed": False})
-        if len(waiting.ids) == EXACT_ROWS:
+        if len(waiting.ids) == WHOLE_ROWS:
             self.notice = (
                 "The search index does not hold all of these memories yet: pairs among those that "
                 "wait may be missing here. Ask again when the worker has caught up."
@@ -199,10 +199,10 @@ class _Page:
             self._found[pair.first].append(pair)
 
     def _count(self, own: Slice) -> int:
-        return count_vectors(self.organization_id, own, at_most=EXACT_ROWS + 1)
+        return count_vectors(self.organization_id, own, at_most=WHOLE_ROWS + 1)
 
     def _read(self, own: Slice) -> Vectors:
-        return read_vectors(self.organization_id, own, limit=EXACT_ROWS)
+        return read_vectors(self.organization_id, own, limit=WHOLE_ROWS)
 
 
 def _only(vectors: Vectors, columns: Sequence[str], own: tuple[Any, ...]) -> Vectors:

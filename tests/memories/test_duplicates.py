@@ -65,9 +65,9 @@ def told(found: list[Any]) -> list[tuple[Any, Any]]:
     return [(pair.first.pk, pair.second.pk) for page in found for pair in page.pairs]
 
 
-def small_pages(monkeypatch: Any, *, exact_rows: int = 10_000) -> None:
+def small_pages(monkeypatch: Any, *, whole_rows: int = 10_000) -> None:
     monkeypatch.setattr(duplicates, "ROWS_PER_PAGE", 20)
-    monkeypatch.setattr(duplicates, "EXACT_ROWS", exact_rows)
+    monkeypatch.setattr(duplicates, "WHOLE_ROWS", whole_rows)
 
 
 def test_every_pair_comes_once_over_all_pages(acme, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_page_of_few_pairs_goes_on_where_it_stopped(acme, monkeypatch, limit):
 
 
 def test_a_large_slice_is_searched_by_the_index(acme, monkeypatch):
-    small_pages(monkeypatch, exact_rows=40)
+    small_pages(monkeypatch, whole_rows=40)
     vectors = with_copies(300, seed=3)
     rows = store(acme, vectors)
     index_all(acme)
@@ -115,7 +115,7 @@ def test_a_large_slice_is_searched_by_the_index(acme, monkeypatch):
 
 
 def test_what_the_index_does_not_hold_yet_is_compared_too(acme, monkeypatch):
-    small_pages(monkeypatch, exact_rows=40)
+    small_pages(monkeypatch, whole_rows=40)
     vectors = with_copies(120, seed=4)
     rows = store(acme, vectors)
     index_all(acme)
@@ -135,7 +135,7 @@ def test_what_the_index_does_not_hold_yet_is_compared_too(acme, monkeypatch):
 
 def test_small_slices_of_a_large_organization_are_compared_whole(acme, monkeypatch):
     """And a page ends before it reads more vectors than it may."""
-    small_pages(monkeypatch, exact_rows=60)
+    small_pages(monkeypatch, whole_rows=60)
     monkeypatch.setattr(duplicates, "_MAX_VECTORS", 100)
     vectors = with_copies(200, seed=5, copies=40)
     rows = store(acme, vectors, users=[make_user(acme) for _ in range(5)])
@@ -150,7 +150,7 @@ def test_small_slices_of_a_large_organization_are_compared_whole(acme, monkeypat
 
 
 def test_the_index_is_used_and_the_settings_for_it_end_with_it(acme, monkeypatch):
-    small_pages(monkeypatch, exact_rows=40)
+    small_pages(monkeypatch, whole_rows=40)
     store(acme, make_vectors(100, seed=6))
     index_all(acme)
     with tenant(acme), connection.cursor() as cursor, CaptureQueriesContext(connection) as said:
