@@ -32,8 +32,13 @@ from accounts.api.views import (
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.middleware import current_request_id
 from memories.api.adding import MemoryBatchViewSet
+from memories.api.changing import MemoryBulkDeleteViewSet, MemoryBulkUpdateViewSet
+from memories.api.duplicates import MemoryDuplicatesViewSet
 from memories.api.export import MemoryExportViewSet
+from memories.api.merging import MemoryMergeViewSet
 from memories.api.search import SearchBatchViewSet, SearchViewSet
+from memories.api.stats import MemoryStatsViewSet
+from memories.api.versions import MemoryDiffViewSet
 from memories.api.views import (
     AgentBlockViewSet,
     AgentMemoryViewSet,
@@ -69,6 +74,7 @@ class Router(SimpleRouter):
 
 
 _AGENT = "agents/(?P<agent_id>[^/]+)"
+_MEMORY = "memories/(?P<memory_id>[^/]+)"
 _SESSION = "sessions/(?P<session_id>[^/]+)"
 
 router = Router()
@@ -95,8 +101,14 @@ for prefix, viewset, basename in [
     ("memories/search", SearchViewSet, "memory-search"),
     ("memories/search/batch", SearchBatchViewSet, "memory-search-batch"),
     ("memories/batch", MemoryBatchViewSet, "memory-batch"),
+    ("memories", MemoryStatsViewSet, "memory-stats"),
+    ("memories", MemoryDuplicatesViewSet, "memory-duplicates"),
+    ("memories/batch", MemoryBulkUpdateViewSet, "memory-batch-update"),
+    ("memories/batch", MemoryBulkDeleteViewSet, "memory-batch-delete"),
     ("memories", MemoryViewSet, "memories"),
-    ("memories/(?P<memory_id>[^/]+)/history", MemoryHistoryViewSet, "memory-history"),
+    (_MEMORY, MemoryMergeViewSet, "memory-merge"),
+    (f"{_MEMORY}/history", MemoryHistoryViewSet, "memory-history"),
+    (f"{_MEMORY}/history", MemoryDiffViewSet, "memory-diff"),
 ]:
     router.register(prefix, viewset, basename)
 

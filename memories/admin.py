@@ -1,5 +1,6 @@
 """Pages of the console for agents, blocks, tools and memories."""
 
+from itertools import zip_longest
 from typing import Any
 
 from django.contrib import admin
@@ -31,8 +32,10 @@ from memories.services.agents import (
     tools,
 )
 from memories.services.memories import memories
+from memories.services.versions import Op, diff_texts
 
 HISTORY_SHOWN = 50
+MAX_COMPARED = 20_000  # characters of two versions; longer ones are shown as they are
 _LINKS: dict[type, tuple[str, Any, Any]] = {
     AgentBlock: ("block", attach_block, detach_block),
     AgentTool: ("tool", attach_tool, detach_tool),
@@ -320,7 +323,10 @@ class MemoryAdmin(TenantAdmin):
             rows = MemoryHistory.objects.for_organization(obj.organization).filter(memory=obj)
             changes = list(rows.order_by("-version", "-id")[:HISTORY_SHOWN])
             names = show.names_of((c.changed_by_id for c in changes), obj.organization)
-            context["changes"] = [(c, names.get(c.changed_by_id, "")) for c in changes]
+            context["changes"] = [
+                (change, names.get(change.changed_by_id, ""), _parts_since(before, change))
+                for change, before in zip_longest(changes, changes[1:])
+            ]
         return super().render_change_form(request, context, **kwargs)
 
     @display(description="Memory")
@@ -353,3 +359,12 @@ class MemoryAdmin(TenantAdmin):
             return show.NOTHING
         url = reverse("admin:agent_sessions_session_changelist", query={"q": obj.session_id})
         return format_html('<a class="am-link" href="{}">Find the session</a>', url)
+
+
+def _parts_since(before: MemoryHistory | None, change: MemoryHistory) -> list[tuple[Op, str]]:
+    """What the content's change consists of; empty where it did not change, or is too long."""
+    if before is None or before.content == change.content:
+        return []
+    if len(before.content) + len(change.content) > MAX_COMPARED:
+        return []
+    return diff_texts(before.content, change.content, max_steps=MAX_COMPARED).parts

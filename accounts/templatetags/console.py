@@ -10,7 +10,13 @@ from accounts.console import show
 register = template.Library()
 
 _RUN_KINDS = {"completed": "good", "running": "info", "failed": "bad", "cancelled": "warn"}
-_CHANGE_KINDS = {"created": "good", "updated": "info", "deleted": "bad", "restored": "good"}
+_CHANGE_KINDS = {
+    "created": "good",
+    "updated": "info",
+    "deleted": "bad",
+    "restored": "good",
+    "merged": "info",
+}
 
 
 @register.filter

@@ -60,7 +60,7 @@ class EmbedWorker:
 
     def drain(self) -> None:
         """Until nothing is due, or waits for the index. Raises: EncoderError, Stopped."""
-        while self._work():
+        while self._round():
             pass
 
     def run(self) -> None:
@@ -69,7 +69,7 @@ class EmbedWorker:
         pause_s = 0.0
         while True:
             try:
-                has_worked = self._work()
+                has_worked = self._round()
                 if pause_s:
                     logger.warning("Memories are being embedded again.")
                 pause_s = 0.0
@@ -92,12 +92,12 @@ class EmbedWorker:
             self._may_interrupt = False
             raise Stopped
 
-    def _work(self) -> bool:
+    def _round(self) -> bool:
         """A round of each: under a load that never ends the index is filled all the same."""
-        has_embedded = self._round()
+        has_embedded = self._embed_round()
         return self._index_round() or has_embedded
 
-    def _round(self) -> bool:
+    def _embed_round(self) -> bool:
         """One batch of each organization that has any: none waits for the million of another."""
         found = organizations_with_pending() if self._only is None else [self._only]
         has_worked = False

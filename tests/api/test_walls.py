@@ -64,6 +64,12 @@ SCOPE = {
     "agent-context": "memory:read",
     "memory-search": "memory:read",
     "memory-search-batch": "memory:read",
+    "memory-diff": "memory",
+    "memory-merge": "memory",
+    "memory-stats": "memory",
+    "memory-duplicates": "memory",
+    "memory-batch-update": "memory",
+    "memory-batch-delete": "memory:delete",
 }
 VERB = {"get": "read", "post": "write", "put": "write", "patch": "write", "delete": "delete"}
 
@@ -144,7 +150,9 @@ def reference_fields():
     for route in ROUTES:
         if route.action == "list":
             fields = route.view.list_query().fields
-        elif route.action in ("create", "update", "partial_update"):
+        elif route.action in ("stats", "duplicates"):
+            fields = route.view().query_class()().fields
+        elif route.action in ("create", "update", "partial_update", "merge"):
             shape = getattr(route.view, "body_class", None) or route.view.serializer_class
             fields = shape().fields
         else:

@@ -171,7 +171,8 @@ def test_a_memory_shows_its_versions(console, acme, alice):
     console.post(url(Memory, "change", memory.pk), data)
     html = console.get(url(Memory, "change", memory.pk)).content.decode()
     versions = html[html.index('id="versions"') :]
-    assert versions.index("Likes coffee") < versions.index("Likes tea")
+    changed, first = "Likes <del>tea</del><ins>coffee</ins>", "Likes tea"
+    assert versions.index(changed) < versions.index(first)
     assert f"by {alice.name}" in versions
 
 

@@ -1,0 +1,202 @@
+"""`POST memories/batch/update` and `memories/batch/delete`: many at once, by filter."""
+
+from typing import Any
+
+from drf_spectacular.utils import OpenApiExample, extend_schema, inline_serializer
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api.fields import JsonObject, Moment, Real
+from accounts.api.shapes import Strict
+from accounts.api.views import TenantViewSet
+from accounts.roles import permission
+from memories.api.search import Narrowed
+from memories.api.serializers import MemorySerializer
+from memories.models import Memory
+from memories.search.filters import MemoryFilter
+from memories.services.changing import (
+    MAX_ROWS,
+    SAMPLE_ROWS,
+    Changed,
+    delete_memories,
+    delete_named_memories,
+    update_memories,
+)
+
+MAX_IDS = 1000
+
+
+class _Bulk(Strict):
+    filter = Narrowed(required=False, help_text="As in a search; all conditions hold.")
+    all = serializers.BooleanField(
+        default=False, help_text="In place of a filter: every memory of the organization."
+    )
+    preview = serializers.BooleanField(
+        default=False, help_text=f"Only count, and show up to {SAMPLE_ROWS} of them."
+    )
+
+    def narrowed(self, values: dict[str, Any]) -> MemoryFilter:
+        """Of the checked `values`. Raises: Invalid, ValidationError."""
+        shape: Any = self.fields["filter"]
+        narrowed: MemoryFilter = shape.narrowed(values.get("filter", {}))
+        if narrowed.is_empty() and not values["all"]:
+            raise serializers.ValidationError(
+                {
+                    "filter": 'A filter without a condition fits every memory; send {"all": true} '
+                    "in its place if that is what you mean."
+                },
+                code="required",
+            )
+        if values["all"] and not narrowed.is_empty():
+            raise serializers.ValidationError(
+                {"all": "Send a filter or `all`, not both."}, code="invalid"
+            )
+        return narrowed
+
+
+class Settable(Strict):
+    importance = Real(required=False, min_value=0, max_value=1)
+    memory_type = serializers.ChoiceField(Memory.Type.choices, required=False)
+    scope = serializers.ChoiceField(Memory.Scope.choices, required=False)
+    level = serializers.ChoiceField(Memory.Level.choices, required=False)
+    expires_at = Moment(required=False, allow_null=True, help_text="null: never.")
+    metadata: Any = JsonObject(
+        required=False,
+        help_text="Merged into what is there: its keys are set, those of null removed.",
+    )
+
+
+class BulkUpdate(_Bulk):
+    def get_fields(self) -> dict[str, Any]:
+        return {**super().get_fields(), "set": Settable()}
+
+
+class BulkDelete(_Bulk):
+    ids = serializers.ListField(
+        child=serializers.CharField(max_length=255),
+        required=False,
+        allow_empty=False,
+        max_length=MAX_IDS,
+        help_text="In place of a filter: uuids or external_ids.",
+    )
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        if "ids" in values and ("filter" in values or values["all"]):
+            raise serializers.ValidationError(
+                {"ids": "Send ids, a filter or `all`: one of them."}, code="invalid"
+            )
+        return values
+
+
+_COUNTS: dict[str, Any] = {
+    "preview": serializers.BooleanField(),
+    "matched": serializers.IntegerField(help_text="Memories that the filter fits."),
+}
+_SAMPLE = MemorySerializer(many=True, help_text="In a preview: some of them, as they are now.")
+
+
+class _BulkViewSet(TenantViewSet):
+    tag = "Memories"
+    model = Memory
+    has_trash = False
+    natural_key = ""
+
+    def checked(self, shape: type[_Bulk], request: Request) -> tuple[Any, dict[str, Any]]:
+        body = shape(data=request.data, context=self.get_serializer_context())
+        body.is_valid(raise_exception=True)
+        return body, dict(body.validated_data)
+
+    def sample_of(self, done: Changed) -> list[Any]:
+        return list(MemorySerializer(done.sample, many=True).data)
+
+
+class MemoryBulkUpdateViewSet(_BulkViewSet):
+    scope = permission("memory", "write")
+
+    @extend_schema(
+        operation_id="memories_batch_update",
+        request=BulkUpdate,
+        responses=inline_serializer(
+            "BulkUpdated",
+            {
+                **_COUNTS,
+                "updated": serializers.IntegerField(
+                    help_text="Those that changed, or would: the others have these values."
+                ),
+                "sample": _SAMPLE,
+            },
+        ),
+        examples=[
+            OpenApiExample(
+                "What is stale counts less",
+                request_only=True,
+                value={
+                    "filter": {"user_id": "alice", "until": "2025-01-01T00:00:00Z"},
+                    "set": {"importance": 0.1, "metadata": {"stale": True, "draft": None}},
+                    "preview": True,
+                },
+            )
+        ],
+        description=f"Change many memories by filter; at most {MAX_ROWS:,} in a call, all or none.",
+    )
+    @action(detail=False, methods=["post"], url_path="update")
+    def update_many(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Change many memories by filter."""
+        body, values = self.checked(BulkUpdate, request)
+        done = update_memories(
+            narrowed=body.narrowed(values),
+            values=values["set"],
+            is_preview=values["preview"],
+            **self.by,
+        )
+        return Response(
+            {
+                "preview": values["preview"],
+                "matched": done.matched,
+                "updated": done.changed,
+                "sample": self.sample_of(done),
+            }
+        )
+
+
+class MemoryBulkDeleteViewSet(_BulkViewSet):
+    scope = permission("memory", "delete")
+
+    @extend_schema(
+        operation_id="memories_batch_delete",
+        request=BulkDelete,
+        responses=inline_serializer(
+            "BulkDeleted",
+            {
+                **_COUNTS,
+                "deleted": serializers.IntegerField(help_text="Those that went, or would."),
+                "unknown": serializers.ListField(
+                    child=serializers.CharField(), help_text="Of `ids`: no memory has it."
+                ),
+                "sample": _SAMPLE,
+            },
+        ),
+        description="Move many memories to the trash, by filter or by id; at most "
+        f"{MAX_ROWS:,} in a call, all or none.",
+    )
+    @action(detail=False, methods=["post"], url_path="delete")
+    def delete_many(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Move many memories to the trash."""
+        body, values = self.checked(BulkDelete, request)
+        unknown: list[str] = []
+        by = {**self.by, "is_preview": values["preview"]}
+        if "ids" in values:
+            done, unknown = delete_named_memories(values["ids"], **by)
+        else:
+            done = delete_memories(narrowed=body.narrowed(values), **by)
+        return Response(
+            {
+                "preview": values["preview"],
+                "matched": done.matched,
+                "deleted": done.changed,
+                "unknown": unknown,
+                "sample": self.sample_of(done),
+            }
+        )

@@ -1,0 +1,75 @@
+"""`GET memories/stats`."""
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema, inline_serializer
+from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api.fields import Moment, ReferenceField
+from accounts.api.shapes import Query
+from accounts.api.views import TenantViewSet
+from accounts.models import User
+from memories.models import Agent, Memory
+from memories.services.stats import memory_stats
+
+
+class StatsQuery(Query):
+    user_id = ReferenceField(User, required=False)
+    agent_id = ReferenceField(Agent, required=False)
+
+
+class MemoryStatsViewSet(TenantViewSet):
+    tag = "Memories"
+    model = Memory
+    resource = "memory"
+    has_trash = False
+
+    def query_class(self) -> type[Query]:
+        return StatsQuery
+
+    @extend_schema(
+        operation_id="memories_stats",
+        responses=inline_serializer(
+            "MemoryStats",
+            {
+                "memories": serializers.IntegerField(),
+                "users": serializers.IntegerField(help_text="Who have memories."),
+                "agents": serializers.IntegerField(help_text="Who have memories."),
+                "content_bytes": serializers.IntegerField(),
+                "oldest": Moment(allow_null=True),
+                "newest": Moment(allow_null=True),
+                **{
+                    name: serializers.DictField(child=serializers.IntegerField())
+                    for name in ("memory_type", "scope", "level", "embedding_state")
+                },
+                "embedding_model": serializers.DictField(
+                    child=serializers.IntegerField(), help_text="Of memories that have a vector."
+                ),
+            },
+        ),
+    )
+    @action(detail=False, methods=["get"])
+    def stats(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Count memories.
+
+        By type, scope, level, embedding state and model; the trash is left out.
+        """
+        found = memory_stats(
+            organization=self.organization,
+            user=self.query.get("user_id"),
+            agent=self.query.get("agent_id"),
+        )
+        return Response(
+            {
+                "memories": found.memories,
+                "users": found.users,
+                "agents": found.agents,
+                "content_bytes": found.content_bytes,
+                "oldest": found.oldest,
+                "newest": found.newest,
+                **found.by,
+            }
+        )

@@ -1,0 +1,234 @@
+"""Many memories changed or deleted at once, by filter: looked at first, if wished.
+
+Each call is one transaction and leaves one audit event with its counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, models, transaction
+from django.db.models import Q, Value
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Cast
+from django.utils import timezone
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from accounts.actors import Actor
+from accounts.errors import Invalid, named_violations
+from accounts.models import Organization
+from accounts.services.audit import record_event
+from memories.models import Memory
+from memories.search.filters import MemoryFilter
+from memories.services.memories import memories
+
+MAX_ROWS = 100_000  # in one transaction
+SAMPLE_ROWS = 10
+SETTABLE = ("importance", "memory_type", "scope", "level", "expires_at", "metadata")
+
+# {chosen}: the rows to change, locked in the order of their ids. They leave the HNSW index, for the
+# worker to put back: the new version of a row costs 1.6 ms there, minutes in all.
+# Parameters: those of {chosen}, those of {assignments}, when, who, organization, who, who, who,
+# when, when.
+_UPDATE = sql.SQL("""
+WITH chosen (id) AS MATERIALIZED ({chosen}),
+updated AS (
+    UPDATE memories_memory m
+    SET {assignments}, version = m.version + 1, is_indexed = false, updated_at = %s,
+        last_updated_by_id = %s
+    FROM chosen WHERE m.id = chosen.id AND m.organization_id = %s
+    RETURNING m.id, m.organization_id, m.version, m.content, m.metadata, m.importance)
+INSERT INTO memories_memoryhistory (
+    id, organization_id, memory_id, version, change_type, reason, content, memory_metadata,
+    importance, changed_by_id, created_by_id, last_updated_by_id, created_at, updated_at,
+    metadata, is_deleted)
+SELECT agentmem_uuid7(), u.organization_id, u.id, u.version, 'updated', '', u.content, u.metadata,
+    u.importance, %s, %s, %s, %s, %s, '{{}}', false
+FROM updated u
+""")
+_MERGED_METADATA = "(metadata || %s) - %s::text[]"
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """How many rows the filter fits, and how many of them changed or, in a preview, would. The
+    sample, newest first, is of the latter; there is none once it is done."""
+
+    matched: int
+    changed: int
+    sample: list[Memory]
+
+
+def update_memories(
+    *,
+    organization: Organization,
+    actor: Actor,
+    narrowed: MemoryFilter,
+    values: Mapping[str, Any],
+    is_preview: bool = False,
+) -> Changed:
+    """Sets `values` (of SETTABLE) on the live memories that fit; those that have them stay as they
+    are.
+
+    `metadata` is merged into what is there: its keys are set, those of None removed.
+    Raises: Invalid (nothing to set, another field, more than MAX_ROWS fit).
+    """
+    if not values:
+        raise Invalid("Nothing is to be set.", field="set", code="required")
+    if unknown := values.keys() - set(SETTABLE):
+        raise Invalid(
+            f"{sorted(unknown)[0]!r} cannot be set on many memories at once; {', '.join(SETTABLE)} "
+            "can.",
+            field="set",
+            code="fixed",
+        )
+    rows = narrowed.narrow(Memory.objects.for_organization(organization).live())
+    with transaction.atomic(), named_violations(Memory):
+        matched = _bounded(rows.order_by().values("pk")[: MAX_ROWS + 1].count())
+        differing = rows.filter(_differs(values))
+        if is_preview:
+            return Changed(matched, differing.count(), _sample(differing))
+        changed = _update(differing, values, organization, actor.id, timezone.now())
+        if changed:
+            record_event(
+                organization=organization,
+                actor=actor,
+                action="updated",
+                resource_type="memory",
+                changes={
+                    "rows": {"memory": changed},
+                    "fields": sorted(values),
+                    "filter": _named(narrowed),
+                },
+            )
+    return Changed(matched, changed, [])
+
+
+def delete_memories(
+    *,
+    organization: Organization,
+    actor: Actor,
+    narrowed: MemoryFilter,
+    is_preview: bool = False,
+) -> Changed:
+    """Moves the live memories that fit to the trash. Raises: Invalid (more than MAX_ROWS do)."""
+    return _delete(
+        narrowed.narrow(Memory.objects.for_organization(organization)),
+        organization,
+        actor,
+        is_preview,
+    )
+
+
+def delete_named_memories(
+    names: Sequence[str], *, organization: Organization, actor: Actor, is_preview: bool = False
+) -> tuple[Changed, list[str]]:
+    """Moves these (uuid or external_id) to the trash; those that no live memory has come back.
+
+    Two statements for all names. As everywhere, our own id comes before somebody's key.
+    """
+    by_text = {name.lower(): pk for name in names if (pk := _uuid(name))}
+    live = Memory.objects.for_organization(organization).live()
+    with transaction.atomic():
+        found = live.filter(Q(pk__in=by_text.values()) | Q(external_id__in=set(names)))
+        pairs = list(found.values_list("pk", "external_id"))
+        own, keys = {pk for pk, _ in pairs}, {key: pk for pk, key in pairs}
+        meant = {n: pk if (pk := by_text.get(n.lower())) in own else keys.get(n) for n in names}
+        rows = _of_ids(live, {pk for pk in meant.values() if pk})
+        done = _delete(rows, organization, actor, is_preview)
+    return done, [name for name, pk in meant.items() if pk is None]
+
+
+def _delete(rows: Any, organization: Organization, actor: Actor, is_preview: bool) -> Changed:
+    live = rows.live()
+    with transaction.atomic():
+        if is_preview:
+            matched = _bounded(live.order_by().values("pk")[: MAX_ROWS + 1].count())
+            return Changed(matched, matched, _sample(live))
+        # Locked, so that the history, the trash and the count are of the same rows.
+        locked = live.order_by("pk").select_for_update(of=("self",)).values_list("pk", flat=True)
+        ids = list(locked[: MAX_ROWS + 1])
+        matched = _bounded(len(ids))
+        own = _of_ids(Memory.objects.for_organization(organization), ids)
+        counts = memories.delete(own, organization=organization, actor=actor)
+    return Changed(matched, counts.get("memory", 0), [])
+
+
+def _update(
+    rows: Any, values: Mapping[str, Any], organization: Organization, by: UUID | None, at: datetime
+) -> int:
+    locked = rows.order_by("pk").select_for_update(no_key=True, of=("self",)).values("pk")
+    chosen, parameters = locked.query.sql_with_params()
+    assignments = []
+    set_to: list[Any] = []
+    for name, value in values.items():
+        if name == "metadata":
+            assignments.append(sql.SQL("metadata = ") + sql.SQL(_MERGED_METADATA))
+            set_to += _merge_parameters(value)
+        else:
+            assignments.append(sql.SQL("{} = %s").format(sql.Identifier(name)))
+            set_to.append(value)
+    statement = _UPDATE.format(chosen=sql.SQL(chosen), assignments=sql.SQL(", ").join(assignments))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            statement, [*parameters, *set_to, at, by, organization.pk, by, by, by, at, at]
+        )
+        return cursor.rowcount
+
+
+def _differs(values: Mapping[str, Any]) -> Q:
+    """Rows that do not have the values yet."""
+    differs = Q()
+    for name, value in values.items():
+        if name == "metadata":
+            parameters = _merge_parameters(value)
+            merged = RawSQL(_MERGED_METADATA, parameters, models.JSONField())  # noqa: S611  a constant
+            differs |= ~Q(metadata=merged)
+        elif value is None:
+            differs |= Q(**{f"{name}__isnull": False})
+        else:
+            field: Any = Memory._meta.get_field(name)
+            as_stored = Cast(Value(value), field)  # 0.1 as a real is not 0.1 as a double
+            differs |= ~Q(**{name: as_stored}) | Q(**{f"{name}__isnull": True})
+    return differs
+
+
+def _merge_parameters(changes: Mapping[str, Any]) -> list[Any]:
+    """Of _MERGED_METADATA."""
+    kept = {key: value for key, value in changes.items() if value is not None}
+    return [Jsonb(kept), [key for key, value in changes.items() if value is None]]
+
+
+def _bounded(matched: int) -> int:
+    if matched > MAX_ROWS:
+        raise Invalid(
+            f"More than {MAX_ROWS:,} memories fit, the most that one call changes: narrow the "
+            "filter, for instance by `since` and `until`, and call several times.",
+            field="filter",
+            code="too_many",
+        )
+    return matched
+
+
+def _sample(rows: Any) -> list[Memory]:
+    return list(rows.newest_first()[:SAMPLE_ROWS])
+
+
+def _of_ids(rows: Any, ids: Any) -> Any:
+    """One parameter, however many they are."""
+    return rows.filter(pk__in=RawSQL("SELECT unnest(%s::uuid[])", [list(ids)]))
+
+
+def _named(narrowed: MemoryFilter) -> list[str]:
+    """Which conditions there were; their values may be somebody's words."""
+    return [field.name for field in fields(narrowed) if getattr(narrowed, field.name) is not None]
+
+
+def _uuid(name: str) -> UUID | None:
+    try:
+        return UUID(name) if len(name) == 36 else None
+    except ValueError:
+        return None
