@@ -447,6 +447,20 @@ def test_what_cannot_be_set_on_many_is_refused(api, acme, shelf, values, message
     assert {m.version for m in live(acme).values()} == {1}
 
 
+def test_what_lies_in_the_trash_stays_as_it_is(api, acme, shelf):
+    api.delete("memories/f0")
+    body = {"filter": {"user_id": "ann"}}
+    for rest in ({"preview": True}, {}):
+        answer = api.post("memories/batch/update", {**body, **rest, "set": {"importance": 1}})
+        assert (answer.data["matched"], answer.data["updated"]) == (1, 1)
+        assert [m["content"] for m in answer.data["sample"]] == (["Fact 3."] if rest else [])
+    assert api.get("memories/f0?deleted=include").data["version"] == 1
+    preview = api.post("memories/batch/delete", {**body, "preview": True})
+    assert (preview.data["matched"], len(preview.data["sample"])) == (1, 1)
+    gone = api.post("memories/batch/delete", {"ids": ["f0"], "preview": True})
+    assert (gone.data["matched"], gone.data["unknown"]) == (0, ["f0"])
+
+
 def test_an_expiry_is_set_and_taken_back(api, acme, shelf):
     body: dict[str, Any] = {"filter": {"user_id": "ann"}}
     until = {"expires_at": "2030-01-01T00:00:00Z"}
