@@ -14,6 +14,14 @@ from django.db import OperationalError
 from accounts.access import member_actor, member_by_email, organization_by_slug
 from accounts.actors import Actor, command_actor
 from accounts.errors import ServiceError
+from accounts.management.ending import (
+    BAD_DATA,
+    INTEGRITY,
+    INTERRUPTED,
+    PERMISSION,
+    TEMPORARY,
+    USAGE,
+)
 from agentmem_site.bulk import LoadOptions, LoadReport
 from agentmem_site.bulk.loader import (
     BadLine,
@@ -26,7 +34,6 @@ from agentmem_site.bulk.loader import (
 from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_lines
 from agentmem_site.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 
-USAGE, BAD_DATA, INTEGRITY, TEMPORARY, PERMISSION, INTERRUPTED = 2, 65, 70, 75, 77, 130
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
 _EXIT_CODES = {
     BadLine: BAD_DATA,

@@ -3,18 +3,16 @@
 import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import OperationalError
+from django.core.management.base import BaseCommand, CommandParser
 
 from accounts.access import organization_by_slug
 from accounts.actors import command_actor
 from accounts.api.fields import find
-from accounts.errors import NotFound, ServiceError
+from accounts.errors import NotFound
+from accounts.management.ending import told
 from accounts.models import User
 from accounts.tenancy import tenant
 from sessions.services.erasing import count_person, erase_person
-
-TEMPORARY, PERMISSION = 75, 77
 
 
 class Command(BaseCommand):
@@ -34,7 +32,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
+        with told("Nothing is erased."):
             organization = organization_by_slug(options["organization"])
             with tenant(organization):
                 rows = User.objects.for_organization(organization)
@@ -46,12 +44,8 @@ class Command(BaseCommand):
                     counts = erase_person(user, organization=organization, actor=actor)
                 else:
                     counts = count_person(user, organization=organization)
-        except ServiceError as error:
-            raise CommandError(str(error), returncode=PERMISSION) from error
-        except OperationalError as error:
-            raise CommandError(f"Nothing is erased: {error}", returncode=TEMPORARY) from error
         if options["json"]:
             self.stdout.write(json.dumps(counts))
             return
-        told = ", ".join(f"{number:,} {name}" for name, number in counts.items())
-        self.stdout.write(f"{'Erased' if options['yes'] else 'Would erase'}: {told}")
+        counted = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+        self.stdout.write(f"{'Erased' if options['yes'] else 'Would erase'}: {counted}")

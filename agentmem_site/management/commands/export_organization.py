@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import OperationalError
 
 from accounts.access import organization_by_slug
 from accounts.actors import command_actor
-from accounts.errors import ServiceError
+from accounts.management.ending import CANNOT_WRITE, USAGE, told
 from agentmem_site.exports import NotExported, write_export
-
-USAGE, CANNOT_WRITE, TEMPORARY, PERMISSION = 2, 73, 75, 77
 
 
 class Command(BaseCommand):
@@ -39,21 +36,18 @@ class Command(BaseCommand):
                 self.stdout.write(f"{resource}: {rows:,}")
 
         try:
-            manifest = write_export(
-                options["directory"],
-                organization=organization_by_slug(options["slug"]),
-                actor=command_actor("export_organization"),
-                with_vectors=options["vectors"],
-                with_deleted=options["deleted"],
-                on_file=show,
-            )
+            with told("Nothing is exported."):
+                manifest = write_export(
+                    options["directory"],
+                    organization=organization_by_slug(options["slug"]),
+                    actor=command_actor("export_organization"),
+                    with_vectors=options["vectors"],
+                    with_deleted=options["deleted"],
+                    on_file=show,
+                )
         except NotExported as error:
             raise CommandError(str(error), returncode=USAGE) from error
-        except ServiceError as error:
-            raise CommandError(str(error), returncode=PERMISSION) from error
         except OSError as error:
             raise CommandError(f"Nothing is exported: {error}", returncode=CANNOT_WRITE) from error
-        except OperationalError as error:
-            raise CommandError(f"Nothing is exported: {error}", returncode=TEMPORARY) from error
         if options["json"]:
             self.stdout.write(json.dumps(manifest))

@@ -4,15 +4,13 @@ import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import OperationalError
 
 from accounts.access import organization_by_slug
 from accounts.actors import command_actor
-from accounts.errors import Invalid, ServiceError
+from accounts.errors import Invalid
+from accounts.management.ending import BAD_DATA, GOES_ON, told
 from accounts.models import Organization
 from agentmem_site.sweep import Swept, sweep
-
-BAD_DATA, TEMPORARY, PERMISSION, INTERRUPTED = 65, 75, 77, 130
 
 
 class Command(BaseCommand):
@@ -32,7 +30,7 @@ class Command(BaseCommand):
         slug, is_dry_run = options["organization"], options["dry_run"]
         swept: list[Swept] = []
         wrong: list[str] = []
-        try:
+        with told(GOES_ON):
             found = [organization_by_slug(slug)] if slug else Organization.objects.live()
             for organization in found:
                 try:
@@ -42,17 +40,6 @@ class Command(BaseCommand):
                     )
                 except Invalid as error:  # of one; the others are swept
                     wrong.append(f"{organization.slug}: {error}")
-        except ServiceError as error:
-            raise CommandError(str(error), returncode=PERMISSION) from error
-        except KeyboardInterrupt as stop:
-            raise CommandError(
-                "Stopped. The same command goes on where this one stopped.", returncode=INTERRUPTED
-            ) from stop
-        except OperationalError as error:
-            raise CommandError(
-                f"No database: {error}\nThe same command goes on where this one stopped.",
-                returncode=TEMPORARY,
-            ) from error
         if options["json"]:
             counts = [one.as_dict() for one in swept]
             self.stdout.write(json.dumps({"organizations": counts, "dry_run": is_dry_run}))

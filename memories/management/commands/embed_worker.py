@@ -9,14 +9,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError
 
 from accounts.access import organization_by_slug
-from accounts.errors import ServiceError
+from accounts.management.ending import TEMPORARY, USAGE, told
 from accounts.models import Organization
 from memories.embeddings import EncoderError
 from memories.management.progress import progress
 from memories.services.embed_worker import EmbedWorker, Stopped, Work
 from memories.services.pending import count_pending, organizations_with_pending
-
-USAGE, TEMPORARY, PERMISSION = 2, 75, 77
 
 
 class Command(BaseCommand):
@@ -54,13 +52,9 @@ class Command(BaseCommand):
         if options["lease"] <= 0:
             raise CommandError("--lease is more than 0", returncode=USAGE)
         slug = options["organization"]
-        try:
+        with told("Nothing has begun."):
             organization = organization_by_slug(slug) if slug else None
             total = _count(organization) if options["once"] else None
-        except ServiceError as error:
-            raise CommandError(str(error), returncode=PERMISSION) from error
-        except OperationalError as error:
-            raise CommandError(f"No database: {error}", returncode=TEMPORARY) from error
         is_silent = options["no_progress"]
         with progress(self.stderr, total=total, is_silent=is_silent) as tell:
             worker = EmbedWorker(

@@ -3,16 +3,13 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import OperationalError
 
 from accounts.access import organization_by_slug
-from accounts.errors import ServiceError
+from accounts.management.ending import GOES_ON, told
 from accounts.models import Organization
-from memories.embeddings import EncoderError, get_encoder
+from memories.embeddings import get_encoder
 from memories.management.progress import progress
 from memories.services.reembedding import count_to_reembed, reembed, requeue_failed
-
-TEMPORARY, PERMISSION, INTERRUPTED = 75, 77, 130
 
 
 class Command(BaseCommand):
@@ -38,23 +35,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         slug = options["organization"]
         work = self._requeue if options["failed"] else self._reembed
-        try:
+        with told(GOES_ON):
             work(
                 [organization_by_slug(slug)] if slug else list(Organization.objects.live()), options
             )
-        except EncoderError as error:
-            raise CommandError(str(error), returncode=TEMPORARY) from error
-        except ServiceError as error:
-            raise CommandError(str(error), returncode=PERMISSION) from error
-        except KeyboardInterrupt as stop:
-            raise CommandError(
-                "Stopped. The same command goes on where this one stopped.", returncode=INTERRUPTED
-            ) from stop
-        except OperationalError as error:
-            raise CommandError(
-                f"No database: {error}\nThe same command goes on where this one stopped.",
-                returncode=TEMPORARY,
-            ) from error
 
     def _reembed(self, organizations: list[Organization], options: dict[str, Any]) -> None:
         encoder = options["encoder"]

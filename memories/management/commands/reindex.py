@@ -2,16 +2,13 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import OperationalError
+from django.core.management.base import BaseCommand, CommandParser
 
 from accounts.access import organization_by_slug
-from accounts.errors import ServiceError
+from accounts.management.ending import GOES_ON, told
 from accounts.organization_settings import language_of
 from memories.management.progress import progress
 from memories.services.reembedding import rewrite_language
-
-TEMPORARY, PERMISSION, INTERRUPTED = 75, 77, 130
 
 
 class Command(BaseCommand):
@@ -28,7 +25,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         done = 0
-        try:
+        with told(GOES_ON):
             organization = organization_by_slug(options["organization"])
             with progress(self.stderr, total=None, is_silent=options["no_progress"]) as tell:
 
@@ -38,15 +35,4 @@ class Command(BaseCommand):
                     tell(done, f"{done:,} rewritten")
 
                 rewrite_language(organization, on_batch=on_batch)
-        except ServiceError as error:
-            raise CommandError(str(error), returncode=PERMISSION) from error
-        except KeyboardInterrupt as stop:
-            raise CommandError(
-                "Stopped. The same command goes on where this one stopped.", returncode=INTERRUPTED
-            ) from stop
-        except OperationalError as error:
-            raise CommandError(
-                f"No database: {error}\nThe same command goes on where this one stopped.",
-                returncode=TEMPORARY,
-            ) from error
         self.stdout.write(f"{done:,} search documents made anew in {language_of(organization)}.")

@@ -1,0 +1,27 @@
+"""How commands end: their exit codes, and what went wrong in words for the operator."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.core.management.base import CommandError
+from django.db import OperationalError
+
+from accounts.errors import ServiceError, Unavailable
+
+USAGE, BAD_DATA, INTEGRITY, CANNOT_WRITE, TEMPORARY, PERMISSION = 2, 65, 70, 73, 75, 77
+INTERRUPTED = 130
+GOES_ON = "The same command goes on where this one stopped."
+
+
+@contextmanager
+def told(then: str) -> Iterator[None]:
+    """Turns what can be mended into CommandError; `then` says how things stand after it."""
+    try:
+        yield
+    except ServiceError as error:
+        code = TEMPORARY if isinstance(error, Unavailable) else PERMISSION
+        raise CommandError(str(error), returncode=code) from error
+    except KeyboardInterrupt as stop:
+        raise CommandError(f"Stopped. {then}", returncode=INTERRUPTED) from stop
+    except OperationalError as error:
+        raise CommandError(f"No database: {error}\n{then}", returncode=TEMPORARY) from error
