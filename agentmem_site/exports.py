@@ -6,7 +6,8 @@ What is not in them: members, keys, the audit log, and the memories' earlier ver
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -74,8 +75,8 @@ def write_export(
                 manifest["encoders"] = _encoders(organization)
             for resource, name in FILES.items():
                 spec = restoring({**RESOURCES, **LINKS}[resource])
-                lines = _lines(spec, organization, with_vectors, with_deleted)
-                described = _write(folder / name, lines)
+                with closing(_lines(spec, organization, with_vectors, with_deleted)) as lines:
+                    described = _write(folder / name, lines)
                 manifest["files"][name] = {"resource": resource, **described}
                 on_file(resource, described["rows"])
         _write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
@@ -110,28 +111,32 @@ def _encoders(organization: Organization) -> dict[str, int]:
 
 def _lines(
     spec: LoadSpec, organization: Organization, with_vectors: bool, with_deleted: bool
-) -> Iterator[tuple[dict[str, Any], bool]]:
+) -> Generator[tuple[dict[str, Any], bool], None, None]:
     """(line, whether its row has not been there yet), in the order of the ids."""
-    rows, columns = _select(spec, organization, with_vectors, with_deleted)
-    found = read(rows.order_by("pk"), columns)
-    if spec.children is None:
-        yield from ((line, True) for line in found)
-        return
-    run_rows, run_columns = _select(spec.children.spec, organization, with_vectors, with_deleted)
-    parent = spec.children.spec.parent_column
-    runs = read(run_rows.order_by(parent, "position", "pk"), {parent: parent, **run_columns})
-    groups = groupby(runs, key=itemgetter(parent))
-    ahead = next(groups, None)
-    for line in found:
-        below: Iterable[Any] = ()
-        if ahead and ahead[0] == line["id"]:
-            below = ahead[1]
-        is_first = True
-        for part in _parts({n: v for n, v in run.items() if n != parent} for run in below):
-            yield {**line, spec.children.source: part}, is_first
-            is_first = False
-        if ahead and ahead[0] == line["id"]:
-            ahead = next(groups, None)
+    # Closed as soon as nobody reads on: a cursor of the server's that the garbage collector closes,
+    # in the middle of a statement of the same connection, waits for itself.
+    with ExitStack() as cursors:
+        rows, columns = _select(spec, organization, with_vectors, with_deleted)
+        found = cursors.enter_context(closing(read(rows.order_by("pk"), columns)))
+        if spec.children is None:
+            yield from ((line, True) for line in found)
+            return
+        below = spec.children.spec
+        run_rows, run_columns = _select(below, organization, with_vectors, with_deleted)
+        parent = below.parent_column
+        run_rows = run_rows.order_by(parent, "position", "pk")
+        runs = cursors.enter_context(closing(read(run_rows, {parent: parent, **run_columns})))
+        groups = groupby(runs, key=itemgetter(parent))
+        ahead = next(groups, None)
+        for line in found:
+            is_ahead = ahead is not None and ahead[0] == line["id"]
+            own: Iterable[Any] = ahead[1] if ahead and is_ahead else ()
+            is_first = True
+            for part in _parts({n: v for n, v in run.items() if n != parent} for run in own):
+                yield {**line, spec.children.source: part}, is_first
+                is_first = False
+            if is_ahead:
+                ahead = next(groups, None)
 
 
 def _parts(runs: Iterable[dict[str, Any]]) -> Iterator[list[Raw]]:

@@ -1,6 +1,6 @@
 """Rows back into the lines that the loader reads. Streaming: a table of any size costs a page."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -60,8 +60,9 @@ def _references(model: Any) -> Iterator[Any]:
     return (f for f in model._meta.concrete_fields if isinstance(f, TenantForeignKey))
 
 
-def read(rows: Any, columns: Columns) -> Iterator[dict[str, Any]]:
-    """The rows as lines, NULLs left out. Through a cursor of the server's: one transaction."""
+def read(rows: Any, columns: Columns) -> Generator[dict[str, Any], None, None]:
+    """The rows as lines, NULLs left out. Through a cursor of the server's: within one transaction;
+    who does not read to the end closes it."""
     names = list(columns)
     verbatim = {name for name, column in columns.items() if isinstance(column, Cast)}
     for values in rows.values_list(*columns.values()).iterator(chunk_size=PAGE_ROWS):
