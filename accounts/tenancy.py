@@ -4,7 +4,7 @@ The door (a request, a console page, a command) enters `tenant(organization)`, e
 uses plain `atomic()`. Inside, PostgreSQL shows the rows of that organization and no others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -81,6 +81,9 @@ def _execute(statement: sql.SQL | sql.Composed) -> None:
 class AuditedQuerySet(models.QuerySet[Any]):
     """What every list can say. The default manager shows all rows of the context: one that hid
     the deleted would break uniqueness checks and get_or_create."""
+
+    # Columns that a way to the trash or back sets to something.
+    set_by_move: Mapping[str, Any] = {}
 
     def live(self) -> Self:
         return self.filter(is_deleted=False)

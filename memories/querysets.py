@@ -25,6 +25,10 @@ WHERE m.organization_id = %s
 
 
 class MemoryQuerySet(TenantQuerySet):
+    # What comes back is put into the HNSW index by the worker: a hundred thousand at once would
+    # take minutes.
+    set_by_move = {"is_indexed": False}
+
     def matching(self, words: str) -> Self:
         """Full text: speaker, content and context, as a person types into a search box."""
         return self.filter(document=SearchQuery(words, config="english", search_type="websearch"))

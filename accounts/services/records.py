@@ -182,7 +182,8 @@ class Records(Generic[M]):
                 below.write_history(
                     action, organization=organization, changed_by_id=actor.id, at=now
                 )
-                _add(counts, below, below.update(**stamp, last_updated_by_id=actor.id))
+                set_too = {**below.set_by_move, "last_updated_by_id": actor.id}
+                _add(counts, below, below.update(**stamp, **set_too))
         if counts:
             self._event(action, organization, actor, ids, {"rows": counts})
         return counts

@@ -24,7 +24,7 @@ from memories.services.found import note_found
 
 Mode = Literal["hybrid", "semantic", "keyword"]
 MAX_LIMIT = 200
-_TIMEOUT_MS = 5000
+_SET_TIMEOUT = "SET LOCAL statement_timeout = 5000"  # ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _find(
     language = language_of(organization)
     with tenant(organization):
         with connection.cursor() as cursor:
-            cursor.execute(f"SET LOCAL statement_timeout = {_TIMEOUT_MS:d}")
+            cursor.execute(_SET_TIMEOUT)
         ranked = [
             rank(
                 query="" if request.mode == "semantic" else request.query,

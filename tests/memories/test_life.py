@@ -133,3 +133,13 @@ def test_a_user_with_their_memories_can_be_purged(acme):
         assert counts == {"user": 1, "memory": 1, "memoryhistory": 1, "session": 1, "run": 1}
         message = Message.objects.for_organization(acme).get()
         assert (message.pk, message.user_id) == (elsewhere.pk, None)
+
+
+def test_what_comes_back_from_the_trash_waits_for_the_index(acme):
+    row = make_memory(acme)
+    with tenant(acme):
+        own = Memory.objects.for_organization(acme).filter(pk=row.pk)
+        own.update(is_indexed=True)
+        memories.delete(own, organization=acme, actor=TESTER)
+        memories.restore(own, organization=acme, actor=TESTER)
+        assert own.values_list("is_deleted", "is_indexed").get() == (False, False)
