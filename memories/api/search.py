@@ -79,7 +79,11 @@ class WeightsBody(Strict):
 
 class SearchBody(Narrowed):
     query: Any = serializers.CharField(
-        required=False, allow_blank=True, max_length=MAX_QUERY_LENGTH, default=""
+        required=False,
+        allow_blank=True,
+        max_length=MAX_QUERY_LENGTH,
+        default="",
+        help_text="Of a long one the first 64 words are looked for; its meaning is that of all.",
     )
     mode = serializers.ChoiceField(
         _MODES, default="hybrid", help_text="By meaning and by words, or by one of them."

@@ -86,6 +86,7 @@ DECLARE
     -- is (1 + 1/4 + .. + 1/tf^2) / 1.6449: these are the steps to tf = 2, 3, .. 12.
     tf_steps CONSTANT float8[] := '{0.72951, 0.81395, 0.85785, 0.88491, 0.90328, 0.91658, 0.92666, 0.93457, 0.94093, 0.94617, 0.95055}';
     equal CONSTANT real[] := '{1, 1, 1, 1}';
+    most_terms CONSTANT integer := 64;
     words text[];        -- of the query, one for each of its lexemes
     queries tsquery[];
     any_term tsquery;
@@ -101,15 +102,21 @@ BEGIN
         RETURN;
     END IF;
     IF query <> '' THEN
-        SELECT array_agg(t.word), array_agg(t.quoted::tsquery), string_agg(t.quoted, ' | ')::tsquery
-        INTO words, queries, any_term
+        -- (Of a compound, state-of-the-art, the parts are words too: each lexeme's word is the
+        -- shortest token that has it. Of a long query the first lexemes count.)
+        SELECT array_agg(t.word ORDER BY t.place, t.lexeme),
+            array_agg(t.quoted::tsquery ORDER BY t.place, t.lexeme)
+        INTO words, queries
         FROM (
-            SELECT DISTINCT ON (l.lexeme) p.token AS word,
+            SELECT DISTINCT ON (l.lexeme) l.lexeme, p.token AS word, p.place,
                 '''' || replace(replace(l.lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted
-            FROM ts_parse('default', query) p,
+            FROM ts_parse('default', query) WITH ORDINALITY p (kind, token, place),
                 unnest(tsvector_to_array(to_tsvector(language::regconfig, p.token))) l (lexeme)
-            LIMIT 64
+            ORDER BY l.lexeme, length(p.token), p.place
         ) t;
+        words := words[:most_terms];
+        queries := queries[:most_terms];
+        SELECT string_agg(q::text, ' | ')::tsquery INTO any_term FROM unnest(queries) q;
     END IF;
     IF vector IS NOT NULL THEN
         SELECT m.embedding_model INTO elsewhere FROM (
@@ -248,7 +255,7 @@ BEGIN
         FROM part p ORDER BY score DESC, p.created_at DESC, p.id LIMIT wanted)
     SELECT t.id, t.score, t.dense, t.lexical, t.recency, t.importance, t.similarity,
         ARRAY(SELECT words[q.place] FROM unnest(queries) WITH ORDINALITY q (q, place)
-              WHERE m.document @@ q.q ORDER BY q.place),
+              WHERE m.document @@ q.q GROUP BY words[q.place] ORDER BY min(q.place)),
         elsewhere
     FROM top t JOIN memories_memory m ON m.id = t.id AND m.organization_id = organization
     ORDER BY t.score DESC, t.created_at DESC, t.id;

@@ -128,7 +128,7 @@ class TestSlices(TestCase):
             assert rows[600].pk in {r.id for r in found}
             best = max(found, key=lambda r: r.lexical)
             assert (best.id, best.lexical) == (rows[600].pk, 0.5)
-            assert best.matched == ["Quebec", "weather"]
+            assert best.matched == ["weather", "Quebec"]
 
     def test_only_the_index_of_a_large_organization_is_filled(self):
         organization, _, rows, _ = self.made["middle"]

@@ -40,7 +40,7 @@ def test_the_best_memory_comes_first_and_tells_why(api, remember):
     assert hit["parts"] == {"dense": 0.5, "lexical": 0.5, "recency": 0, "importance": 0}
     assert hit["score"] == 1
     assert 0.3 < hit["similarity"] <= 1
-    assert hit["matched_terms"] == ["Alice", "coffee", "take"]
+    assert hit["matched_terms"] == ["Alice", "take", "coffee"]
     assert other["matched_terms"] == []
     assert other["score"] < 0.5
 
@@ -96,6 +96,29 @@ def test_words_are_or_ed_stemmed_and_quoted_safely(api, remember):
         answer = api.post("memories/search", {"query": query, "mode": "keyword"})
         assert answer.status_code == 200, query
     assert len(find(api, "O'Neill \\ quoted", mode="keyword")) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "matched"),
+    [
+        ("state-of-the-art", ["state-of-the-art", "state", "art"]),
+        ("art of the state-of-the-art", ["art", "state-of-the-art", "state"]),
+        ("Beans beaning BEAN", ["BEAN"]),
+    ],
+)
+def test_each_word_that_matched_is_told_once_in_the_order_of_the_question(
+    api, remember, query, matched
+):
+    remember("A state-of-the-art machine for beans.")
+    answer = api.post("memories/search", {"query": query, "mode": "keyword"})
+    (hit,) = answer.data["results"]
+    assert hit["matched_terms"] == matched
+
+
+def test_of_a_long_question_the_first_words_count(api, remember):
+    remember("A zebra crossed the road.")
+    many = " ".join(f"a{n}" for n in range(500))
+    assert find(api, f"Zebra? {many}", mode="keyword") == ["A zebra crossed the road."]
 
 
 def test_a_question_of_stop_words_alone_is_answered_by_meaning(api, remember):
