@@ -243,9 +243,10 @@ BEGIN
         SELECT b.id, b.created_at, b.similarity,
             weights[1] * greatest(coalesce(b.similarity, 0), 0) / best.similarity AS dense,
             weights[2] * coalesce(b.bm25, 0) / best.bm25 AS lexical,
-            CASE WHEN weights[3] = 0 THEN 0 ELSE weights[3] * power(0.5::float8,
+            -- (power() refuses what underflows: after a thousand half-lives nothing is left.)
+            CASE WHEN weights[3] = 0 THEN 0 ELSE weights[3] * power(0.5::float8, least(1000,
                 extract(epoch FROM greatest(coalesce((f).as_of, now()) - b.created_at,
-                                            interval '0'))::float8 / 86400 / half_life_days)
+                                            interval '0'))::float8 / 86400 / half_life_days))
             END AS recency,
             weights[4] * b.importance AS importance
         FROM fused b, best

@@ -70,6 +70,15 @@ def test_recency_halves_with_its_half_life(api, remember):
     assert old["parts"]["recency"] == pytest.approx(fresh["parts"]["recency"] / 2, rel=1e-3)
 
 
+def test_what_is_many_half_lives_old_is_found_all_the_same(api, remember):
+    remember("Ancient coffee.", created_at=datetime(1971, 1, 1, tzinfo=UTC))
+    remember("Fresh coffee.")
+    for half_life_days in (0.001, 1, 15):
+        weights = {"recency": 1}
+        hits = find(api, "coffee", weights=weights, half_life_days=half_life_days)
+        assert hits == ["Fresh coffee.", "Ancient coffee."]
+
+
 # -- modes ---------------------------------------------------------------------------------------
 
 
