@@ -273,6 +273,13 @@ def test_filters_on_metadata(api, acme, remember, filters, matches):
         assert list(rows.values_list("pk", flat=True)) == ([row.pk] if matches else [])
 
 
+def test_a_filter_is_sent_to_the_database_about_as_long_as_it_is():
+    conditions: Any = {"n": {"in": ["x" * 1000] * 64}}
+    for _ in range(7):
+        conditions = {"not": conditions}
+    assert len(searching_path(conditions)) < 70_000
+
+
 def searching_path(filters: Any) -> str:
     from memories.search.metadata import compile_metadata
 
