@@ -215,7 +215,7 @@ BEGIN
         FROM candidate c, unnest(queries) WITH ORDINALITY t (q, place)
         WHERE c.document IS NOT NULL AND c.document @@ t.q),
     corpus AS MATERIALIZED (
-        SELECT coalesce(usual_len, n.len) AS len,
+        SELECT coalesce(nullif(usual_len, 0), n.len) AS len,  -- (0: of emoji and stop words alone)
             coalesce(idfs, ARRAY(
                 SELECT ln(1 + (n.rows - d.df + 0.5) / (d.df + 0.5))
                 FROM (SELECT p.place, count(h.place) AS df
