@@ -574,6 +574,23 @@ def test_deleting_many_wants_the_scope_of_deleting(acme, shelf):
     assert update.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("verb", "scope"), [("update", "memory:write"), ("delete", "memory:delete")]
+)
+def test_a_preview_shows_memories_to_those_who_may_read_them(acme, shelf, verb, scope):
+    body = {"filter": {"user_id": "ann"}, "preview": True}
+    if verb == "update":
+        body["set"] = {"importance": 1}
+    blind = client_with(make_key(acme, [scope])).post(f"memories/batch/{verb}", body)
+    reader = client_with(make_key(acme, [scope, "memory:read"])).post(
+        f"memories/batch/{verb}", body
+    )
+    assert blind.status_code == reader.status_code == 200
+    assert blind.data["matched"] == reader.data["matched"] > 0
+    assert blind.data["sample"] == []
+    assert len(reader.data["sample"]) > 0
+
+
 # -- how many of what ----------------------------------------------------------------------------
 
 
