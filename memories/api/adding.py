@@ -48,6 +48,7 @@ class BatchMemorySerializer(MemorySerializer):
         allow_null=True,
         allow_blank=True,
         max_length=64,
+        trim_whitespace=False,
         help_text="The encoder that made `embedding`: the server's own, where it is not given. "
         "Vectors of different encoders are never compared.",
     )

@@ -75,7 +75,7 @@ class BulkUpdate(_Bulk):
 
 class BulkDelete(_Bulk):
     ids = serializers.ListField(
-        child=serializers.CharField(max_length=255),
+        child=serializers.CharField(max_length=255, trim_whitespace=False),
         required=False,
         allow_empty=False,
         max_length=MAX_IDS,

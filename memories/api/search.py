@@ -31,7 +31,7 @@ class Narrowed(Strict):
 
     user_id = ReferenceField(User, required=False)
     agent_id = ReferenceField(Agent, required=False)
-    session_id = serializers.CharField(required=False, max_length=255)
+    session_id = serializers.CharField(required=False, max_length=255, trim_whitespace=False)
     types = serializers.ListField(
         child=serializers.ChoiceField(Memory.Type.choices), required=False, allow_empty=False
     )
@@ -105,6 +105,7 @@ class SearchBody(Narrowed):
     embedding_model = serializers.CharField(
         required=False,
         max_length=64,
+        trim_whitespace=False,
         help_text="Whose vector it is: it is compared with memories of this name alone.",
     )
 

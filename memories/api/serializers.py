@@ -236,10 +236,10 @@ class MemorySerializer(RecordSerializer):
 
 
 class MemoryQuery(ListQuery):
-    external_id = serializers.CharField(required=False)
+    external_id = serializers.CharField(required=False, trim_whitespace=False)
     user_id = ReferenceField(User, source="user", required=False)
     agent_id = ReferenceField(Agent, source="agent", required=False)
-    session_id = serializers.CharField(required=False)
+    session_id = serializers.CharField(required=False, trim_whitespace=False)
     memory_type = serializers.ChoiceField(Memory.Type.choices, required=False)
     scope = serializers.ChoiceField(Memory.Scope.choices, required=False)
     level = serializers.ChoiceField(Memory.Level.choices, required=False)

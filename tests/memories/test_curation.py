@@ -591,6 +591,17 @@ def test_a_preview_shows_memories_to_those_who_may_read_them(acme, shelf, verb, 
     assert len(reader.data["sample"]) > 0
 
 
+def test_keys_are_taken_as_they_are_written_blanks_too(api, acme):
+    make_memory(acme, external_id=" k ", content="Blanks.", session_id=" s ")
+    make_memory(acme, external_id="k", content="None.", session_id="s")
+    for narrowed in ({"ids": [" k "]}, {"filter": {"session_id": " s "}}):
+        done = api.post("memories/batch/delete", {**narrowed, "preview": True})
+        assert [row["content"] for row in done.data["sample"]] == ["Blanks."]
+    for query in ("external_id=%20k%20", "session_id=%20s%20"):
+        page = api.get(f"memories?{query}")
+        assert [row["content"] for row in page.data["results"]] == ["Blanks."]
+
+
 # -- how many of what ----------------------------------------------------------------------------
 
 
