@@ -68,7 +68,7 @@ CREATE FUNCTION agentmem_search(
     weights real[], half_life_days real, wanted integer, exact_rows integer)
 RETURNS TABLE (
     id uuid, score float8, dense float8, lexical float8, recency float8, importance float8,
-    similarity float8, matched text[], encoder_elsewhere text)
+    similarity float8, matched text[], encoders_elsewhere text[])
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 SET plan_cache_mode = force_custom_plan SET jit = off SET max_parallel_workers_per_gather = 0
@@ -87,10 +87,11 @@ DECLARE
     tf_steps CONSTANT float8[] := '{0.72951, 0.81395, 0.85785, 0.88491, 0.90328, 0.91658, 0.92666, 0.93457, 0.94093, 0.94617, 0.95055}';
     equal CONSTANT real[] := '{1, 1, 1, 1}';
     most_terms CONSTANT integer := 64;
+    most_encoders CONSTANT integer := 32;
     words text[];        -- of the query, one for each of its lexemes
     queries tsquery[];
     any_term tsquery;
-    elsewhere text;
+    elsewhere text[];    -- other encoders whose vectors are there
     is_large boolean;
     is_indexed boolean;
     ids uuid[];          -- of a large slice: its nearest rows
@@ -119,17 +120,21 @@ BEGIN
         SELECT string_agg(q::text, ' | ')::tsquery INTO any_term FROM unnest(queries) q;
     END IF;
     IF vector IS NOT NULL THEN
-        SELECT m.embedding_model INTO elsewhere FROM (
+        -- (From one name to the next by the index: there are few, and many rows of each.)
+        WITH RECURSIVE known (name) AS (
             (SELECT m.embedding_model FROM memories_memory m
              WHERE m.organization_id = organization AND m.embedding_state = 'ready'
-               AND NOT m.is_deleted AND m.embedding_model > encoder
+               AND NOT m.is_deleted
              ORDER BY m.embedding_model LIMIT 1)
             UNION ALL
-            (SELECT m.embedding_model FROM memories_memory m
-             WHERE m.organization_id = organization AND m.embedding_state = 'ready'
-               AND NOT m.is_deleted AND m.embedding_model < encoder AND m.embedding_model > ''
-             ORDER BY m.embedding_model DESC LIMIT 1)
-        ) m LIMIT 1;
+            SELECT (SELECT m.embedding_model FROM memories_memory m
+                    WHERE m.organization_id = organization AND m.embedding_state = 'ready'
+                      AND NOT m.is_deleted AND m.embedding_model > known.name
+                    ORDER BY m.embedding_model LIMIT 1)
+            FROM known WHERE known.name IS NOT NULL)
+        SELECT array_agg(k.name) INTO elsewhere
+        FROM (SELECT known.name FROM known LIMIT most_encoders) k
+        WHERE k.name NOT IN (encoder, '');
     END IF;
 
     SELECT EXISTS (

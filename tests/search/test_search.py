@@ -370,6 +370,22 @@ def test_vectors_of_another_encoder_are_compared_by_that_encoder(api, remember, 
             assert first["similarity"] > 0.5 > second["similarity"] + 0.01
 
 
+def test_vectors_that_callers_brought_do_not_hide_those_of_another_encoder(api, remember, settings):
+    remember("My dog barks at the neighbours.")
+    remember("The train to Bern leaves at nine.")
+    for name in ("aaa", "nobody's", "zzz"):
+        remember(f"Brought, of {name}.", embedding_model=name)
+    settings.ENCODER = "minilm-int8"
+    question = {"query": "a hound makes noise", "mode": "semantic"}
+    alone = api.post("memories/search", question).data["results"]
+    assert alone[0]["memory"]["content"] == "My dog barks at the neighbours."
+    assert [hit["similarity"] is None for hit in alone] == [False, False, True, True, True]
+    # In a batch, too, whatever comes first.
+    searches = [{"query": "train", "mode": "keyword"}, question]
+    batch = api.post("memories/search/batch", {"searches": searches}).data["results"]
+    assert [hit["similarity"] for hit in batch[1]["results"]] == [h["similarity"] for h in alone]
+
+
 def test_a_vector_of_an_unknown_name_is_compared_with_its_like_alone(api, acme, remember):
     remember("My dog barks.")
     vector = [0.5] * 4 + [0.0] * 380
