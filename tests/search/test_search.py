@@ -1,5 +1,7 @@
 """`POST /api/v1/memories/search`, as an agent calls it."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -433,6 +435,24 @@ def test_no_connection_is_held_while_a_question_is_encoded(api, acme, remember, 
     assert seen == [False]
     with tenant(acme), pytest.raises(RuntimeError, match="Encode outside tenant"):
         embedding.embed([(None, "x")], organization=acme)
+
+
+def test_questions_of_many_threads_are_remembered_side_by_side(acme, monkeypatch):
+    monkeypatch.setattr(embedding, "_MAX_ASKED", 5)
+    embedding.embed_queries(["once"], organization=acme)  # the encoder is loaded
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def ask(seed: int) -> None:
+        for n in range(500):
+            asked = [f"question {(seed * 7 + n * k) % 12}" for k in (1, 5)]
+            assert len(embedding.embed_queries(asked, organization=acme)) == 2
+
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(ask, range(8)))
+    finally:
+        sys.setswitchinterval(usual)
 
 
 # -- several at once -----------------------------------------------------------------------------
