@@ -346,6 +346,7 @@ def test_a_batch_has_a_size(api, count):
     ("body", "message"),
     [
         (b"{}", "memories: This field is required."),
+        (b"", "memories: This field is required."),
         (b'{"memories": 5}', 'memories: Expected a list of items but got type "int".'),
         (b'{"memories": [], "memory": 1}', "memory: There is no such field. Known: memories, "),
         (b'{"memories": [{}], "embed": "soon"}', 'embed: "soon" is not a valid choice.'),
@@ -386,6 +387,12 @@ def test_json_that_could_not_be_kept_is_rejected_item_by_item(api, acme, item, m
     assert (good["status"], bad["status"]) == ("created", "rejected")
     assert bad["error"]["message"].startswith(message), bad
     assert [m.content for m in stored(acme)] == ["good"]
+
+
+def test_a_byte_order_mark_may_lead_a_batch(api, acme):
+    body = b'\xef\xbb\xbf{"memories": [{"content": "x"}]}'
+    assert api.generic("POST", "memories/batch", body, "application/json").status_code == 200
+    assert [m.content for m in stored(acme)] == ["x"]
 
 
 def test_a_batch_has_more_room_than_other_bodies(api, acme):
