@@ -372,6 +372,7 @@ def test_a_batch_that_is_none_is_refused_whole(api, body, message):
         (b'{"content": "x", "metadata": {"a": 1, "a": 2}}', "The key 'a' is given twice."),
         (b'{"content": "x", "metadata": {"a": 1e400}}', "A number has more than 38 digits."),
         (b'{"content": "x", "metadata": {"a": 1e38}}', "A number has more than 38 digits."),
+        (b'{"content": "x", "metadata": {"a": %s}}' % (b"1" * 5000), "A number has more than"),
         (b'{"content": "x", "metadata": ' + b'{"a":' * 64 + b"1" + b"}" * 65, "The JSON is nested"),
         (b'{"content": "x", "metadata": []}', "Expected an object"),
         (b'{"content": "x", "created_at": "2026-01-01T00:00:00"}', "Expected `datetime` with a"),
