@@ -88,7 +88,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_keys_decoder = json.JSONDecoder(object_pairs_hook=_object)
+# (Python refuses to read a whole number of thousands of digits.)
+_keys_decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str)
 _decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_real, parse_int=_whole, parse_constant=_constant
 )

@@ -1,5 +1,6 @@
 """The words in which lists of memories are asked for."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 from uuid import UUID
@@ -8,6 +9,7 @@ from django.contrib.postgres.search import SearchQuery
 from django.db import connection, models
 from psycopg import sql
 
+from accounts.organization_settings import LANGUAGES
 from accounts.tenancy import TenantQuerySet
 
 # {changed} gives (id, change_type) of memories as they are now. Parameters: who, who, who, when,
@@ -29,9 +31,14 @@ class MemoryQuerySet(TenantQuerySet):
     # take minutes.
     set_by_move = {"is_indexed": False}
 
-    def matching(self, words: str) -> Self:
-        """Full text: speaker, content and context, as a person types into a search box."""
-        return self.filter(document=SearchQuery(words, config="english", search_type="websearch"))
+    def matching(self, words: str, *, languages: Sequence[str] = LANGUAGES) -> Self:
+        """Full text: speaker, content and context, as a person types into a search box, each row
+        in its own of these languages."""
+        matches = models.Q()
+        for name in languages:
+            query = SearchQuery(words, config=name, search_type="websearch")
+            matches |= models.Q(language=name, document=query)
+        return self.filter(matches)
 
     def write_history(
         self, change_type: str, *, organization: Any, changed_by_id: UUID | None, at: datetime

@@ -6,9 +6,11 @@ in its place.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from operator import attrgetter, itemgetter
 from typing import Any
 from uuid import UUID
@@ -19,6 +21,9 @@ from agentmem_site.bulk import binary
 from agentmem_site.bulk.readers import NumberedLine, check_text
 from agentmem_site.bulk.spec import Column, LineError, LoadSpec, encoder_of, moment
 from agentmem_site.db.ids import uuid7_bytes
+
+MAX_DIGITS = 38  # of a number, as at the door of the API
+_MAYBE_LONG = re.compile(rb"\d{39}|\d[eE]")
 
 # What a line calls another row: its key or id, or (the outer row's name, its key).
 Name = str | tuple[str, str]
@@ -266,9 +271,18 @@ def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
 
     def encode_raw(value: msgspec.Raw) -> bytes:
         raw = bytes(value)
+        if _MAYBE_LONG.search(raw):
+            json.loads(raw, parse_int=_number, parse_float=_number)
         return encode(raw) if raw and raw != b"null" else missing
 
     return encode_raw
+
+
+def _number(text: str) -> None:
+    """jsonb keeps a number of a hundred thousand digits; Python refuses to read it back."""
+    number = Decimal(text)
+    if len(text.lstrip("-").partition(".")[0]) > MAX_DIGITS or abs(number) >= 10**MAX_DIGITS:
+        raise ValueError(f"A number has more than {MAX_DIGITS} digits")
 
 
 def _named(error: msgspec.ValidationError, spec: LoadSpec, number: int) -> LineError:

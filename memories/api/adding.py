@@ -1,5 +1,6 @@
 """POST memories and memories/batch: their shapes, and the view of the batch."""
 
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class BatchMemorySerializer(MemorySerializer):
         allow_null=True,
         allow_blank=True,
         max_length=64,
+        trim_whitespace=False,
         help_text="The encoder that made `embedding`: the server's own, where it is not given. "
         "Vectors of different encoders are never compared.",
     )
@@ -131,11 +133,13 @@ class MemoryBatchViewSet(TenantViewSet):
     def create(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponse:
         """Each is stored, found to be there, or rejected by itself, in one transaction. At most
         16 MiB; a vector is smallest as base64 of little-endian float32."""
-        items, embed = self._checked(request.data)
+        # (Nothing at all is not parsed, and comes as an empty dict; a BOM may lead.)
+        body = request.data if isinstance(request.data, bytes) else b"{}"
+        items, embed = self._checked(body.removeprefix(BOM_UTF8))
         added = add_memories(items=items, embed=embed, **self.by)
         return HttpResponse(_answer(added), content_type="application/json")
 
-    def _checked(self, body: Any) -> tuple[Sequence[bytes], Any]:
+    def _checked(self, body: bytes) -> tuple[Sequence[bytes], Any]:
         """The items, unread, and whether to embed them now. What holds them is read strictly."""
         try:
             memories = msgspec.json.decode(body, type=_Body).memories

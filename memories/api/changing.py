@@ -75,7 +75,7 @@ class BulkUpdate(_Bulk):
 
 class BulkDelete(_Bulk):
     ids = serializers.ListField(
-        child=serializers.CharField(max_length=255),
+        child=serializers.CharField(max_length=255, trim_whitespace=False),
         required=False,
         allow_empty=False,
         max_length=MAX_IDS,
@@ -94,7 +94,10 @@ _COUNTS: dict[str, Any] = {
     "preview": serializers.BooleanField(),
     "matched": serializers.IntegerField(help_text="Memories that the filter fits."),
 }
-_SAMPLE = MemorySerializer(many=True, help_text="In a preview: some of them, as they are now.")
+_SAMPLE = MemorySerializer(
+    many=True,
+    help_text="In a preview: some of them, as they are now, for a key that holds memory:read.",
+)
 
 
 class _BulkViewSet(TenantViewSet):
@@ -109,6 +112,9 @@ class _BulkViewSet(TenantViewSet):
         return body, dict(body.validated_data)
 
     def sample_of(self, done: Changed) -> list[Any]:
+        # A filter chooses it: by previews a key that only writes would read everything.
+        if not self.actor.may(permission("memory", "read")):
+            return []
         return list(MemorySerializer(done.sample, many=True).data)
 
 

@@ -31,7 +31,7 @@ class Narrowed(Strict):
 
     user_id = ReferenceField(User, required=False)
     agent_id = ReferenceField(Agent, required=False)
-    session_id = serializers.CharField(required=False, max_length=255)
+    session_id = serializers.CharField(required=False, max_length=255, trim_whitespace=False)
     types = serializers.ListField(
         child=serializers.ChoiceField(Memory.Type.choices), required=False, allow_empty=False
     )
@@ -79,7 +79,11 @@ class WeightsBody(Strict):
 
 class SearchBody(Narrowed):
     query: Any = serializers.CharField(
-        required=False, allow_blank=True, max_length=MAX_QUERY_LENGTH, default=""
+        required=False,
+        allow_blank=True,
+        max_length=MAX_QUERY_LENGTH,
+        default="",
+        help_text="Of a long one the first 64 words are looked for; its meaning is that of all.",
     )
     mode = serializers.ChoiceField(
         _MODES, default="hybrid", help_text="By meaning and by words, or by one of them."
@@ -101,6 +105,7 @@ class SearchBody(Narrowed):
     embedding_model = serializers.CharField(
         required=False,
         max_length=64,
+        trim_whitespace=False,
         help_text="Whose vector it is: it is compared with memories of this name alone.",
     )
 

@@ -11,6 +11,7 @@ from rest_framework import serializers
 from accounts.api.fields import JsonObject, Moment, Real, ReferenceField, TextBytes
 from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer, Strict
 from accounts.models import User
+from accounts.organization_settings import language_of
 from agentmem_site.db.fields import RealField
 from memories.bulk import NO_VECTOR, halves
 from memories.models import (
@@ -236,10 +237,10 @@ class MemorySerializer(RecordSerializer):
 
 
 class MemoryQuery(ListQuery):
-    external_id = serializers.CharField(required=False)
+    external_id = serializers.CharField(required=False, trim_whitespace=False)
     user_id = ReferenceField(User, source="user", required=False)
     agent_id = ReferenceField(Agent, source="agent", required=False)
-    session_id = serializers.CharField(required=False)
+    session_id = serializers.CharField(required=False, trim_whitespace=False)
     memory_type = serializers.ChoiceField(Memory.Type.choices, required=False)
     scope = serializers.ChoiceField(Memory.Scope.choices, required=False)
     level = serializers.ChoiceField(Memory.Level.choices, required=False)
@@ -255,10 +256,14 @@ class MemoryQuery(ListQuery):
 
     validate_importance_max = validate_importance_min
 
+    @property
+    def _language(self) -> str:
+        return language_of(self.context["organization"])
+
     def narrow(self, rows: Any) -> Any:
         words = self.validated_data.pop("q", None)
         rows = super().narrow(rows)
-        return rows if words is None else rows.matching(words)
+        return rows if words is None else rows.matching(words, languages=[self._language])
 
 
 class MemoryHistorySerializer(RecordSerializer):

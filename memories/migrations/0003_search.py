@@ -68,7 +68,7 @@ CREATE FUNCTION agentmem_search(
     weights real[], half_life_days real, wanted integer, exact_rows integer)
 RETURNS TABLE (
     id uuid, score float8, dense float8, lexical float8, recency float8, importance float8,
-    similarity float8, matched text[], encoder_elsewhere text)
+    similarity float8, matched text[], encoders_elsewhere text[])
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 SET plan_cache_mode = force_custom_plan SET jit = off SET max_parallel_workers_per_gather = 0
@@ -86,10 +86,12 @@ DECLARE
     -- is (1 + 1/4 + .. + 1/tf^2) / 1.6449: these are the steps to tf = 2, 3, .. 12.
     tf_steps CONSTANT float8[] := '{0.72951, 0.81395, 0.85785, 0.88491, 0.90328, 0.91658, 0.92666, 0.93457, 0.94093, 0.94617, 0.95055}';
     equal CONSTANT real[] := '{1, 1, 1, 1}';
+    most_terms CONSTANT integer := 64;
+    most_encoders CONSTANT integer := 32;
     words text[];        -- of the query, one for each of its lexemes
     queries tsquery[];
     any_term tsquery;
-    elsewhere text;
+    elsewhere text[];    -- other encoders whose vectors are there
     is_large boolean;
     is_indexed boolean;
     ids uuid[];          -- of a large slice: its nearest rows
@@ -101,28 +103,38 @@ BEGIN
         RETURN;
     END IF;
     IF query <> '' THEN
-        SELECT array_agg(t.word), array_agg(t.quoted::tsquery), string_agg(t.quoted, ' | ')::tsquery
-        INTO words, queries, any_term
+        -- (Of a compound, state-of-the-art, the parts are words too: each lexeme's word is the
+        -- shortest token that has it. Of a long query the first lexemes count.)
+        SELECT array_agg(t.word ORDER BY t.place, t.lexeme),
+            array_agg(t.quoted::tsquery ORDER BY t.place, t.lexeme)
+        INTO words, queries
         FROM (
-            SELECT DISTINCT ON (l.lexeme) p.token AS word,
+            SELECT DISTINCT ON (l.lexeme) l.lexeme, p.token AS word, p.place,
                 '''' || replace(replace(l.lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted
-            FROM ts_parse('default', query) p,
+            FROM ts_parse('default', query) WITH ORDINALITY p (kind, token, place),
                 unnest(tsvector_to_array(to_tsvector(language::regconfig, p.token))) l (lexeme)
-            LIMIT 64
+            ORDER BY l.lexeme, length(p.token), p.place
         ) t;
+        words := words[:most_terms];
+        queries := queries[:most_terms];
+        SELECT string_agg(q::text, ' | ')::tsquery INTO any_term FROM unnest(queries) q;
     END IF;
     IF vector IS NOT NULL THEN
-        SELECT m.embedding_model INTO elsewhere FROM (
+        -- (From one name to the next by the index: there are few, and many rows of each.)
+        WITH RECURSIVE known (name) AS (
             (SELECT m.embedding_model FROM memories_memory m
              WHERE m.organization_id = organization AND m.embedding_state = 'ready'
-               AND NOT m.is_deleted AND m.embedding_model > encoder
+               AND NOT m.is_deleted
              ORDER BY m.embedding_model LIMIT 1)
             UNION ALL
-            (SELECT m.embedding_model FROM memories_memory m
-             WHERE m.organization_id = organization AND m.embedding_state = 'ready'
-               AND NOT m.is_deleted AND m.embedding_model < encoder AND m.embedding_model > ''
-             ORDER BY m.embedding_model DESC LIMIT 1)
-        ) m LIMIT 1;
+            SELECT (SELECT m.embedding_model FROM memories_memory m
+                    WHERE m.organization_id = organization AND m.embedding_state = 'ready'
+                      AND NOT m.is_deleted AND m.embedding_model > known.name
+                    ORDER BY m.embedding_model LIMIT 1)
+            FROM known WHERE known.name IS NOT NULL)
+        SELECT array_agg(k.name) INTO elsewhere
+        FROM (SELECT known.name FROM known LIMIT most_encoders) k
+        WHERE k.name NOT IN (encoder, '');
     END IF;
 
     SELECT EXISTS (
@@ -208,7 +220,7 @@ BEGIN
         FROM candidate c, unnest(queries) WITH ORDINALITY t (q, place)
         WHERE c.document IS NOT NULL AND c.document @@ t.q),
     corpus AS MATERIALIZED (
-        SELECT coalesce(usual_len, n.len) AS len,
+        SELECT coalesce(nullif(usual_len, 0), n.len) AS len,  -- (0: of emoji and stop words alone)
             coalesce(idfs, ARRAY(
                 SELECT ln(1 + (n.rows - d.df + 0.5) / (d.df + 0.5))
                 FROM (SELECT p.place, count(h.place) AS df
@@ -236,9 +248,10 @@ BEGIN
         SELECT b.id, b.created_at, b.similarity,
             weights[1] * greatest(coalesce(b.similarity, 0), 0) / best.similarity AS dense,
             weights[2] * coalesce(b.bm25, 0) / best.bm25 AS lexical,
-            CASE WHEN weights[3] = 0 THEN 0 ELSE weights[3] * power(0.5::float8,
+            -- (power() refuses what underflows: after a thousand half-lives nothing is left.)
+            CASE WHEN weights[3] = 0 THEN 0 ELSE weights[3] * power(0.5::float8, least(1000,
                 extract(epoch FROM greatest(coalesce((f).as_of, now()) - b.created_at,
-                                            interval '0'))::float8 / 86400 / half_life_days)
+                                            interval '0'))::float8 / 86400 / half_life_days))
             END AS recency,
             weights[4] * b.importance AS importance
         FROM fused b, best
@@ -248,7 +261,7 @@ BEGIN
         FROM part p ORDER BY score DESC, p.created_at DESC, p.id LIMIT wanted)
     SELECT t.id, t.score, t.dense, t.lexical, t.recency, t.importance, t.similarity,
         ARRAY(SELECT words[q.place] FROM unnest(queries) WITH ORDINALITY q (q, place)
-              WHERE m.document @@ q.q ORDER BY q.place),
+              WHERE m.document @@ q.q GROUP BY words[q.place] ORDER BY min(q.place)),
         elsewhere
     FROM top t JOIN memories_memory m ON m.id = t.id AND m.organization_id = organization
     ORDER BY t.score DESC, t.created_at DESC, t.id;

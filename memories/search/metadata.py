@@ -129,5 +129,6 @@ def _joined(joint: str, parts: Any) -> str:
 
 
 def _not(predicate: str) -> str:
-    # Three-valued: what cannot be compared is not so either.
-    return f"(!{predicate} || ({predicate} is unknown))"
+    # Two-valued: what cannot be compared is not so either. The predicate stands there once: nested
+    # negations do not double its length.
+    return f"(!exists($ ? {predicate}))"

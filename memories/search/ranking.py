@@ -55,7 +55,7 @@ class Ranked:
     importance: float
     similarity: float | None
     matched: list[str]
-    encoder_elsewhere: str | None  # another encoder whose vectors the organization holds
+    encoders_elsewhere: list[str] | None  # others whose vectors the organization holds
 
 
 def rank(

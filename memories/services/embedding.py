@@ -3,6 +3,7 @@
 Called outside `tenant()`: no database connection is held while an encoder is at work.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ Said = tuple[str | None, str]  # speaker, content
 
 _MAX_ASKED = 1000
 _asked: dict[tuple[UUID, str, str], str] = {}  # organization, encoder, question -> vector
+_asking = threading.Lock()
 
 # The payload of a halfvec on the wire: dimension and an unused short, then big-endian halves.
 _HALF_HEADER_BYTES = 4
@@ -74,14 +76,15 @@ def embed_queries(
     if is_inside():
         raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
     model = get_encoder(encoder)
-    known = {q: _asked[key] for q in queries if (key := (organization.pk, model.name, q)) in _asked}
+    known = {q: v for q in queries if (v := _asked.get((organization.pk, model.name, q)))}
     missing = [q for q in dict.fromkeys(queries) if q not in known]
     if missing:
         for query, vector in zip(missing, encode_texts(missing, model), strict=True):
             known[query] = as_text(vector)
-            _asked[organization.pk, model.name, query] = known[query]
-        while len(_asked) > _MAX_ASKED:
-            _asked.pop(next(iter(_asked)), None)
+        with _asking:
+            _asked.update({(organization.pk, model.name, q): known[q] for q in missing})
+            while len(_asked) > _MAX_ASKED:
+                del _asked[next(iter(_asked))]
     return [QueryVector(model.name, known[q]) for q in queries]
 
 

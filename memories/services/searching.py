@@ -88,8 +88,12 @@ def search(requests: Sequence[SearchRequest], *, organization: Organization) -> 
     requests, notice = _with_vectors(requests, organization)
     vectors = [[r.vector] if r.vector else [] for r in requests]
     ranked, rows = _find(requests, vectors, organization)
-    elsewhere = next((r.encoder_elsewhere for hits in ranked for r in hits), None)
-    if elsewhere and (others := _vectors_of(elsewhere, requests, organization)):
+    elsewhere = next(
+        (names for hits in ranked for r in hits if (names := r.encoders_elsewhere)), []
+    )
+    # The first that can be used here: callers bring vectors of names that nobody knows.
+    usable = (found for name in elsewhere if (found := _vectors_of(name, requests, organization)))
+    if others := next(usable, None):
         # The organization is being embedded anew: each row is compared by its own encoder.
         both = [[*own, *other] for own, other in zip(vectors, others, strict=True)]
         ranked, rows = _find(requests, both, organization)

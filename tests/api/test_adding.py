@@ -346,6 +346,7 @@ def test_a_batch_has_a_size(api, count):
     ("body", "message"),
     [
         (b"{}", "memories: This field is required."),
+        (b"", "memories: This field is required."),
         (b'{"memories": 5}', 'memories: Expected a list of items but got type "int".'),
         (b'{"memories": [], "memory": 1}', "memory: There is no such field. Known: memories, "),
         (b'{"memories": [{}], "embed": "soon"}', 'embed: "soon" is not a valid choice.'),
@@ -371,6 +372,7 @@ def test_a_batch_that_is_none_is_refused_whole(api, body, message):
         (b'{"content": "x", "metadata": {"a": 1, "a": 2}}', "The key 'a' is given twice."),
         (b'{"content": "x", "metadata": {"a": 1e400}}', "A number has more than 38 digits."),
         (b'{"content": "x", "metadata": {"a": 1e38}}', "A number has more than 38 digits."),
+        (b'{"content": "x", "metadata": {"a": %s}}' % (b"1" * 5000), "A number has more than"),
         (b'{"content": "x", "metadata": ' + b'{"a":' * 64 + b"1" + b"}" * 65, "The JSON is nested"),
         (b'{"content": "x", "metadata": []}', "Expected an object"),
         (b'{"content": "x", "created_at": "2026-01-01T00:00:00"}', "Expected `datetime` with a"),
@@ -386,6 +388,12 @@ def test_json_that_could_not_be_kept_is_rejected_item_by_item(api, acme, item, m
     assert (good["status"], bad["status"]) == ("created", "rejected")
     assert bad["error"]["message"].startswith(message), bad
     assert [m.content for m in stored(acme)] == ["good"]
+
+
+def test_a_byte_order_mark_may_lead_a_batch(api, acme):
+    body = b'\xef\xbb\xbf{"memories": [{"content": "x"}]}'
+    assert api.generic("POST", "memories/batch", body, "application/json").status_code == 200
+    assert [m.content for m in stored(acme)] == ["x"]
 
 
 def test_a_batch_has_more_room_than_other_bodies(api, acme):

@@ -574,6 +574,34 @@ def test_deleting_many_wants_the_scope_of_deleting(acme, shelf):
     assert update.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("verb", "scope"), [("update", "memory:write"), ("delete", "memory:delete")]
+)
+def test_a_preview_shows_memories_to_those_who_may_read_them(acme, shelf, verb, scope):
+    body = {"filter": {"user_id": "ann"}, "preview": True}
+    if verb == "update":
+        body["set"] = {"importance": 1}
+    blind = client_with(make_key(acme, [scope])).post(f"memories/batch/{verb}", body)
+    reader = client_with(make_key(acme, [scope, "memory:read"])).post(
+        f"memories/batch/{verb}", body
+    )
+    assert blind.status_code == reader.status_code == 200
+    assert blind.data["matched"] == reader.data["matched"] > 0
+    assert blind.data["sample"] == []
+    assert len(reader.data["sample"]) > 0
+
+
+def test_keys_are_taken_as_they_are_written_blanks_too(api, acme):
+    make_memory(acme, external_id=" k ", content="Blanks.", session_id=" s ")
+    make_memory(acme, external_id="k", content="None.", session_id="s")
+    for narrowed in ({"ids": [" k "]}, {"filter": {"session_id": " s "}}):
+        done = api.post("memories/batch/delete", {**narrowed, "preview": True})
+        assert [row["content"] for row in done.data["sample"]] == ["Blanks."]
+    for query in ("external_id=%20k%20", "session_id=%20s%20"):
+        page = api.get(f"memories?{query}")
+        assert [row["content"] for row in page.data["results"]] == ["Blanks."]
+
+
 # -- how many of what ----------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ from django.core.management import CommandError
 from pgvector import HalfVector
 
 from accounts.models import AuditEvent
-from accounts.tenancy import is_inside, tenant
+from accounts.services.organizations import organizations
+from accounts.tenancy import is_inside, platform, tenant
 from memories.models import EMBEDDING_DIM, Memory
 from memories.services import exporting
 from tests.api.conftest import client_with
@@ -84,6 +85,15 @@ def test_filters_are_those_of_the_list(acme, api):
         ({"session_id": "nowhere"}, []),
     ]:
         assert [line["content"] for line in export(api, **asked)] == expected, asked
+
+
+def test_words_are_those_of_the_organization_s_language(acme, api):
+    with platform():
+        values = {"settings": {"language": "german"}}
+        german = organizations.update(acme, organization=acme, actor=TESTER, values=values)
+    make_memory(german, content="Die Häuser waren schön.")
+    assert [line["content"] for line in export(api, q="Haus")] == ["Die Häuser waren schön."]
+    assert len(api.get("memories?q=Häuser").data["results"]) == 1
 
 
 def test_all_pages_come_where_many_are_of_one_moment(acme, api, monkeypatch):

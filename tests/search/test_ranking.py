@@ -128,7 +128,21 @@ class TestSlices(TestCase):
             assert rows[600].pk in {r.id for r in found}
             best = max(found, key=lambda r: r.lexical)
             assert (best.id, best.lexical) == (rows[600].pk, 0.5)
-            assert best.matched == ["Quebec", "weather"]
+            assert best.matched == ["weather", "Quebec"]
+
+    def test_the_newest_memories_of_a_large_slice_may_be_without_words(self):
+        organization = make_organization("wordless")
+        old = store(organization, make_vectors(1, seed=8), contents=["Coffee."])
+        store(organization, make_vectors(500, seed=9), contents=["☕"] * 500)
+        for vectors in ([], [vector_of(QUERIES[4])]):
+            found = ranked(
+                organization,
+                *vectors,
+                query="coffee",
+                exact_rows=BY_INDEX,
+                weights=Weights(dense=0, lexical=1),
+            )
+            assert (found[0].id, found[0].lexical) == (old[0].pk, 1)
 
     def test_only_the_index_of_a_large_organization_is_filled(self):
         organization, _, rows, _ = self.made["middle"]

@@ -1,5 +1,7 @@
 """`POST /api/v1/memories/search`, as an agent calls it."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -40,7 +42,7 @@ def test_the_best_memory_comes_first_and_tells_why(api, remember):
     assert hit["parts"] == {"dense": 0.5, "lexical": 0.5, "recency": 0, "importance": 0}
     assert hit["score"] == 1
     assert 0.3 < hit["similarity"] <= 1
-    assert hit["matched_terms"] == ["Alice", "coffee", "take"]
+    assert hit["matched_terms"] == ["Alice", "take", "coffee"]
     assert other["matched_terms"] == []
     assert other["score"] < 0.5
 
@@ -70,6 +72,15 @@ def test_recency_halves_with_its_half_life(api, remember):
     assert old["parts"]["recency"] == pytest.approx(fresh["parts"]["recency"] / 2, rel=1e-3)
 
 
+def test_what_is_many_half_lives_old_is_found_all_the_same(api, remember):
+    remember("Ancient coffee.", created_at=datetime(1971, 1, 1, tzinfo=UTC))
+    remember("Fresh coffee.")
+    for half_life_days in (0.001, 1, 15):
+        weights = {"recency": 1}
+        hits = find(api, "coffee", weights=weights, half_life_days=half_life_days)
+        assert hits == ["Fresh coffee.", "Ancient coffee."]
+
+
 # -- modes ---------------------------------------------------------------------------------------
 
 
@@ -96,6 +107,29 @@ def test_words_are_or_ed_stemmed_and_quoted_safely(api, remember):
         answer = api.post("memories/search", {"query": query, "mode": "keyword"})
         assert answer.status_code == 200, query
     assert len(find(api, "O'Neill \\ quoted", mode="keyword")) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "matched"),
+    [
+        ("state-of-the-art", ["state-of-the-art", "state", "art"]),
+        ("art of the state-of-the-art", ["art", "state-of-the-art", "state"]),
+        ("Beans beaning BEAN", ["BEAN"]),
+    ],
+)
+def test_each_word_that_matched_is_told_once_in_the_order_of_the_question(
+    api, remember, query, matched
+):
+    remember("A state-of-the-art machine for beans.")
+    answer = api.post("memories/search", {"query": query, "mode": "keyword"})
+    (hit,) = answer.data["results"]
+    assert hit["matched_terms"] == matched
+
+
+def test_of_a_long_question_the_first_words_count(api, remember):
+    remember("A zebra crossed the road.")
+    many = " ".join(f"a{n}" for n in range(500))
+    assert find(api, f"Zebra? {many}", mode="keyword") == ["A zebra crossed the road."]
 
 
 def test_a_question_of_stop_words_alone_is_answered_by_meaning(api, remember):
@@ -241,6 +275,13 @@ def test_filters_on_metadata(api, acme, remember, filters, matches):
         assert list(rows.values_list("pk", flat=True)) == ([row.pk] if matches else [])
 
 
+def test_a_filter_is_sent_to_the_database_about_as_long_as_it_is():
+    conditions: Any = {"n": {"in": ["x" * 1000] * 64}}
+    for _ in range(7):
+        conditions = {"not": conditions}
+    assert len(searching_path(conditions)) < 70_000
+
+
 def searching_path(filters: Any) -> str:
     from memories.search.metadata import compile_metadata
 
@@ -331,6 +372,22 @@ def test_vectors_of_another_encoder_are_compared_by_that_encoder(api, remember, 
             assert first["similarity"] > 0.5 > second["similarity"] + 0.01
 
 
+def test_vectors_that_callers_brought_do_not_hide_those_of_another_encoder(api, remember, settings):
+    remember("My dog barks at the neighbours.")
+    remember("The train to Bern leaves at nine.")
+    for name in ("aaa", "nobody's", "zzz"):
+        remember(f"Brought, of {name}.", embedding_model=name)
+    settings.ENCODER = "minilm-int8"
+    question = {"query": "a hound makes noise", "mode": "semantic"}
+    alone = api.post("memories/search", question).data["results"]
+    assert alone[0]["memory"]["content"] == "My dog barks at the neighbours."
+    assert [hit["similarity"] is None for hit in alone] == [False, False, True, True, True]
+    # In a batch, too, whatever comes first.
+    searches = [{"query": "train", "mode": "keyword"}, question]
+    batch = api.post("memories/search/batch", {"searches": searches}).data["results"]
+    assert [hit["similarity"] for hit in batch[1]["results"]] == [h["similarity"] for h in alone]
+
+
 def test_a_vector_of_an_unknown_name_is_compared_with_its_like_alone(api, acme, remember):
     remember("My dog barks.")
     vector = [0.5] * 4 + [0.0] * 380
@@ -378,6 +435,24 @@ def test_no_connection_is_held_while_a_question_is_encoded(api, acme, remember, 
     assert seen == [False]
     with tenant(acme), pytest.raises(RuntimeError, match="Encode outside tenant"):
         embedding.embed([(None, "x")], organization=acme)
+
+
+def test_questions_of_many_threads_are_remembered_side_by_side(acme, monkeypatch):
+    monkeypatch.setattr(embedding, "_MAX_ASKED", 5)
+    embedding.embed_queries(["once"], organization=acme)  # the encoder is loaded
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def ask(seed: int) -> None:
+        for n in range(500):
+            asked = [f"question {(seed * 7 + n * k) % 12}" for k in (1, 5)]
+            assert len(embedding.embed_queries(asked, organization=acme)) == 2
+
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(ask, range(8)))
+    finally:
+        sys.setswitchinterval(usual)
 
 
 # -- several at once -----------------------------------------------------------------------------
