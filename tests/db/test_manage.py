@@ -1,7 +1,10 @@
 """What `manage.py` tells of a database that no command can use."""
 
 import functools
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import django.core.management
 import psycopg
@@ -46,3 +49,17 @@ def test_no_database_is_told_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "Error: No database: connection refused\n"
     with pytest.raises(OperationalError):
         run(monkeypatch, gone, "--traceback")
+
+
+def test_database_url_alone_warns_of_nothing():
+    environment = {**os.environ, "DATABASE_URL": "postgres://agentmem_app:x@127.0.0.1:1/agentmem"}
+    environment.pop("DATABASE_OWNER_URL", None)
+    out = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stderr == ""
