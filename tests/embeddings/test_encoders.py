@@ -170,6 +170,9 @@ def test_over_http_an_encoder_that_cannot_be_used_is_a_503():
     assert answer.data["code"] == "encoder_unavailable"
     assert answer.data["detail"] == "The model file m is damaged."
     assert answer.data["errors"] == []
+    assert "Retry-After" not in answer.headers  # nothing gets better by itself
+    answer = problem_response(EncoderError("The service does not answer.", is_temporary=True), {})
+    assert answer.headers["Retry-After"] == "5"
 
 
 def test_batches_are_small_and_lose_no_text():
