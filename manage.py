@@ -4,10 +4,14 @@
 import os
 import sys
 
+TEMPORARY = 75
+MISSING = {"42P01", "42703"}  # undefined_table, undefined_column
+
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "agentmem_site.settings")
     from django.core.management import execute_from_command_line  # after the settings are named
+    from django.db import OperationalError, ProgrammingError
 
     from agentmem_site.embedded import EmbeddedError
 
@@ -15,6 +19,17 @@ def main() -> None:
         execute_from_command_line(sys.argv)
     except EmbeddedError as error:  # the data directory, told before any command begins
         sys.exit(f"Error: {error}")
+    # Of commands that do not tell it themselves.
+    except OperationalError as error:
+        if "--traceback" in sys.argv:
+            raise
+        sys.stderr.write(f"Error: No database: {error}\n")
+        sys.exit(TEMPORARY)
+    except ProgrammingError as error:
+        state = getattr(error.__cause__, "sqlstate", None)
+        if state not in MISSING or "--traceback" in sys.argv:
+            raise
+        sys.exit("Error: The database lacks a table or a column: run `manage.py migrate`.")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
             problems = [{"field": error.field, "code": error.code, "message": message}]
             return (
                 status,
-                {},
+                {"Retry-After": "5"} if getattr(error, "is_temporary", False) else {},
                 _problem(status, error.code, message, problems if error.field else []),
             )
         case PermissionDenied():

@@ -50,7 +50,7 @@ EMBEDDED_SERVER = (
 )
 if EMBEDDED_SERVER is None:
     _application = env.db("DATABASE_URL")
-    _owner = env.db("DATABASE_OWNER_URL", default="")
+    _owner = env.db("DATABASE_OWNER_URL") if env.str("DATABASE_OWNER_URL", "") else {}
 else:
     _application = EMBEDDED_SERVER.connection("agentmem_app")
     _owner = EMBEDDED_SERVER.connection("agentmem_owner")

@@ -48,6 +48,10 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
 
 def _number(rows: Any) -> str:
     number = rows.order_by().values("pk")[: COUNT_BOUND + 1].count()
+    return _bounded(number)
+
+
+def _bounded(number: int) -> str:
     return f"{COUNT_BOUND:,}+" if number > COUNT_BOUND else f"{number:,}"
 
 
@@ -129,11 +133,11 @@ def _activity(request: HttpRequest) -> dict[str, Any]:
     days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
     since = timezone.now() - timedelta(days=DAYS)
     begun = seen_by(request, Session.objects.live()).filter(created_at__gte=since).newest_first()
-    moments = begun.values_list("created_at", flat=True)[:COUNT_BOUND]
-    counts = Counter(timezone.localtime(moment).date() for moment in moments)
+    moments = list(begun.values_list("created_at", flat=True)[: COUNT_BOUND + 1])
+    counts = Counter(timezone.localtime(moment).date() for moment in moments[:COUNT_BOUND])
     highest = max(counts.values(), default=0) or 1
     return {
-        "total": f"{sum(counts.values()):,}",
+        "total": _bounded(len(moments)),
         "days": [
             {
                 "label": f"{day.day} {day:%b}" if day.day == 1 or day == days[0] else day.day,

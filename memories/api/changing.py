@@ -184,6 +184,20 @@ class MemoryBulkDeleteViewSet(_BulkViewSet):
                 "sample": _SAMPLE,
             },
         ),
+        examples=[
+            OpenApiExample(
+                "What would go",
+                request_only=True,
+                value={
+                    "filter": {
+                        "user_id": "alice",
+                        "until": "2025-01-01T00:00:00Z",
+                        "importance_max": 0.2,
+                    },
+                    "preview": True,
+                },
+            )
+        ],
         description="Move many memories to the trash, by filter or by id; at most "
         f"{MAX_ROWS:,} in a call, all or none.",
     )

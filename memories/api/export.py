@@ -4,7 +4,7 @@ from typing import Any
 
 from django.http import StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework import serializers
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
@@ -48,6 +48,13 @@ class MemoryExportViewSet(TenantViewSet):
         summary="Export memories",
         request=MemoryExport,
         responses={(200, NDJSON): OpenApiTypes.STR},
+        examples=[
+            OpenApiExample(
+                "What a user has, with vectors",
+                request_only=True,
+                value={"user_id": "alice", "vectors": True},
+            )
+        ],
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> StreamingHttpResponse:
         """NDJSON, oldest first, each line as `bulk_upsert` reads it; the filters are those of the

@@ -187,7 +187,7 @@ class SearchViewSet(TenantViewSet):
     @extend_schema(
         operation_id="memories_search",
         request=SearchBody,
-        responses=inline_serializer("SearchResults", _FOUND),
+        responses={200: inline_serializer("SearchResults", _FOUND)},
         examples=[
             OpenApiExample(
                 "What is known of a user",
@@ -217,10 +217,24 @@ class SearchBatchViewSet(SearchViewSet):
     @extend_schema(
         operation_id="memories_search_batch",
         request=SearchesBody,
-        responses=inline_serializer(
-            "SearchBatchResults",
-            {"results": inline_serializer("SearchBatchItem", _FOUND, many=True)},
-        ),
+        responses={
+            200: inline_serializer(
+                "SearchBatchResults",
+                {"results": inline_serializer("SearchBatchItem", _FOUND, many=True)},
+            )
+        },
+        examples=[
+            OpenApiExample(
+                "Two questions",
+                request_only=True,
+                value={
+                    "searches": [
+                        {"query": "How does Alice take her coffee?", "user_id": "alice"},
+                        {"query": "When does the shop open?", "mode": "keyword", "limit": 3},
+                    ]
+                },
+            )
+        ],
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Search memories several times at once.

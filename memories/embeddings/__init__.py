@@ -59,15 +59,23 @@ def get_encoder(name: str = "") -> Encoder:
     name = name or settings.ENCODER
     if encoder := _loaded.get(name):
         return encoder
-    load = _LOADERS.get(name)
-    if load is None:
+    refuse_unknown_encoder(name)
+    with _loading:
+        if name not in _loaded:
+            _loaded[name] = _LOADERS[name]()
+        return _loaded[name]
+
+
+def refuse_unknown_encoder(name: str = "") -> None:
+    """Loads nothing.
+
+    Raises: EncoderError
+    """
+    name = name or settings.ENCODER
+    if name not in _LOADERS:
         raise EncoderError(
             f"There is no encoder {name!r}; AGENTMEM_ENCODER is one of: {', '.join(_LOADERS)}."
         )
-    with _loading:
-        if name not in _loaded:
-            _loaded[name] = load()
-        return _loaded[name]
 
 
 def encoder_name() -> str:

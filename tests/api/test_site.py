@@ -42,6 +42,14 @@ def test_every_operation_tells_what_it_does_who_may_and_how_it_fails(schema):
     assert "cafe:2026-01-31" in text
 
 
+def test_what_creates_nothing_is_described_with_200_and_shows_a_body(schema):
+    paths = {path.strip("/"): operations for path, operations in schema["paths"].items()}
+    for path in ("search", "search/batch", "batch/update", "batch/delete", "export"):
+        operation = paths[f"api/v1/memories/{path}"]["post"]
+        assert set(operation["responses"]) == {"200", "default"}, path
+        assert operation["requestBody"]["content"]["application/json"]["examples"], path
+
+
 def test_the_pages_of_the_documentation_come_from_here(anonymous):
     page = anonymous.get("/api/docs/")
     assert page.status_code == 200

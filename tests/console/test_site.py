@@ -11,6 +11,7 @@ from accounts.console import lists
 from accounts.models import AuditEvent, Member
 from accounts.services.organizations import members, organizations
 from accounts.tenancy import platform, tenant
+from agentmem_site.console import dashboard
 from memories.models import Agent, Memory
 from sessions.models import Message, Run, Session
 from tests.console.conftest import PASSWORD, signed_in
@@ -115,6 +116,14 @@ def test_the_overview_tells_the_organizations_numbers(console, acme, globex):
     for said in ("Late parcel", "Scout", "Likes tea", "Pending <b>1</b>"):
         assert said in html
     assert "secret of globex" not in html
+
+
+def test_the_overview_tells_that_it_counts_no_further(console, acme, monkeypatch):
+    monkeypatch.setattr(dashboard, "COUNT_BOUND", 2)
+    for number in range(3):
+        make_session(acme, name=f"Talk {number}")
+    html = console.get(reverse("admin:index")).content.decode()
+    assert "<span>Sessions of the last 14 days</span><span>2+</span>" in html
 
 
 def test_the_sidebar_holds_what_the_role_may_open(console, viewer, platform_console):

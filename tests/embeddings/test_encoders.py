@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from django.core.management import CommandError, call_command
 
 from agentmem_site.api import problem_response
+from agentmem_site.management.commands import serve
 from memories import embeddings
 from memories.embeddings import EncoderError, encode_texts, get_encoder, minilm
 from memories.models import EMBEDDING_DIM
@@ -168,6 +170,9 @@ def test_over_http_an_encoder_that_cannot_be_used_is_a_503():
     assert answer.data["code"] == "encoder_unavailable"
     assert answer.data["detail"] == "The model file m is damaged."
     assert answer.data["errors"] == []
+    assert "Retry-After" not in answer.headers  # nothing gets better by itself
+    answer = problem_response(EncoderError("The service does not answer.", is_temporary=True), {})
+    assert answer.headers["Retry-After"] == "5"
 
 
 def test_batches_are_small_and_lose_no_text():
@@ -241,3 +246,11 @@ def test_a_start_of_the_site_loads_nothing_heavy():
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "DJANGO_SETTINGS_MODULE": "agentmem_site.settings"}
+
+
+def test_serve_refuses_an_encoder_that_there_is_not(monkeypatch, settings):
+    settings.ENCODER = "minilm"
+    monkeypatch.setattr(serve, "reasons_not_ready", list)
+    monkeypatch.setattr(serve.os, "execv", lambda *_: pytest.fail("it serves"))
+    with pytest.raises(CommandError, match=r"no encoder 'minilm'; AGENTMEM_ENCODER is one of"):
+        call_command("serve")

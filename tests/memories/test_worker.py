@@ -388,6 +388,17 @@ def test_a_worker_that_is_told_to_end_while_it_encodes_leaves_its_rows_to_others
 
 
 @pytest.mark.django_db(transaction=True)
+def test_once_tells_what_another_worker_holds():
+    acme = make_organization("acme")
+    make_memory(acme)
+    claim(organization=acme, limit=10, lease_s=60)
+    make_memory(acme)
+    told = embed_all()
+    assert told.startswith("1 embedded")
+    assert told.endswith("; 1 pending: another worker's, or to be tried later\n")
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_worker_says_once_that_it_cannot_work_and_tries_again(start):
     acme = make_organization("acme")
     make_memory(acme)

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from agentmem_site.health import reasons_not_ready
+from memories.embeddings import EncoderError, refuse_unknown_encoder
 
 
 class Command(BaseCommand):
@@ -34,11 +35,16 @@ class Command(BaseCommand):
         faults = reasons_not_ready()
         if faults:
             raise CommandError("\n".join(faults))
+        try:
+            refuse_unknown_encoder()
+        except EncoderError as error:
+            raise CommandError(str(error)) from error
         refuse_taken_port(options["host"], options["port"])
         if options["no_embed"]:
             os.environ["AGENTMEM_EMBED_THREAD"] = "0"
         os.environ.setdefault("AGENTMEM_EMBED_THREAD", "1")
-        self.stdout.write("Serving; Ctrl-C stops it.")
+        host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
+        self.stdout.write(f"Serving on http://{host}:{options['port']}/; Ctrl-C stops it.")
         self.stdout.flush()
         os.execv(  # noqa: S606  (this process becomes the server: signals reach it directly)
             sys.executable,

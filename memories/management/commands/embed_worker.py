@@ -72,7 +72,8 @@ class Command(BaseCommand):
                 raise CommandError(str(error), returncode=TEMPORARY) from error
             except OperationalError as error:
                 raise CommandError(f"No database: {error}", returncode=TEMPORARY) from error
-        self.stdout.write(_sentence(worker.work))
+            left = _count(organization) if options["once"] else 0
+        self.stdout.write(_sentence(worker.work) + _left(left))
 
 
 @contextmanager
@@ -92,6 +93,11 @@ def stopped_by_signals(worker: EmbedWorker) -> Iterator[None]:
 def _count(organization: Organization | None) -> int:
     found = [organization] if organization else organizations_with_pending()
     return sum(map(count_pending, found))
+
+
+def _left(pending: int) -> str:
+    """What was not due: a worker that was killed holds its claim for as long as the lease."""
+    return f"; {pending:,} pending: another worker's, or to be tried later" if pending else ""
 
 
 def _sentence(work: Work) -> str:

@@ -1,0 +1,65 @@
+"""What `manage.py` tells of a database that no command can use."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import django.core.management
+import psycopg
+import pytest
+from django.db import OperationalError, ProgrammingError, connection, transaction
+
+import manage
+
+
+def run(monkeypatch, act, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["manage.py", "sweep", *arguments])
+    monkeypatch.setattr(django.core.management, "execute_from_command_line", lambda argv: act())
+    manage.main()
+
+
+def ask(statement: str) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def test_missing_tables_are_told_in_a_line(db, monkeypatch):
+    for statement in ("SELECT 1 FROM nowhere", "SELECT nothing FROM accounts_organization"):
+        with pytest.raises(SystemExit) as told:
+            run(monkeypatch, functools.partial(ask, statement))
+        assert told.value.code == (
+            "Error: The database lacks a table or a column: run `manage.py migrate`."
+        )
+
+
+def test_other_faults_of_a_statement_keep_their_traceback(db, monkeypatch):
+    with pytest.raises(ProgrammingError):
+        run(monkeypatch, functools.partial(ask, "SELECT FROM FROM"))
+
+
+def test_no_database_is_told_in_a_line(monkeypatch, capsys):
+    def gone() -> None:
+        raise OperationalError("connection refused") from psycopg.OperationalError()
+
+    with pytest.raises(SystemExit) as told:
+        run(monkeypatch, gone)
+    assert told.value.code == 75
+    assert capsys.readouterr().err == "Error: No database: connection refused\n"
+    with pytest.raises(OperationalError):
+        run(monkeypatch, gone, "--traceback")
+
+
+def test_database_url_alone_warns_of_nothing():
+    environment = {**os.environ, "DATABASE_URL": "postgres://agentmem_app:x@127.0.0.1:1/agentmem"}
+    environment.pop("DATABASE_OWNER_URL", None)
+    out = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stderr == ""
