@@ -53,17 +53,22 @@ class Encoder(Protocol):
 
 def get_encoder(name: str = "") -> Encoder:
     """The encoder of that name, or of `settings.ENCODER`: one per process, loaded on first use.
+    "openai:MODEL", as vectors are called, is the one of `openai` if that is its model.
 
     Raises: EncoderError
     """
     name = name or settings.ENCODER
-    if encoder := _loaded.get(name):
-        return encoder
-    refuse_unknown_encoder(name)
-    with _loading:
-        if name not in _loaded:
-            _loaded[name] = _LOADERS[name]()
-        return _loaded[name]
+    kind, _, model = name.partition(":")
+    refuse_unknown_encoder(kind)
+    encoder = _loaded.get(kind)
+    if encoder is None:
+        with _loading:
+            if kind not in _loaded:
+                _loaded[kind] = _LOADERS[kind]()
+            encoder = _loaded[kind]
+    if model and encoder.name != name:
+        raise EncoderError(f"{kind} is set up with another model than that of {name!r}.")
+    return encoder
 
 
 def refuse_unknown_encoder(name: str = "") -> None:
@@ -72,7 +77,7 @@ def refuse_unknown_encoder(name: str = "") -> None:
     Raises: EncoderError
     """
     name = name or settings.ENCODER
-    if name not in _LOADERS:
+    if name not in _LOADERS and name not in _loaded:
         raise EncoderError(
             f"There is no encoder {name!r}; AGENTMEM_ENCODER is one of: {', '.join(_LOADERS)}."
         )

@@ -213,7 +213,7 @@ BEGIN
         (SELECT c.* FROM candidate_row c
          WHERE is_large AND vector IS NULL AND c.searched @@ any_term
            AND NOT c.searched @@ rare_terms
-         LIMIT nearest)),
+         LIMIT rows_with_terms)),
     hit AS MATERIALIZED (
         SELECT c.id, c.len, t.place,
             1 + width_bucket(ts_rank(equal, c.document, t.q)::float8, tf_steps) AS tf

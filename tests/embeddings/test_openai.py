@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memories.embeddings import EncoderError, encode_texts, openai
+from memories.embeddings import EncoderError, encode_texts, get_encoder, openai
 from memories.embeddings.openai import OpenAIEncoder
 
 KEY = "sk-not-to-be-seen"
@@ -299,3 +299,11 @@ def test_settings_that_cannot_work_are_named(over, said):
 
 def test_a_name_can_be_set():
     assert encoder(MODEL="m" * 80, NAME="ours").name == "ours"
+
+
+def test_vectors_of_the_model_that_is_set_up_are_known_by_their_own_name(service, settings):
+    settings.OPENAI_ENCODER = {**settings.OPENAI_ENCODER, "URL": service.url, "MODEL": "small"}
+    settings.OPENAI_ENCODER |= {"DIMENSIONS": 0, "NAME": ""}
+    assert get_encoder("openai:small").name == "openai:small"
+    with pytest.raises(EncoderError, match="set up with another model than that of 'openai:big'"):
+        get_encoder("openai:big")
