@@ -5,6 +5,7 @@ Names are listed in docs/operations.md. Nothing else in the project reads the en
 
 import secrets
 from pathlib import Path
+from urllib.parse import unquote
 
 import environ
 
@@ -50,6 +51,7 @@ EMBEDDED_SERVER = (
 )
 if EMBEDDED_SERVER is None:
     _application = env.db("DATABASE_URL")
+    _application["HOST"] = unquote(_application["HOST"])  # %2Frun%2Fpostgresql: a socket's folder
     _owner = env.db("DATABASE_OWNER_URL") if env.str("DATABASE_OWNER_URL", "") else {}
 else:
     _application = EMBEDDED_SERVER.connection("agentmem_app")

@@ -12,6 +12,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -282,7 +283,7 @@ def test_what_the_worker_refuses(options, message):
 def environment(encoder):
     """For a process on the test's database."""
     settings = connection.settings_dict
-    server = f"{settings['HOST']}:{settings['PORT']}"
+    server = f"{quote(settings['HOST'], safe='@')}:{settings['PORT']}"  # a folder's path, at times
     sign_in = f"{settings['USER']}:{settings['PASSWORD']}"
     return {
         **os.environ,
