@@ -155,13 +155,19 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
         case NotFound() | Http404():
             # One answer, whatever was looked for: unknown, deleted and foreign read the same.
             return 404, {}, _problem(404, NotFound.code, NotFound().args[0])
+        case Unavailable():
+            # What is wrong (a file, an address) is the operator's to read, not the caller's.
+            logger.warning("%s", error)
+            detail = f"{type(error).__doc__} The server's log says why."
+            headers = {"Retry-After": "5"} if getattr(error, "is_temporary", False) else {}
+            return 503, headers, _problem(503, error.code, detail)
         case ServiceError():
             status = next(s for kind, s in _STATUS.items() if isinstance(error, kind))
             message = str(error)
             problems = [{"field": error.field, "code": error.code, "message": message}]
             return (
                 status,
-                {"Retry-After": "5"} if getattr(error, "is_temporary", False) else {},
+                {},
                 _problem(status, error.code, message, problems if error.field else []),
             )
         case PermissionDenied():

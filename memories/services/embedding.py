@@ -4,6 +4,7 @@ Called outside `tenant()`: no database connection is held while an encoder is at
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from django.db import connection
 
 from accounts.models import Organization
 from accounts.tenancy import is_inside, tenant
-from memories.embeddings import VECTOR_DIM, Encoder, encode_texts, get_encoder
+from memories.embeddings import VECTOR_DIM, Encoder, EncoderError, encode_texts, get_encoder
 from memories.models import content_hash, embedded_text
 from memories.search.ranking import QueryVector
 
@@ -25,6 +26,8 @@ EMBED_CHANNEL = "agentmem_embed"  # its payload: the organization's id
 
 Said = tuple[str | None, str]  # speaker, content
 
+AWAY_S = 10.0  # searches go by keyword at once for so long, when an encoder did not answer
+_away: dict[str, tuple[float, str]] = {}  # encoder -> until when, and why
 _MAX_ASKED = 1000
 _asked: dict[tuple[UUID, str, str], str] = {}  # organization, encoder, question -> vector
 _asking = threading.Lock()
@@ -79,13 +82,26 @@ def embed_queries(
     known = {q: v for q in queries if (v := _asked.get((organization.pk, model.name, q)))}
     missing = [q for q in dict.fromkeys(queries) if q not in known]
     if missing:
-        for query, vector in zip(missing, encode_texts(missing, model), strict=True):
+        for query, vector in zip(missing, _encode_questions(missing, model), strict=True):
             known[query] = as_text(vector)
         with _asking:
             _asked.update({(organization.pk, model.name, q): known[q] for q in missing})
             while len(_asked) > _MAX_ASKED:
                 del _asked[next(iter(_asked))]
     return [QueryVector(model.name, known[q]) for q in queries]
+
+
+def _encode_questions(queries: Sequence[str], model: Encoder) -> "NDArray[np.float32]":
+    """Where the encoder did not answer a moment ago it is not waited for again."""
+    until, reason = _away.get(model.name, (0.0, ""))
+    if time.monotonic() < until:
+        raise EncoderError(reason, is_temporary=True)
+    try:
+        return encode_texts(queries, model)
+    except EncoderError as error:
+        if error.is_temporary:
+            _away[model.name] = time.monotonic() + AWAY_S, str(error)
+        raise
 
 
 def _encode(said: Mapping[bytes, Said], model: Encoder) -> "dict[bytes, NDArray[np.float32]]":

@@ -3,6 +3,7 @@
 Called outside `tenant()`: no database connection is held while an encoder is at work.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,10 @@ from memories.search.ranking import QueryVector, Ranked, Weights, rank
 from memories.services.embedding import embed_queries
 from memories.services.found import note_found
 
+logger = logging.getLogger("agentmem.memories")
 Mode = Literal["hybrid", "semantic", "keyword"]
 MAX_LIMIT = 200
+_BY_KEYWORD = "Searched by keyword alone: the encoder cannot be used; the server's log says why."
 _SET_TIMEOUT = "SET LOCAL statement_timeout = 5000"  # ms
 
 
@@ -120,7 +123,8 @@ def _with_vectors(
     except EncoderError as error:
         if any(r.mode == "semantic" and r.vector is None for r in requests):
             raise
-        notice = f"Searched by keyword alone: {error}"
+        logger.warning("Searching by keyword alone: %s", error)
+        notice = _BY_KEYWORD
     return [_with_vector(request, encoded) for request in requests], notice
 
 

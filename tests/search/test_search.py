@@ -414,11 +414,36 @@ def test_without_the_encoder_a_hybrid_search_goes_by_keyword_and_says_so(
     answer = api.post("memories/search", {"query": "dog"})
     assert contents(answer) == ["My dog barks."]
     assert answer.data["mode"] == "keyword"
-    assert answer.data["notice"] == "Searched by keyword alone: model.onnx is missing."
+    assert answer.data["notice"].startswith("Searched by keyword alone: the encoder cannot be used")
     answer = api.post("memories/search", {"query": "dog", "mode": "semantic"})
     assert answer.status_code == 503
     assert answer.data["code"] == "encoder_unavailable"
-    assert answer.data["detail"] == "model.onnx is missing."
+    assert answer.data["detail"] == "The encoder cannot be used. The server's log says why."
+
+
+def test_an_encoder_that_did_not_answer_is_not_waited_for_by_every_search(
+    api, remember, monkeypatch
+):
+    remember("My dog barks.")
+    tried = []
+
+    def silent(*args: Any, **kwargs: Any) -> Any:
+        tried.append(args)
+        raise EncoderError("No answer within 30 s.", is_temporary=True)
+
+    monkeypatch.setattr(embedding, "_away", {})
+    monkeypatch.setattr(embedding, "encode_texts", silent)
+    for n in range(3):
+        answer = api.post("memories/search", {"query": f"dog {n}"})
+        assert (contents(answer), answer.data["mode"]) == (["My dog barks."], "keyword")
+    assert len(tried) == 1
+    refused = api.post("memories/search", {"query": "dog 4", "mode": "semantic"})
+    assert (refused.status_code, refused["Retry-After"]) == (503, "5")
+    monkeypatch.setattr(embedding, "AWAY_S", -1)
+    embedding._away.clear()
+    assert api.post("memories/search", {"query": "dog 5"}).data["mode"] == "keyword"
+    assert api.post("memories/search", {"query": "dog 6"}).data["mode"] == "keyword"
+    assert len(tried) == 3
 
 
 def test_no_connection_is_held_while_a_question_is_encoded(api, acme, remember, monkeypatch):
