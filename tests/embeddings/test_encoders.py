@@ -168,7 +168,7 @@ def test_over_http_an_encoder_that_cannot_be_used_is_a_503():
     answer = problem_response(EncoderError("The model file m is damaged."), {})
     assert answer.status_code == 503
     assert answer.data["code"] == "encoder_unavailable"
-    assert answer.data["detail"] == "The model file m is damaged."
+    assert answer.data["detail"] == "The encoder cannot be used. The server's log says why."
     assert answer.data["errors"] == []
     assert "Retry-After" not in answer.headers  # nothing gets better by itself
     answer = problem_response(EncoderError("The service does not answer.", is_temporary=True), {})

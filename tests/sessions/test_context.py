@@ -200,7 +200,7 @@ def test_an_encoder_that_fails_is_told_and_words_are_searched_for(api, talk, mon
 
     monkeypatch.setattr(searching, "embed_queries", fail)
     told = ask(api, session_id="s")
-    assert "The model is gone." in told["notice"]
+    assert "the encoder cannot be used" in told["notice"]
     assert told["text"] == PROMPT
 
 
