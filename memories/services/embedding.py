@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import msgspec
 from django.db import connection
 
 from accounts.models import Organization
@@ -155,5 +156,6 @@ def wake_worker(organization: Organization | UUID) -> None:
 
 
 def as_text(vector: "NDArray[np.float32]") -> str:
-    """A vector in PostgreSQL's spelling, in half precision as it is stored."""
-    return f"[{','.join(map(str, vector.astype('float16').tolist()))}]"
+    """A vector of length 1 in PostgreSQL's spelling, as fine as half precision is. (Short numbers:
+    reading them is most of what storing a vector costs.)"""
+    return msgspec.json.encode(vector.astype("float64").round(6).tolist()).decode()

@@ -133,7 +133,7 @@ def _served(encoder: str) -> Iterator[int]:
         "DATABASE_OWNER_URL": url.format(owner["USER"], owner["PASSWORD"], *place),
         "AGENTMEM_ENCODER": encoder,
     }
-    command = [sys.executable, "manage.py", "serve", f"--port={port}"]
+    command = [sys.executable, "manage.py", "serve", "--no-embed", f"--port={port}"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as server:
         try:
             _await(port)
