@@ -7,6 +7,7 @@ organizations stand in the HNSW index as the worker puts them there.
 
 import random
 import time
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -218,7 +219,7 @@ def _over_rest(organization: Organization, questions: Sequence[Question]) -> str
             "query": words,
             "user_id": "user-0",
             "limit": K,
-            "embedding": [round(float(x), 5) for x in vector],
+            "embedding": b64encode(vector.astype("<f4").tobytes()).decode(),
             "embedding_model": "static",
         }
         answer: Any = client.post("/api/v1/memories/search", body, format="json")
