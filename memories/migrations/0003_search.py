@@ -11,7 +11,8 @@ FILTER = """
 CREATE TYPE agentmem_filter AS (
     agent_id uuid, user_id uuid, session_id text, memory_types text[], scopes text[],
     levels text[], since timestamptz, until timestamptz, importance_min real,
-    importance_max real, metadata jsonpath, as_of timestamptz
+    importance_max real, metadata jsonpath, as_of timestamptz,
+    with_common boolean
 )
 """
 
@@ -25,8 +26,10 @@ RETURNS SETOF memories_memory LANGUAGE sql STABLE AS $$
       AND ((f).as_of IS NULL AND NOT m.is_deleted
            OR m.created_at <= (f).as_of AND (NOT m.is_deleted OR m.deleted_at > (f).as_of))
       AND (m.expires_at IS NULL OR m.expires_at > coalesce((f).as_of, now()))
-      AND ((f).agent_id IS NULL OR m.agent_id = (f).agent_id)
-      AND ((f).user_id IS NULL OR m.user_id = (f).user_id)
+      AND ((f).agent_id IS NULL OR m.agent_id = (f).agent_id
+           OR (f).with_common AND m.agent_id IS NULL)
+      AND ((f).user_id IS NULL OR m.user_id = (f).user_id
+           OR (f).with_common AND m.user_id IS NULL)
       AND ((f).session_id IS NULL OR m.session_id = (f).session_id)
       AND ((f).memory_types IS NULL OR m.memory_type = ANY ((f).memory_types))
       AND ((f).scopes IS NULL OR m.scope = ANY ((f).scopes))
@@ -50,7 +53,7 @@ CREATE FUNCTION agentmem_nearest(
 RETURNS TABLE (id uuid) LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_custom_plan SET jit = off SET max_parallel_workers_per_gather = 0
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
-SET hnsw.ef_search = 100 SET hnsw.iterative_scan = relaxed_order AS $$
+SET hnsw.ef_search = 160 SET hnsw.iterative_scan = relaxed_order AS $$
 BEGIN
     RETURN QUERY
     SELECT m.id FROM agentmem_slice(organization, f) m

@@ -35,6 +35,8 @@ class MemoryFilter:
     importance_max: float | None = None
     metadata: str | None = None  # compile_metadata()
     as_of: datetime | None = None  # what was there then, deleted since or not
+    # With `agent_id` and `user_id` also what is of no agent, or of no user: known to all of them.
+    with_common: bool | None = None
 
     def as_parameters(self) -> list[Any]:
         """For ROW(..)::agentmem_filter."""
@@ -44,7 +46,7 @@ class MemoryFilter:
         return all(getattr(self, field.name) is None for field in fields(self))
 
     def narrow(self, rows: Any) -> Any:
-        """The rows of a queryset that pass; `as_of` is for searches alone."""
+        """The rows of a queryset that pass; `as_of` and `with_common` are for searches alone."""
         lookups = {
             "agent_id": self.agent_id,
             "user_id": self.user_id,

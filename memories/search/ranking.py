@@ -17,7 +17,8 @@ _RANK = """
 SELECT * FROM agentmem_search(
     %s, %s,
     ROW(%s::uuid, %s::uuid, %s::text, %s::text[], %s::text[], %s::text[], %s::timestamptz,
-        %s::timestamptz, %s::real, %s::real, %s::jsonpath, %s::timestamptz)::agentmem_filter,
+        %s::timestamptz, %s::real, %s::real, %s::jsonpath, %s::timestamptz,
+        %s::boolean)::agentmem_filter,
     %s, %s::halfvec, %s, %s::halfvec, %s::real[], %s::real, %s, %s)
 """
 

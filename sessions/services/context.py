@@ -117,7 +117,12 @@ def build_context(
     found = Found([], "hybrid", 0)
     if memory_limit:
         found = search_memories(
-            organization=organization, query=query, agent=agent, user=user, limit=memory_limit
+            organization=organization,
+            query=query,
+            agent=agent,
+            user=user,
+            limit=memory_limit,
+            with_common=True,
         )
     working_set = WorkingSet(max_characters, notice=found.notice)
     with tenant(organization):

@@ -228,3 +228,24 @@ def test_each_scope_of_what_is_read_is_needed(acme, talk, missing):
     refused = client.post("agents/barista/context", {"query": "coffee"})
     assert refused.status_code == 403
     assert refused.json()["detail"] == f"This key does not hold the scope {missing}."
+
+
+def test_what_is_known_to_all_agents_or_of_nobody_in_particular_is_there_too(api, talk, acme):
+    other = make_agent(acme)
+    ann, bob = talk.user, make_user(acme)
+    for content, over in {
+        "Coffee is for Ann, any agent knows.": {"user": ann},
+        "Coffee is sold until six.": {},
+        "Coffee of the barista.": {"agent": talk.agent},
+        "Coffee of another agent.": {"user": ann, "agent": other},
+        "Coffee of Bob.": {"user": bob},
+    }.items():
+        make_memory(acme, content=content, created_at=DAY, **over)
+    told = ask(api, query="coffee", session_id="s", memories=50)
+    found = {item["text"] for item in told["items"] if item["kind"] == "memory"}
+    assert found == {
+        "- 2026-01-02 They: Coffee without sugar.",
+        "- 2026-01-02 Coffee is for Ann, any agent knows.",
+        "- 2026-01-02 Coffee is sold until six.",
+        "- 2026-01-02 Coffee of the barista.",
+    }
