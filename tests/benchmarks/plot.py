@@ -66,7 +66,7 @@ def write_plot(path: Path, *, title: str, x: str, y: str, series: Sequence[Serie
                 f'fill="#374151">{escape(label)}</text>'
             )
         parts.append(
-            f'<text x="{WIDTH - RIGHT}" y="{TOP + 4 + 18 * number}" text-anchor="end" '
+            f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM - 12 - 18 * number}" text-anchor="end" '
             f'fill="{colour}">{escape(one.name)}</text>'
         )
     path.write_text("\n".join([*parts, "</svg>\n"]))
