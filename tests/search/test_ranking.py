@@ -156,3 +156,17 @@ class TestSlices(TestCase):
                 assert own.filter(is_indexed=True).count() == 300
             assert index_vectors(organization, batches=9) == len(rows) - 300
             assert index_vectors(organization) == 0
+
+
+def test_no_plan_is_kept_from_one_organization_for_the_next(db):
+    # What is found does not depend on it, how long it takes does: a plan for all values reads a
+    # small organization as if it were a large one.
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT proname, proconfig FROM pg_proc "
+            "WHERE proname IN ('agentmem_search', 'agentmem_nearest')"
+        )
+        found = dict(cursor.fetchall())
+    assert found.keys() == {"agentmem_search", "agentmem_nearest"}
+    for settings in found.values():
+        assert "plan_cache_mode=force_custom_plan" in settings
