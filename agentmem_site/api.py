@@ -49,6 +49,7 @@ from memories.api.views import (
     MemoryViewSet,
     ToolViewSet,
 )
+from memories.embeddings import EncoderError
 from sessions.api.context import AgentContextViewSet
 from sessions.api.people import PeopleViewSet
 from sessions.api.views import (
@@ -155,11 +156,11 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
         case NotFound() | Http404():
             # One answer, whatever was looked for: unknown, deleted and foreign read the same.
             return 404, {}, _problem(404, NotFound.code, NotFound().args[0])
-        case Unavailable():
+        case EncoderError():
             # What is wrong (a file, an address) is the operator's to read, not the caller's.
             logger.warning("%s", error)
-            detail = f"{type(error).__doc__} The server's log says why."
-            headers = {"Retry-After": "5"} if getattr(error, "is_temporary", False) else {}
+            detail = f"{EncoderError.__doc__} The server's log says why."
+            headers = {"Retry-After": "5"} if error.is_temporary else {}
             return 503, headers, _problem(503, error.code, detail)
         case ServiceError():
             status = next(s for kind, s in _STATUS.items() if isinstance(error, kind))

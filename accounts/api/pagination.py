@@ -18,6 +18,18 @@ MAX_LIMIT = 200
 _MAX_INTEGER = 2**31 - 1
 
 
+def page_link(request: Any, *place: Any) -> str:
+    """The address of the page that starts at `place`: what `read_cursor` gives back."""
+    cursor = urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+    parameters = {**request.query_params.dict(), "cursor": cursor}
+    return str(request.build_absolute_uri(f"{request.path}?{urlencode(parameters)}"))
+
+
+def read_cursor(cursor: str) -> Any:
+    """The place. Raises: ValueError, RecursionError."""
+    return json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+
+
 class RowComparison(Func):
     """`(a, id) < (x, y)`: one range of the index, where `a < x OR (a = x AND id < y)` is a scan."""
 
@@ -79,17 +91,12 @@ class KeysetPagination(BasePagination):
 
     def _link(self, row: Any, *, is_backward: bool) -> str:
         key = getattr(row, self.key)
-        text = json.dumps(
-            [int(is_backward), key.isoformat() if isinstance(key, datetime) else key, str(row.pk)]
-        )
-        cursor = urlsafe_b64encode(text.encode()).decode().rstrip("=")
-        parameters = {**self.request.query_params.dict(), "cursor": cursor}
-        return str(self.request.build_absolute_uri(f"{self.request.path}?{urlencode(parameters)}"))
+        shown = key.isoformat() if isinstance(key, datetime) else key
+        return page_link(self.request, int(is_backward), shown, str(row.pk))
 
     def _read(self, cursor: str, model: Any) -> tuple[bool, Any, UUID]:
         try:
-            text = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-            is_backward, key, pk = json.loads(text)
+            is_backward, key, pk = read_cursor(cursor)
             if isinstance(model._meta.get_field(self.key), models.DateTimeField):
                 key = datetime.fromisoformat(key)
                 is_sound = key.tzinfo is not None and 1900 < key.year < 2300

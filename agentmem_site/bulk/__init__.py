@@ -7,6 +7,7 @@
     references.py, copying.py   what lines name -> ids; rows -> a temp table
     loader.py   a file: the last line of a key wins -> INSERT .. ON CONFLICT DO UPDATE -> counts
     inserting.py   a request: new rows alone -> which was inserted, which was there
+    export.py   rows -> the lines that they would be loaded from
     growth.py   the planner is told of tables that grow from nothing
 
 Still to come, each in its place: more formats (readers.py), workers, resumable jobs, retries and

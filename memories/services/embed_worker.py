@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import psycopg
 from django.db import Error, close_old_connections, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg import sql
 
 from accounts.models import Organization
 from memories.embeddings import EncoderError
+from memories.services.embedding import EMBED_CHANNEL
 from memories.services.indexing import index_vectors, large_organizations
 from memories.services.pending import claim, encode_rows, organizations_with_pending
 
@@ -174,7 +176,7 @@ class Bell:
     def _listen(self) -> None:
         self._connection = connection.copy()
         with self._connection.cursor() as cursor:
-            cursor.execute("LISTEN agentmem_embed")
+            cursor.execute(sql.SQL("LISTEN {}").format(sql.Identifier(EMBED_CHANNEL)))
 
     def close(self) -> None:
         if self._connection is not None:

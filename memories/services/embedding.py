@@ -53,8 +53,7 @@ def embed(said: Sequence[Said], *, organization: Organization, encoder: str = ""
     """
     import numpy as np  # noqa: PLC0415  (a tenth of a second, at the start of every command)
 
-    if is_inside():
-        raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
+    _refuse_inside()
     model = get_encoder(encoder)
     if model.is_cheap:
         return Vectors(model.name, encode_texts([embedded_text(*s) for s in said], model))
@@ -62,7 +61,8 @@ def embed(said: Sequence[Said], *, organization: Organization, encoder: str = ""
     known = find_vectors(set(hashes), organization=organization, encoder=model.name)
     missing = {h: s for h, s in zip(hashes, said, strict=True) if h not in known}
     if missing:
-        known |= _encode(missing, model)
+        vectors = encode_texts([embedded_text(*s) for s in missing.values()], model)
+        known |= dict(zip(missing, vectors, strict=True))
         keep_vectors({h: known[h] for h in missing}, organization=organization, encoder=model.name)
     rows = np.stack([known[h] for h in hashes]) if hashes else np.empty((0, VECTOR_DIM), np.float32)
     return Vectors(model.name, rows)
@@ -77,8 +77,7 @@ def embed_queries(
     """
     if not queries:
         return []
-    if is_inside():
-        raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
+    _refuse_inside()
     model = get_encoder(encoder)
     known = {q: v for q in queries if (v := _asked.get((organization.pk, model.name, q)))}
     missing = [q for q in dict.fromkeys(queries) if q not in known]
@@ -105,23 +104,23 @@ def _encode_questions(queries: Sequence[str], model: Encoder) -> "NDArray[np.flo
         raise
 
 
-def _encode(said: Mapping[bytes, Said], model: Encoder) -> "dict[bytes, NDArray[np.float32]]":
-    vectors = encode_texts([embedded_text(*s) for s in said.values()], model)
-    return dict(zip(said, vectors, strict=True))
+def _refuse_inside() -> None:
+    if is_inside():
+        raise RuntimeError("Encode outside tenant(): it would hold a database connection.")
 
 
 def find_vectors(
     hashes: set[bytes], *, organization: Organization, encoder: str
 ) -> "dict[bytes, NDArray[np.float32]]":
     """The cached vectors of these content hashes."""
+    import numpy as np  # noqa: PLC0415  (see embed)
+
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(
             "SELECT hash, halfvec_send(embedding) FROM memories_cachedvector "
             "WHERE organization_id = %s AND encoder = %s AND hash = ANY (%s)",
             [organization.pk, encoder, list(hashes)],
         )
-        import numpy as np  # noqa: PLC0415  (see embed)
-
         return {
             bytes(h): np.frombuffer(sent, ">f2", offset=_HALF_HEADER_BYTES).astype(np.float32)
             for h, sent in cursor.fetchall()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from django.core.management import CommandError, call_command
 
+from accounts.errors import Unavailable
 from agentmem_site.api import problem_response
 from agentmem_site.management.commands import serve
 from memories import embeddings
@@ -171,6 +172,11 @@ def test_over_http_an_encoder_that_cannot_be_used_is_a_503():
     assert answer.data["detail"] == "The encoder cannot be used. The server's log says why."
     assert answer.data["errors"] == []
     assert "Retry-After" not in answer.headers  # nothing gets better by itself
+    answer = problem_response(Unavailable("Counting takes too long: ask for fewer."), {})
+    assert (answer.status_code, answer.data["detail"]) == (
+        503,
+        "Counting takes too long: ask for fewer.",
+    )
     answer = problem_response(EncoderError("The service does not answer.", is_temporary=True), {})
     assert answer.headers["Retry-After"] == "5"
 
