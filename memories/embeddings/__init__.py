@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 VECTOR_DIM = 384  # what the column holds
 MAX_NAME_LENGTH = 64
+_HALFVEC_HEADER_BYTES = 4
 
 
 class EncoderError(Unavailable):
@@ -102,6 +103,15 @@ def encode_texts(texts: Sequence[str], encoder: Encoder | None = None) -> "NDArr
     vectors = (encoder or get_encoder()).encode(texts)
     missing = VECTOR_DIM - vectors.shape[1]
     return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
+
+
+def read_halfvecs(sent: Sequence[bytes]) -> "NDArray[np.float32]":
+    """(n, VECTOR_DIM) float32, from what `halfvec_send` gives: the dimension and an unused short,
+    then big-endian halves."""
+    import numpy as np  # noqa: PLC0415  (see encode_texts)
+
+    numbers = b"".join(bytes(one)[_HALFVEC_HEADER_BYTES:] for one in sent)
+    return np.frombuffer(numbers, ">f2").astype(np.float32).reshape(len(sent), VECTOR_DIM)
 
 
 # Each loader imports its module when it is called: onnxruntime, numpy and tokenizers take time and

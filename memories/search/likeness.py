@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import connection
 from psycopg import sql
 
-from memories.models import EMBEDDING_DIM
+from memories.embeddings import read_halfvecs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,6 @@ SLICE_COLUMNS = ("user_id", "agent_id", "embedding_model")
 PER_MEMORY = 20  # pairs told of one memory: of a hundred copies, each with the nearest twenty
 _DIGITS = 5  # of a cosine: the same vector twice is at 1
 _ROUNDING = 1e-6
-_HALF_HEADER_BYTES = 4  # of a halfvec on the wire: dimension and an unused short
 
 # As in agentmem_nearest (migration 0003): the planner, misled by the filter, would sort the slice.
 INDEX_ALONE = {
@@ -55,7 +54,7 @@ class Alike(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """`matrix` (n, EMBEDDING_DIM) float32 of unit rows; `slices` has the row's SLICE_COLUMNS."""
+    """`matrix` (n, VECTOR_DIM) float32 of unit rows; `slices` has the row's SLICE_COLUMNS."""
 
     ids: list[UUID]
     slices: list[tuple[Any, ...]]
@@ -97,8 +96,7 @@ def read_vectors(organization_id: UUID, own: Slice, *, limit: int) -> Vectors:
     with connection.cursor() as cursor:
         cursor.execute(_VECTORS.format(slice=where), [*parameters, limit])
         rows = cursor.fetchall()
-    sent = b"".join(bytes(row[-1])[_HALF_HEADER_BYTES:] for row in rows)
-    matrix = np.frombuffer(sent, ">f2").astype(np.float32).reshape(len(rows), EMBEDDING_DIM)
+    matrix = read_halfvecs([row[-1] for row in rows])
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     return Vectors([row[0] for row in rows], [tuple(row[1:-1]) for row in rows], matrix)
 

@@ -15,7 +15,14 @@ from django.db import connection
 
 from accounts.models import Organization
 from accounts.tenancy import is_inside, tenant
-from memories.embeddings import VECTOR_DIM, Encoder, EncoderError, encode_texts, get_encoder
+from memories.embeddings import (
+    VECTOR_DIM,
+    Encoder,
+    EncoderError,
+    encode_texts,
+    get_encoder,
+    read_halfvecs,
+)
 from memories.models import content_hash, embedded_text
 from memories.search.ranking import QueryVector
 
@@ -32,9 +39,6 @@ _away: dict[str, tuple[float, str]] = {}  # encoder -> until when, and why
 _MAX_ASKED = 1000
 _asked: dict[tuple[UUID, str, str], str] = {}  # organization, encoder, question -> vector
 _asking = threading.Lock()
-
-# The payload of a halfvec on the wire: dimension and an unused short, then big-endian halves.
-_HALF_HEADER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +117,15 @@ def find_vectors(
     hashes: set[bytes], *, organization: Organization, encoder: str
 ) -> "dict[bytes, NDArray[np.float32]]":
     """The cached vectors of these content hashes."""
-    import numpy as np  # noqa: PLC0415  (see embed)
-
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(
             "SELECT hash, halfvec_send(embedding) FROM memories_cachedvector "
             "WHERE organization_id = %s AND encoder = %s AND hash = ANY (%s)",
             [organization.pk, encoder, list(hashes)],
         )
-        return {
-            bytes(h): np.frombuffer(sent, ">f2", offset=_HALF_HEADER_BYTES).astype(np.float32)
-            for h, sent in cursor.fetchall()
-        }
+        found = cursor.fetchall()
+    vectors = read_halfvecs([sent for _, sent in found])
+    return {bytes(h): vector for (h, _), vector in zip(found, vectors, strict=True)}
 
 
 def keep_vectors(
