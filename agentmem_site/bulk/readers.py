@@ -1,86 +1,214 @@
-"""Bytes into numbered lines, streaming: a file of any size costs one line of memory.
+"""Sources: files, streams and rows as numbered lines of JSON, streaming.
 
-The place of more formats (CSV, Parquet, zstd): each gives numbered lines of JSON.
+A file of any size costs a few blocks of memory. How a file is packed is `packing`'s to know, and
+what stands in tables (CSV, Parquet) `tables`'.
 """
 
-import gzip
-import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import IO, cast
+from dataclasses import dataclass
+from itertools import chain
+from typing import IO, Any
 
+import msgspec
+
+from agentmem_site.bulk.packing import Input, UnreadableFile, file_input, stream_input
 from agentmem_site.bulk.spec import LineError
 
-NumberedLine = tuple[int, bytes]
-MAX_LINE_BYTES = 64 * 1024 * 1024
-_GZIP = b"\x1f\x8b"
+__all__ = [
+    "MAX_LINE_BYTES",
+    "NumberedLine",
+    "Position",
+    "Source",
+    "UnreadableFile",
+    "open_source",
+    "source_of",
+    "source_of_rows",
+]
+
+# Number from 1, the line without its end (or why it cannot be had), and where it starts in the
+# unpacked stream.
+NumberedLine = tuple[int, bytes | LineError, int]
+MAX_LINE_BYTES = 1024 * 1024
+PREFIX_BYTES = 1024 * 1024
+FORMATS = ("auto", "jsonl", "csv", "parquet")
 _BOM = b"\xef\xbb\xbf"
-_ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)")
 
 
-class UnreadableFile(Exception):
-    """The file cannot be read."""
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The last line that is done with: its number and where it starts, as `lines` gave them."""
+
+    line: int = 0
+    offset: int = 0
+
+
+class Source:
+    """Lines to load. Read once: `lines` is called a single time."""
+
+    name: str
+    size: int | None = None  # bytes on disk, where they are known
+    can_seek = False  # `lines` goes straight to a position; otherwise it reads up to it
+
+    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+        """The lines behind that one. Blank ones are counted and not given.
+
+        Raises: UnreadableFile.
+        """
+        raise NotImplementedError
+
+    def bytes_read(self) -> int:
+        """How far into the file on disk: through compression, the compressed bytes."""
+        return 0
+
+    def prefix(self, size: int | None = None) -> bytes:
+        """The first bytes of the file as it lies on disk; they stay to be read by `lines`.
+
+        Without a size up to 1 MiB, of a stream only what was read so far (a live pipe is not
+        waited for). With one, as many as that, if the file has them: what a resumed job asks for,
+        before `lines`.
+        """
+        return b""
 
 
 @contextmanager
-def open_lines(source: str) -> Iterator[IO[bytes]]:
-    """The file, or standard input for "-"; gzip is unpacked, by what stands in it.
+def open_source(
+    path: str,
+    *,
+    format: str = "auto",
+    fields: Mapping[str, str] | None = None,
+    ignore_unknown: bool = False,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    max_bytes: int | None = None,
+) -> Iterator[Source]:
+    """The file, or standard input for "-"; gzip and zstd are unpacked, by what stands in it.
 
+    `fields` (`csv_kinds` of the line) are those that a table may have. `max_bytes` are unpacked.
     Raises: UnreadableFile.
     """
     with ExitStack() as stack:
-        try:
-            if source == "-":
-                # Not sys.stdin.buffer: Python could not end while a thread waits for a line of it.
-                raw: IO[bytes] = open(0, "rb", closefd=False)  # noqa: SIM115
-            else:
-                raw = stack.enter_context(Path(source).open("rb"))
-            if raw.peek(2)[:2] == _GZIP:  # type: ignore[attr-defined]
-                raw = cast(IO[bytes], stack.enter_context(gzip.open(raw, "rb")))
-        except OSError as error:
-            raise UnreadableFile(f"{source}: {error.strerror or error}") from error
-        yield raw
+        found = stack.enter_context(file_input(path, max_bytes=max_bytes))
+        yield _source(found, stack, path, format, fields, ignore_unknown, max_line_bytes)
 
 
-def numbered_lines(stream: IO[bytes]) -> Iterator[NumberedLine]:
-    """(number from 1, line) of each line that is not blank. Raises: LineError, UnreadableFile."""
-    number = 0
-    try:
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise LineError("line_too_long", "", f"Over {MAX_LINE_BYTES:,} bytes", line=number)
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if line.strip():
-                yield number, line
-    except (OSError, EOFError, zlib.error) as error:
-        raise UnreadableFile(f"after line {number:,}: {error}") from error
+@contextmanager
+def source_of(
+    stream: IO[bytes],
+    *,
+    name: str,
+    format: str = "auto",
+    fields: Mapping[str, str] | None = None,
+    ignore_unknown: bool = False,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    max_bytes: int | None = None,
+    size: int | None = None,
+) -> Iterator[Source]:
+    """The same of an open stream (a request's body): `name` tells the format, where it is auto."""
+    with ExitStack() as stack:
+        found = stream_input(stream, name=name, size=size, max_bytes=max_bytes)
+        yield _source(found, stack, name, format, fields, ignore_unknown, max_line_bytes)
 
 
-def check_text(line: bytes) -> None:
-    """Refuses what PostgreSQL cannot store: invalid UTF-8, \\u0000, half of a surrogate pair.
+def source_of_rows(rows: Iterable[Any], *, name: str = "rows") -> Source:
+    """Rows from Python: dicts, whose numpy arrays, dates and decimals become JSON."""
+    return _Rows(rows, name)
 
-    Raises: LineError.
+
+def lines_of(
+    blocks: Iterable[bytes], *, begin: Position, after: int, max_line_bytes: int
+) -> Iterator[NumberedLine]:
+    """The lines of what begins with the line at `begin`, those up to number `after` left out.
+
+    Raises: UnreadableFile, with the number of the last whole line.
     """
-    if not line.isascii():
-        try:
-            line.decode()
-        except UnicodeDecodeError as error:
-            raise LineError(
-                "invalid_utf8", "", f"Invalid UTF-8 at byte {error.start} of the line"
-            ) from error
-    if b"\\u" in line:
-        expected = -1  # where the low half of a pair has to start
-        for escape in _ESCAPE.finditer(line):
-            code = int(escape[1][1:], 16) if len(escape[1]) == 5 else -1
-            if code == 0:
-                raise LineError("nul_character", "", "Text cannot hold the character \\u0000")
-            is_low = 0xDC00 <= code <= 0xDFFF
-            if is_low != (expected == escape.start()) or (expected >= 0 and not is_low):
-                raise LineError("lone_surrogate", "", "Half of a surrogate pair")
-            expected = escape.end() if 0xD800 <= code <= 0xDBFF else -1
-        if expected >= 0:
-            raise LineError("lone_surrogate", "", "Half of a surrogate pair")
+    number, start = max(begin.line - 1, 0), begin.offset
+    held: list[bytes] = []  # the beginning of a line whose end is still to come,
+    held_bytes = 0  # or nothing of it but its length, once it is too long
+    try:
+        for block in chain(blocks, [b"\n"]):
+            ended = block.split(b"\n")
+            rest = ended.pop()
+            if ended and held_bytes:
+                if held_bytes + len(ended[0]) <= max_line_bytes:
+                    ended[0] = b"".join([*held, ended[0]])
+                else:
+                    number += 1
+                    if number > after:
+                        yield number, _too_long(number, max_line_bytes), start
+                    start += held_bytes + len(ended.pop(0)) + 1
+                held.clear()
+                held_bytes = 0
+            if number == 0 and ended and ended[0].startswith(_BOM):
+                ended[0] = ended[0].removeprefix(_BOM)
+                start += len(_BOM)
+            for line in ended:
+                number += 1
+                size = len(line)
+                if line and not line.isspace() and number > after:
+                    if size > max_line_bytes:
+                        yield number, _too_long(number, max_line_bytes), start
+                    else:
+                        yield number, line, start
+                start += size + 1
+            if rest:
+                held_bytes += len(rest)
+                if held_bytes <= max_line_bytes:
+                    held.append(rest)
+                else:
+                    held.clear()
+    except UnreadableFile as error:
+        raise UnreadableFile(f"{error} (The last whole line is line {number:,}.)") from error
+
+
+def _too_long(number: int, max_line_bytes: int) -> LineError:
+    message = f"Over {max_line_bytes:,} bytes; --max-line allows longer lines"
+    return LineError("line_too_long", "", message, line=number)
+
+
+class _JsonLines(Source):
+    def __init__(self, found: Input, max_line_bytes: int) -> None:
+        self.name, self.size = found.name, found.size
+        self.can_seek = found.can_seek
+        self._input = found
+        self._max_line_bytes = max_line_bytes
+
+    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+        begin = Position()
+        if self.can_seek and after.line:
+            self._input.seek(after.offset)
+            begin = after
+        return lines_of(
+            self._input.blocks(),
+            begin=begin,
+            after=after.line,
+            max_line_bytes=self._max_line_bytes,
+        )
+
+    def bytes_read(self) -> int:
+        return self._input.position
+
+    def prefix(self, size: int | None = None) -> bytes:
+        return self._input.prefix(size)
+
+
+class _Rows(Source):
+    def __init__(self, rows: Iterable[Any], name: str) -> None:
+        self.name = name
+        self._rows = rows
+
+    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+        for number, row in enumerate(self._rows, start=1):
+            if number > after.line:
+                yield number, msgspec.json.encode(row), 0
+
+
+def _source(
+    found: Input,
+    stack: ExitStack,
+    name: str,
+    format: str,
+    fields: Mapping[str, str] | None,
+    ignore_unknown: bool,
+    max_line_bytes: int,
+) -> Source:
+    return _JsonLines(found, max_line_bytes)
