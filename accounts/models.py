@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from accounts.querysets import AuditEventQuerySet, MemberQuerySet, OrganizationQuerySet
 from accounts.roles import ALL_PERMISSIONS, PERMISSIONS, Role
-from accounts.tenancy import AuditColumns, TenantModel
+from accounts.tenancy import AuditColumns, LoadedModel, TenantModel
 from agentmem_site.db.fields import OrganizationKey
 from agentmem_site.db.ids import uuid7
 from agentmem_site.db.walls import TenantWall
@@ -177,7 +177,7 @@ class ApiKey(TenantModel):
         )
 
 
-class User(TenantModel):
+class User(LoadedModel):
     """An end user of the organization's agents: somebody whom memories are about."""
 
     class Status(models.TextChoices):
@@ -250,3 +250,33 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.resource_type}"
+
+
+class LoadPart(TenantModel):
+    """How far one worker of a load is. It is there until the load is through: the same command
+    goes on where it says."""
+
+    job = models.CharField(max_length=255)  # the load's name
+    part = models.SmallIntegerField()  # of the workers
+    parts = models.SmallIntegerField()
+    resource = models.CharField(max_length=32)
+    # All of the part's lines up to this one are committed; up to `checked_line` the file had this
+    # digest.
+    line = models.BigIntegerField(default=0)
+    checked_line = models.BigIntegerField(default=0)
+    digest = models.BinaryField(max_length=32, default=b"")
+    tally = models.JSONField(default=dict)  # what became of the lines so far
+
+    has_trash = False
+
+    class Meta:
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization", "job", "part"], name="accounts_loadpart_unique"
+            ),
+        ]
+        indexes = [*TenantModel.Meta.indexes]
+
+    def __str__(self) -> str:
+        return f"{self.job} {self.part + 1}/{self.parts}"

@@ -188,3 +188,14 @@ class TenantModel(AuditColumns):
             rows = type(self)._base_manager.all() if from_queryset is None else from_queryset
             from_queryset = rows.filter(organization=self.__dict__["organization_id"])
         super().refresh_from_db(using=using, fields=fields, from_queryset=from_queryset)
+
+
+class LoadedModel(TenantModel):
+    """A table that files are loaded into."""
+
+    # What the row's last line in a file was, and the `updated_at` that it left: whoever changes
+    # the row moves that, and the line is looked at anew (docs/decisions/0007).
+    line_hash = models.BinaryField(max_length=24, null=True, editable=False)
+
+    class Meta(TenantModel.Meta):
+        abstract = True

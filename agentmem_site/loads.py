@@ -1,19 +1,32 @@
 """Loads: a resource's lines for an organization, by an actor. All doors come through here."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from uuid import UUID
+
+from django.db import DatabaseError
+from django.db.models import Model
 
 from accounts.actors import Actor
 from accounts.bulk import USERS
+from accounts.errors import Conflict
 from accounts.models import AuditEvent, Organization
 from accounts.organization_settings import language_of
+from accounts.roles import permission
 from accounts.services.audit import record_event
+from accounts.services.load_parts import JobTaken, LoadParts, alone
+from accounts.services.records import Records
+from accounts.services.users import users
 from accounts.tenancy import tenant
-from agentmem_site.bulk import LoadOptions, LoadReport, load
-from agentmem_site.bulk.loader import LoadStopped, Preparation, PreparationFailed
+from agentmem_site.bulk.loader import DEFAULTS, LoadOptions, Preparation, load
 from agentmem_site.bulk.readers import NumberedLine
+from agentmem_site.bulk.report import BadLine, Interrupted, LoadReport, LoadStopped
+from agentmem_site.bulk.spec import LineError
+from agentmem_site.bulk.worker import PreparationFailed
+from agentmem_site.bulk.writing import CannotRestore
+from agentmem_site.db.ids import uuid7
 from memories.bulk import (
     AGENT_BLOCKS,
     AGENT_TOOLS,
@@ -24,10 +37,14 @@ from memories.bulk import (
     MemoryLine,
 )
 from memories.embeddings import EncoderError
+from memories.services.agents import agents, blocks, tools
 from memories.services.embedding import wake_worker
 from memories.services.lines import embed_new_lines
+from memories.services.memories import memories
 from sessions.bulk import MESSAGES, SESSIONS
+from sessions.services.conversations import messages, runs, sessions
 
+SUCCESS, FAILURE = AuditEvent.Status.SUCCESS, AuditEvent.Status.FAILURE
 EMBED_FIRST = 10_000  # a small load is searchable at once, a large one does not wait for vectors
 
 RESOURCES = {
@@ -38,6 +55,17 @@ LINKS = {spec.resource: spec for spec in (AGENT_BLOCKS, AGENT_TOOLS)}
 # In the order in which they refer to each other.
 EXPORTED = ["users", "agents", "blocks", "tools", *LINKS, "sessions", "messages", "memories"]
 
+_RECORDS: tuple[Records[Any], ...] = (
+    users,
+    agents,
+    blocks,
+    tools,
+    sessions,
+    runs,
+    messages,
+    memories,
+)
+
 
 def run_load(
     resource: str,
@@ -45,35 +73,100 @@ def run_load(
     *,
     organization: Organization,
     actor: Actor,
-    options: LoadOptions,
-    on_batch: Callable[[LoadReport], None],
+    options: LoadOptions = DEFAULTS,
+    on_begin: Callable[[LoadReport], None] = lambda report: None,
+    on_batch: Callable[[LoadReport], None] = lambda report: None,
+    on_reject: Callable[[Sequence[LineError]], None] = lambda errors: None,
     embed_first: int | None = EMBED_FIRST,
+    job: str = "",
+    is_new: bool = False,
 ) -> LoadReport:
-    """Loads and leaves one audit event with the counts. Of memories, those of the load's first
-    `embed_first` rows (None: of all) get their vectors with the load, the others from a worker.
+    """Loads and leaves one audit event with the counts. Of memories, those of the file's first
+    `embed_first` lines (None: all) get their vectors with the load, the others from a worker.
 
-    Raises: LoadStopped.
+    A load with the name `job` goes on where the last one of that name was interrupted, unless it
+    `is_new`. Called outside `tenant()`. Raises: LoadStopped.
     """
+    parts = LoadParts(
+        job or f"once {uuid7()}", organization=organization, actor=actor, resource=resource
+    )
     own: dict[str, Any] = {"transaction": partial(tenant, organization)}
     if resource == MEMORIES.resource:
         own |= _for_memories(organization, embed_first, options)
-    try:
-        report = load(
-            lines,
-            {**RESOURCES, **LINKS}[resource],
-            organization_id=organization.pk,
-            actor_id=actor.id,
-            options=options,
-            on_batch=on_batch,
-            **own,
-        )
-    except LoadStopped as stopped:
-        if stopped.report.batches and not options.dry_run:
-            _note(organization, actor, stopped.report, AuditEvent.Status.FAILURE)
-        raise
-    if not options.dry_run:
-        _note(organization, actor, report, AuditEvent.Status.SUCCESS)
+    is_over = True
+    with ExitStack() as stack:
+        try:
+            if job and not options.dry_run:
+                stack.enter_context(alone(job, organization=organization))
+            if is_new:
+                with tenant(organization):
+                    parts.forget()
+            report = load(
+                lines,
+                {**RESOURCES, **LINKS}[resource],
+                organization_id=organization.pk,
+                actor_id=actor.id,
+                options=options,
+                on_begin=on_begin,
+                on_batch=on_batch,
+                on_reject=on_reject,
+                checkpoint=None if options.dry_run else parts,
+                may_create=lambda r: actor.may(permission(str(r.model._meta.model_name), "write")),
+                restore=partial(_restore, organization, actor),
+                **own,
+            )
+        except JobTaken as error:
+            raise Interrupted(str(error), LoadReport(resource)) from error
+        except LoadStopped as stopped:
+            if not options.dry_run:
+                is_over = not job or isinstance(stopped, BadLine)
+                _end(parts, organization, actor, stopped.report, is_over, FAILURE)
+            raise
+        if not options.dry_run:
+            _end(parts, organization, actor, report, True, SUCCESS)
     return report
+
+
+def _end(
+    parts: LoadParts,
+    organization: Organization,
+    actor: Actor,
+    report: LoadReport,
+    is_over: bool,
+    status: str,
+) -> None:
+    """Leaves the audit event, if anything was stored; of what may go on, the checkpoint stays."""
+    try:
+        with tenant(organization):
+            if is_over:
+                # (A mended file is another: its lines are looked at from the first on.)
+                parts.forget()
+            if report.batches or status == SUCCESS:
+                record_event(
+                    organization=organization,
+                    actor=actor,
+                    action="loaded",
+                    resource_type=report.resource,
+                    changes=report.as_dict(),
+                    status=status,
+                    duration_ms=int(report.seconds * 1000),
+                )
+    except DatabaseError:
+        if status == SUCCESS:
+            raise
+        # It is away, which is what the caller is being told.
+
+
+def _restore(
+    organization: Organization, actor: Actor, model: type[Model], ids: Sequence[UUID]
+) -> None:
+    """Brings rows back from the trash, each with what went there with it."""
+    records = next(records for records in _RECORDS if records.model is model)
+    rows = model._default_manager.filter(pk__in=ids)
+    try:
+        records.restore(rows, organization=organization, actor=actor)
+    except Conflict as error:
+        raise CannotRestore(str(error)) from error
 
 
 def _for_memories(
@@ -94,21 +187,8 @@ def _for_memories(
     own: dict[str, Any] = {"transaction": waking_workers}
     if not options.preserve_ids:  # an export says both of each row
         own["constants"] = {"language": language_of(organization)}
-        own["preparation"] = Preparation(complete, first_rows=embed_first)
+        own["preparation"] = Preparation(complete, until_line=embed_first)
     if options.dry_run:  # one transaction: nothing can be encoded meanwhile
         own.pop("preparation", None)
         own["transaction"] = partial(tenant, organization)
     return own
-
-
-def _note(organization: Organization, actor: Actor, report: LoadReport, status: str) -> None:
-    with tenant(organization):
-        record_event(
-            organization=organization,
-            actor=actor,
-            action="loaded",
-            resource_type=report.resource,
-            changes=report.as_dict(),
-            status=status,
-            duration_ms=int(report.seconds * 1000),
-        )

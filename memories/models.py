@@ -13,7 +13,7 @@ from pgvector.django import HalfVectorField, HnswIndex
 
 from accounts.models import User
 from accounts.organization_settings import DEFAULT_LANGUAGE, LANGUAGES
-from accounts.tenancy import TenantModel
+from accounts.tenancy import LoadedModel, TenantModel
 from agentmem_site.db.fields import RealField, TenantForeignKey
 from memories.querysets import MemoryManager
 
@@ -40,7 +40,7 @@ def _document() -> SearchVector:
     return SearchVector("speaker", "content", "context", config=config)
 
 
-class Agent(TenantModel):
+class Agent(LoadedModel):
     """An AI agent: its instructions and configuration, its blocks, tools and conversations."""
 
     external_id = models.CharField(max_length=255, null=True, blank=True)
@@ -71,7 +71,7 @@ class Agent(TenantModel):
         return self.name or self.external_id or str(self.pk)
 
 
-class Block(TenantModel):
+class Block(LoadedModel):
     """A labelled piece of text that stands in an agent's prompt: a persona, facts on a person."""
 
     user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="blocks")
@@ -138,7 +138,7 @@ class AgentBlock(TenantModel):
         return self.block_label
 
 
-class Tool(TenantModel):
+class Tool(LoadedModel):
     """A tool that agents can call. Its source is kept and shown, never run."""
 
     class SourceType(models.TextChoices):
@@ -202,7 +202,7 @@ class AgentTool(TenantModel):
         return str(self.tool)
 
 
-class Memory(TenantModel):
+class Memory(LoadedModel):
     """Something an agent learnt: a sentence or a passage, who said it, what was said before."""
 
     class Type(models.TextChoices):

@@ -4,12 +4,12 @@ from django.db import models
 from django.db.models import Q
 
 from accounts.models import User
-from accounts.tenancy import TenantModel
+from accounts.tenancy import LoadedModel, TenantModel
 from agentmem_site.db.fields import TenantForeignKey
 from memories.models import Agent
 
 
-class Session(TenantModel):
+class Session(LoadedModel):
     """One conversation of a user with an agent, a team or a workflow."""
 
     session_id = models.CharField(max_length=255)
@@ -111,7 +111,7 @@ class Run(TenantModel):
         return self.run_id
 
 
-class Message(TenantModel):
+class Message(LoadedModel):
     """One message of a conversation, or of an agent outside one."""
 
     class Role(models.TextChoices):

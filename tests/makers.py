@@ -4,7 +4,7 @@ from itertools import count
 from typing import Any
 
 from accounts.actors import Actor
-from accounts.models import Member, Organization, User
+from accounts.models import LoadPart, Member, Organization, User
 from accounts.roles import ALL_PERMISSIONS
 from accounts.services.keys import issue_key
 from accounts.services.organizations import members, organizations
@@ -77,6 +77,12 @@ def make_cached_vector(organization: Organization, **over: Any) -> CachedVector:
         return CachedVector.objects.create(
             **{"organization": organization, "embedding": vector, **values, **over}
         )
+
+
+def make_load_part(organization: Organization, **over: Any) -> LoadPart:
+    values = {"job": f"job-{next(_number)}", "part": 0, "parts": 1, "resource": "users"}
+    with tenant(organization):
+        return LoadPart.objects.create(**{"organization": organization, **values, **over})
 
 
 def make_session(organization: Organization, **over: Any) -> Session:

@@ -8,8 +8,9 @@ from django.db import OperationalError
 
 from accounts.errors import ServiceError, Unavailable
 
-USAGE, BAD_DATA, INTEGRITY, CANNOT_WRITE, TEMPORARY, PERMISSION = 2, 65, 70, 73, 75, 77
-INTERRUPTED = 130
+USAGE, SOME_REJECTED = 2, 3
+BAD_DATA, INTEGRITY, CANNOT_WRITE, TEMPORARY, PERMISSION = 65, 70, 73, 75, 77
+INTERRUPTED, TERMINATED = 130, 143
 GOES_ON = "The same command goes on where this one stopped."
 
 

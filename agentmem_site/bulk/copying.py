@@ -8,10 +8,10 @@ from django.db import DatabaseError, connection
 from psycopg import sql
 
 from agentmem_site.bulk import binary
+from agentmem_site.bulk.faults import LIMIT_EXCEEDED
 from agentmem_site.bulk.spec import LineError
 from agentmem_site.bulk.sql import Stage
 
-LIMIT_EXCEEDED = "54"  # the class of SQLSTATEs
 _VALUE_REFUSED = ("22", LIMIT_EXCEEDED)  # 22: data exception
 _ROWS = 256  # rows joined for one write: about a megabyte
 # Where a COPY failed, whatever the server's language: "COPY load_x, line 1, column state".

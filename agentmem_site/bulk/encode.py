@@ -5,35 +5,42 @@ What a line refers to is not known here: its column keeps the name, and `Batch.f
 in its place.
 """
 
-import dataclasses
-import json
 import re
+import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from agentmem_site.bulk import binary
-from agentmem_site.bulk.readers import NumberedLine, check_text
-from agentmem_site.bulk.spec import Column, LineError, LoadSpec, encoder_of, moment
+from agentmem_site.bulk.checks import check_line
+from agentmem_site.bulk.report import Counts
+from agentmem_site.bulk.spec import (
+    LINE_HASH,
+    Column,
+    KeyText,
+    LineError,
+    LoadSpec,
+    encoder_of,
+    moment,
+)
 from agentmem_site.db.ids import uuid7_bytes
 
-MAX_DIGITS = 38  # of a number, as at the door of the API
-_MAYBE_LONG = re.compile(rb"\d{39}|\d[eE]")
+DIGEST_BYTES = 16
 
 # What a line calls another row: its key or id, or (the outer row's name, its key).
 Name = str | tuple[str, str]
 Children = dict[Any, bytes]  # key within the parent -> row
 Known = dict[str, dict[Name, bytes]]  # column -> name -> the encoded id
-DecodedLine = tuple[int, Any]  # number, the spec's line
 Reject = Callable[[LineError], None]
 
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _QUOTED = re.compile(r"`(.*)`")
+_ID_BYTES = slice(4, 20)  # of an encoded uuid, behind its length
 
 
 def refuse(error: LineError) -> None:
@@ -41,8 +48,33 @@ def refuse(error: LineError) -> None:
     raise error
 
 
-@dataclass(slots=True)
-class Row:
+class RawLine(NamedTuple):
+    """A line as it was read, or why it could not be; where it starts, and its digest."""
+
+    number: int
+    line: bytes | LineError
+    offset: int | None = None
+    digest: bytes | None = None
+
+
+class DecodedLine(NamedTuple):
+    number: int
+    line: Any  # the spec's line
+    offset: int | None
+    digest: bytes | None
+
+
+class Probe(NamedTuple):
+    """What tells whether a line has been seen before: its key, the names that it refers to."""
+
+    raw: RawLine
+    key: str
+    names: tuple[Name | None, ...]  # by the spec's references
+    children: int  # of different keys
+    repeated: int  # children more
+
+
+class Row(NamedTuple):
     """One line, encoded: its key is what tells it from other rows."""
 
     number: int
@@ -51,20 +83,64 @@ class Row:
     data: bytes
 
 
+class _Parts(NamedTuple):
+    """One line's row: the header, then its columns; references stay names."""
+
+    number: int
+    offset: int | None
+    parts: list[Any]
+    children: Children
+    repeated: int  # children of the same key that the last one replaced
+
+
+class Mark(NamedTuple):
+    """How far a part of the file is done: all of its lines up to `line`; of the whole file up to
+    `checked_line` the digest is known."""
+
+    line: int = 0
+    checked_line: int = 0
+    digest: bytes = b""
+
+
+START = Mark()
+
+
 @dataclass(slots=True)
 class Batch:
-    """A batch of valid lines, encoded but for the ids of what they refer to."""
+    """A batch of lines, encoded but for the ids of what they refer to. It can be written again,
+    and in pieces."""
 
-    read: int
-    last_line: int
-    # Column -> name -> the first line that names it.
-    wanted: dict[str, dict[Name, int]]
-    _encoder: "Encoder"
-    _rows: list[tuple[int, list[Any], Children]]  # line, parts, the children's rows
-    child_duplicates: int
+    encoder: "Encoder"
+    rows: list[_Parts]
+    end: Mark = START  # once it is stored
+    rejected: list[LineError] = field(default_factory=list)
+    # Lines that the table has as they are, and their children.
+    seen: int = 0
+    seen_below: Counts = field(default_factory=Counts)
     # Of the rows that `finish` gave: the line of each.
-    row_lines: list[int] = dataclasses.field(default_factory=list)
-    child_lines: list[int] = dataclasses.field(default_factory=list)
+    row_lines: list[int] = field(default_factory=list)
+    child_lines: list[int] = field(default_factory=list)
+    child_duplicates: int = 0
+
+    @property
+    def read(self) -> int:
+        return len(self.rows) + len(self.rejected) + self.seen
+
+    def wanted(self, column: str) -> dict[Name, int]:
+        """What the lines call rows of that column: the first line that names each."""
+        place = self.encoder.place_of[column]
+        names: dict[Name, int] = {}
+        for row in self.rows:
+            if (name := row.parts[place]) is not None:
+                names.setdefault(name, row.number)
+        return names
+
+    def named(self) -> Iterator[tuple[int, str, Name]]:
+        """(line, column, name) of everything that a line refers to."""
+        for row in self.rows:
+            for place, column in self.encoder.reference_places:
+                if row.parts[place] is not None:
+                    yield row.number, column, row.parts[place]
 
     def finish(self, known: Known) -> tuple[list[bytes], list[bytes]]:
         """The rows and their children's rows, the last of each key; every name is in `known`.
@@ -72,20 +148,19 @@ class Batch:
         A row met twice keeps the children that its last line does not name, as it does when its
         lines are in two batches.
         """
-        places = self._encoder.reference_places
-        key_of = self._encoder.key_of
+        key_of = self.encoder.key_of
         rows: dict[Any, tuple[int, bytes, Children]] = {}
-        for number, parts, children in self._rows:
-            for place, column in places:
-                name = parts[place]
-                parts[place] = binary.NULL if name is None else known[column][name]
+        self.child_duplicates = 0
+        for row in self.rows:
+            parts = self.encoder.complete(row.parts, known)
             key = key_of(parts)
-            below = children
+            below = row.children
+            self.child_duplicates += row.repeated
             if earlier := rows[key][2] if key in rows else None:
-                self.child_duplicates += len(earlier.keys() & children.keys())
-                below = {name: _handed_to(parts[1], row) for name, row in earlier.items()}
-                below |= children
-            rows[key] = number, b"".join(parts), below
+                self.child_duplicates += len(earlier.keys() & below.keys())
+                below = {name: _handed_to(parts[1], child) for name, child in earlier.items()}
+                below |= row.children
+            rows[key] = row.number, b"".join(parts), below
         all_below = [child for *_, children in rows.values() for child in children.values()]
         self.row_lines = [number for number, *_ in rows.values()]
         self.child_lines = [number for number, _, children in rows.values() for _ in children]
@@ -94,33 +169,43 @@ class Batch:
     def finish_each(self, known: Known, *, without: Container[int]) -> Iterator[Row]:
         """A row per line, in order, but for those lines; every name of the others is in `known`.
         (For a spec without children.)"""
-        places = self._encoder.reference_places
-        for number, parts, _ in self._rows:
-            if number in without:
-                continue
-            for place, column in places:
-                name = parts[place]
-                parts[place] = binary.NULL if name is None else known[column][name]
-            row_id = UUID(bytes=parts[1][len(binary.data(b"")) :])
-            yield Row(number, row_id, self._encoder.key_of(parts), b"".join(parts))
+        for row in self.rows:
+            if row.number not in without:
+                parts = self.encoder.complete(row.parts, known)
+                row_id = UUID(bytes=parts[1][_ID_BYTES])
+                yield Row(row.number, row_id, self.encoder.key_of(parts), b"".join(parts))
 
-    def named(self) -> Iterator[tuple[int, str, Name]]:
-        """(line, column, name) of everything that a line refers to."""
-        for number, parts, _ in self._rows:
-            for place, column in self._encoder.reference_places:
-                if parts[place] is not None:
-                    yield number, column, parts[place]
+    def cut(self, size: int) -> "list[Batch]":
+        """Its first `size` rows, and the rest; both of at least one row. Stored in this order they
+        do what the whole would."""
+        first, rest = self.rows[:size], self.rows[size:]
+        last = first[-1].number
+        middle = self.end._replace(line=last, checked_line=0, digest=b"")
+        early = [error for error in self.rejected if error.line <= last]
+        late = [error for error in self.rejected if error.line > last]
+        return [
+            replace(self, rows=first, end=middle, rejected=early),
+            replace(self, rows=rest, rejected=late, seen=0, seen_below=Counts()),
+        ]
+
+    def reject(self, error: LineError) -> None:
+        """The line of `error` is none of the rows any more."""
+        (row,) = (row for row in self.rows if row.number == error.line)
+        error.offset = row.offset
+        self.rows = [other for other in self.rows if other is not row]
+        self.rejected.append(error)
 
 
 class Encoder:
     """Lines of one spec into rows. `columns` are those of a row, in the order they are copied."""
 
-    def __init__(self, spec: LoadSpec, *, keeps_time: bool) -> None:
+    def __init__(self, spec: LoadSpec, *, keeps_time: bool, notes_lines: bool = False) -> None:
         self.spec = spec
         self._decoder = msgspec.json.Decoder(spec.line)
         parent = [spec.parent_column] if spec.parent_column else []
         times = ["created_at", "updated_at"] if keeps_time else []
-        self.columns = ("id", *parent, *(column.name for column in spec.all_columns), *times)
+        note = [LINE_HASH] if notes_lines else []
+        self.columns = ("id", *parent, *(c.name for c in spec.all_columns), *times, *note)
         self._sources = [column.name for column in spec.all_columns] + times
         get = attrgetter(*self._sources)
         self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
@@ -128,62 +213,121 @@ class Encoder:
         self._encoders += [(moment, binary.NULL)] * len(times)
         self._header = binary.row_header(len(self.columns))
         # A row's parts: the header, then its columns.
-        place = {name: place for place, name in enumerate(self.columns, start=1)}
-        self.reference_places = [(place[r.column], r.column) for r in spec.references]
-        self._within = [(r.column, place[r.column], r.within) for r in spec.references if r.within]
-        self.key_of = _key_of([[place[name] for name in key.columns] for key in spec.keys])
+        self.place_of = {name: place for place, name in enumerate(self.columns, start=1)}
+        self.reference_places = [(self.place_of[r.column], r.column) for r in spec.references]
+        self._within = [
+            (r.column, self.place_of[r.column], r.within) for r in spec.references if r.within
+        ]
+        self.key_of = _key_of([[self.place_of[n] for n in key.columns] for key in spec.keys])
+        self._note_place = self.place_of.get(LINE_HASH, 0)
+        self._probe = _probe(spec)
         # (An export's runs bear their times, those of a file the load's.)
         below = spec.children and spec.children.spec
         self.children = Encoder(below, keeps_time=keeps_time and spec.keeps_ids) if below else None
 
-    def decode(self, lines: Iterable[NumberedLine], reject: Reject = refuse) -> list[DecodedLine]:
+    def decode(self, lines: Iterable[RawLine], reject: Reject = refuse) -> list[DecodedLine]:
         """The lines as the spec has them; a bad one goes to `reject`, which raises or notes it."""
         decoded = []
-        for number, line in lines:
+        for raw in lines:
             try:
-                decoded.append((number, self._decode(number, line)))
+                decoded.append(
+                    DecodedLine(raw.number, self._decode(raw.line), raw.offset, raw.digest)
+                )
             except LineError as error:
+                error.line, error.offset = raw.number, raw.offset
                 reject(error)
         return decoded
 
     def encode(self, decoded: Sequence[DecodedLine], reject: Reject = refuse) -> Batch:
-        """The batch of these lines, at least one; a bad one goes to `reject`."""
+        """The batch of these lines; a bad one goes to `reject`."""
         source = self.spec.children.source if self.spec.children else ""
-        total = len(decoded) + sum(len(getattr(line, source)) for _, line in decoded if source)
+        total = len(decoded) + sum(len(getattr(d.line, source)) for d in decoded if source)
         ids = uuid7_bytes(total)
-        rows, child_duplicates = [], 0
-        wanted: dict[str, dict[Name, int]] = {r.column: {} for r in self.spec.references}
-        for number, line in decoded:
+        rows = []
+        for number, line, offset, digest in decoded:
             row_id = self._row_id(line, ids)
             try:
                 parts = self._parts(line, row_id)
-                children, duplicates = (
-                    self._children(getattr(line, source), row_id, ids) if (source) else ({}, 0)
+                children, repeated = (
+                    self._children(getattr(line, source), row_id, ids) if source else ({}, 0)
                 )
             except LineError as error:
-                error.line = number
+                error.line, error.offset = number, offset
                 reject(error)
                 continue
-            for place, column in self.reference_places:
-                if parts[place] is not None:
-                    wanted[column].setdefault(parts[place], number)
-            child_duplicates += duplicates
-            rows.append((number, parts, children))
-        return Batch(len(decoded), decoded[-1][0], wanted, self, rows, child_duplicates)
+            if self._note_place:
+                parts.append(digest)
+            rows.append(_Parts(number, offset, parts, children, repeated))
+        return Batch(self, rows)
+
+    def probes(self, lines: Sequence[RawLine]) -> tuple[list[Probe], list[RawLine]]:
+        """Those that can be asked for by their key, each key once; the others have to be decoded.
+
+        (Of a key met twice, the last line counts and the children of all.)
+        """
+        decode, split = self._probe
+        by_key: dict[str, Probe] = {}
+        again: set[str] = set()
+        others = []
+        for raw in lines:
+            try:
+                key, names, below = split(decode(raw.line))  # type: ignore[arg-type]
+                different = len(set(map(msgspec.structs.astuple, below))) if below else 0
+            except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+                key = None
+            if key is None:
+                others.append(raw)
+            elif key in by_key:
+                again.add(key)
+                others.append(raw)
+            else:
+                by_key[key] = Probe(raw, key, names, different, len(below) - different)
+        others += [by_key.pop(key).raw for key in again]
+        return list(by_key.values()), sorted(others)
+
+    def part_of(self, line: Any, parts: int) -> int:
+        """Which of so many workers a line is for: the same for all lines of a key."""
+        key = self.spec.keys[0].columns[0]
+        name = getattr(line, key)
+        if name is None and len(self.spec.keys) > 1:
+            name = getattr(line, self.spec.keys[1].columns[0])
+        return zlib.crc32(name if isinstance(name, bytes) else str(name).encode()) % parts
+
+    def part_of_raw(self, raw: RawLine, parts: int) -> int:
+        """The same of a line not decoded yet; any one for a line that cannot be."""
+        decode, split = self._probe
+        try:
+            key, *_ = split(decode(raw.line))  # type: ignore[arg-type]
+            if key is None:
+                return self.part_of(self._decode(raw.line), parts)
+        except (msgspec.MsgspecError, LineError, TypeError, ValueError, RecursionError):
+            return 0
+        return zlib.crc32(key.encode()) % parts
+
+    def complete(self, parts: list[Any], known: Known) -> list[bytes]:
+        """The parts with ids in place of names."""
+        parts = parts.copy()
+        for place, column in self.reference_places:
+            name = parts[place]
+            parts[place] = binary.NULL if name is None else known[column][name]
+        if self._note_place:
+            digest = parts[self._note_place]
+            referred = [parts[place] for place, _ in self.reference_places]
+            parts[self._note_place] = binary.data(line_hash(digest, referred))
+        return parts
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _decode(self, number: int, line: bytes) -> Any:
+    def _decode(self, line: bytes | LineError) -> Any:
         try:
-            check_text(line)
+            if isinstance(line, LineError):
+                raise line
+            check_line(line)
             return self._decoder.decode(line)
-        except LineError as error:
-            error.line = number
-            raise
         except msgspec.ValidationError as error:
-            raise _named(error, self.spec, number) from error
+            raise _named(error, self.spec) from error
         except (msgspec.DecodeError, RecursionError) as error:
-            raise LineError("malformed_json", "", str(error), line=number) from error
+            raise LineError("malformed_json", "", str(error)) from error
 
     def _row_id(self, line: Any, ids: Iterator[bytes]) -> bytes:
         return binary.uuid(line.id) if self.spec.keeps_ids else binary.data(next(ids))
@@ -271,21 +415,47 @@ def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
 
     def encode_raw(value: msgspec.Raw) -> bytes:
         raw = bytes(value)
-        if _MAYBE_LONG.search(raw):
-            json.loads(raw, parse_int=_number, parse_float=_number)
         return encode(raw) if raw and raw != b"null" else missing
 
     return encode_raw
 
 
-def _number(text: str) -> None:
-    """jsonb keeps a number of a hundred thousand digits; Python refuses to read it back."""
-    number = Decimal(text)
-    if len(text.lstrip("-").partition(".")[0]) > MAX_DIGITS or abs(number) >= 10**MAX_DIGITS:
-        raise ValueError(f"A number has more than {MAX_DIGITS} digits")
+def line_hash(digest: bytes, referred: Iterable[bytes]) -> bytes:
+    """What tells a line that says the same of the same rows: the ids that its names stand for may
+    be others tomorrow."""
+    return sha256(digest + b"".join(referred)).digest()[:DIGEST_BYTES]
 
 
-def _named(error: msgspec.ValidationError, spec: LoadSpec, number: int) -> LineError:
+def _probe(
+    spec: LoadSpec,
+) -> tuple[Callable[[bytes], Any], Callable[[Any], tuple[Any, tuple[Name | None, ...], list[Any]]]]:
+    """How a line's key, names and children's keys are read out of it, at a fraction of what
+    decoding it costs."""
+    key = spec.keys[0].columns[0]
+    columns = [r.column for r in spec.references]
+    fields: list[Any] = [(name, KeyText | None, None) for name in dict.fromkeys([key, *columns])]
+    source = spec.children.source if spec.children else ""
+    if spec.children:
+        child = msgspec.defstruct(
+            "ProbedChild", [(n, Any) for n in spec.children.spec.keys[0].columns[1:]], gc=False
+        )
+        fields.append((source, list[child] | None, None))  # type: ignore[valid-type]
+    line = msgspec.defstruct("ProbedLine", fields, gc=False)
+    get = attrgetter(key, *columns)
+    places = {name: place for place, name in enumerate(columns)}
+    within = [(places[r.column], places[r.within]) for r in spec.references if r.within]
+
+    def split(line: Any) -> tuple[Any, tuple[Name | None, ...], list[Any]]:
+        key, *names = get(line) if columns else (get(line),)
+        for place, outer in within:
+            if names[place] is not None:
+                names[place] = (names[outer] or "", names[place])
+        return key, tuple(names), (getattr(line, source) or []) if source else []
+
+    return msgspec.json.Decoder(line).decode, split
+
+
+def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:
     """msgspec's sentence as field, code and message."""
     match = _PATH.fullmatch(str(error))
     message, path = (match[1], match[2] or "") if match else (str(error), "")
@@ -293,17 +463,15 @@ def _named(error: msgspec.ValidationError, spec: LoadSpec, number: int) -> LineE
     cause = error.__cause__.__cause__ if error.__cause__ else None
     if isinstance(cause, LineError):  # what a line says of itself (its __post_init__)
         field_name = ".".join(part for part in (path, cause.field) if part)
-        return LineError(cause.code, field_name, cause.message, line=number)
+        return LineError(cause.code, field_name, cause.message)
     if quoted and message.startswith("Object contains unknown field"):
         place = f"{path}." if path else ""
         allowed = ", ".join(_allowed(spec, path))
-        return LineError(
-            "unknown_field", place + quoted[1], f"Unknown field; allowed: {allowed}", line=number
-        )
+        return LineError("unknown_field", place + quoted[1], f"Unknown field; allowed: {allowed}")
     if quoted and message.startswith("Object missing required field"):
         place = f"{path}." if path else ""
-        return LineError("missing_field", place + quoted[1], "Missing", line=number)
-    return LineError("invalid_value", path, message, line=number)
+        return LineError("missing_field", place + quoted[1], "Missing")
+    return LineError("invalid_value", path, message)
 
 
 def _allowed(spec: LoadSpec, path: str) -> Iterator[str]:

@@ -1,131 +1,91 @@
 """The loader: numbered lines -> validated rows -> COPY -> upsert -> exact counts, batch by batch.
 
-Per batch one transaction, opened by the caller's `transaction` (it holds the organization's
-context); what a batch wrote is there for good before the next line is read.
+    feed.py     reads, decodes and encodes, a batch ahead
+    worker.py   commits batches, over one connection: retries, smaller batches, the line to blame
+    writing.py  what a batch's transaction does
+    load()      here: the workers of one load, and their report
 
-The place of what is still to come: workers (one Loader each), resumable jobs and retries (around
-`_load_batch`), a reject file (where a LineError is caught).
+Per batch one transaction, opened by the caller's `transaction` (it holds the organization's
+context); what a batch wrote, and how far the file is done, is there for good before the next line.
 """
 
-import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
-from itertools import islice
-from threading import Thread
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 from uuid import UUID
 
 from django.db import Error as DatabaseError
-from django.db import IntegrityError, InterfaceError, OperationalError, connection
+from django.db import connection
 from django.db import transaction as django_transaction
-from django.utils import timezone
 
-from agentmem_site.bulk import binary
-from agentmem_site.bulk import sql as statements
-from agentmem_site.bulk.copying import LIMIT_EXCEEDED, copy_rows
-from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder
-from agentmem_site.bulk.growth import Growth
+from agentmem_site.bulk.encode import Encoder, Mark
+from agentmem_site.bulk.faults import RETRIES, RetryPolicy, Verdict, verdict
+from agentmem_site.bulk.feed import Feed, FileChanged, taking_turns
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
-from agentmem_site.bulk.references import References
-from agentmem_site.bulk.spec import LineError, LoadSpec, restoring
-from agentmem_site.bulk.sql import Expect, Stage, Stamp
+from agentmem_site.bulk.report import (
+    MAX_REJECTS_KEPT,
+    BadLine,
+    CannotWriteRejects,
+    ChangedFile,
+    Interrupted,
+    LoadReport,
+    LoadStopped,
+    NotPermitted,
+    Refused,
+    Tally,
+    Unprepared,
+    Unreadable,
+)
+from agentmem_site.bulk.spec import LineError, LoadSpec, Reference, restoring, tolerant
+from agentmem_site.bulk.worker import (
+    PreparationFailed,
+    Shared,
+    TooManyRejects,
+    TooSlow,
+    Worker,
+    WorkTaken,
+)
+from agentmem_site.bulk.writing import Restore, Writer
+
+MAX_WORKERS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    batch_size: int = 5000
+    """How to load. `as_seed` are those that change what a line means."""
+
+    batch_size: int = 5000  # rows, at most
+    min_batch_size: int = 500  # a batch that takes too long is halved down to it
     timeout_s: float = 30  # per statement; 0: none
+    throttle_ms: float = 0  # between batches
+    workers: int = 1  # connections; lines of one key go to the same
+    retry: RetryPolicy = RETRIES["default"]
+    skips_bad: bool = False  # rejects a bad line and goes on; otherwise it stops the load
+    max_rejects: int | None = None
     preserve_timestamps: bool = False
     preserve_ids: bool = False  # restores an export: the command's alone, never a request's
+    restore: bool = False  # brings back what lies in the trash
     strict_references: bool = False
+    ignore_unknown: bool = False  # fields
     dry_run: bool = False
 
-
-@dataclass(slots=True)
-class Counts:
-    inserted: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    deleted: int = 0  # met in the trash, and left there
-    duplicates: int = 0  # the same key again in a batch: the last one counts
-
-    def add(self, other: "Counts") -> None:
-        for name, number in asdict(other).items():
-            setattr(self, name, getattr(self, name) + number)
-
-
-@dataclass(slots=True)
-class LoadReport:
-    """What happened to the lines that are committed."""
-
-    resource: str
-    read: int = 0
-    counts: Counts = field(default_factory=Counts)
-    children: dict[str, Counts] = field(default_factory=dict)
-    rejected: int = 0
-    batches: int = 0
-    retries: int = 0
-    last_line: int = 0
-    seconds: float = 0.0
-    dry_run: bool = False
-
-    @property
-    def rows_per_second(self) -> float:
-        return self.read / self.seconds if self.seconds else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "resource": self.resource,
-            "read": self.read,
-            **asdict(self.counts),
-            "rejected": self.rejected,
-            "batches": self.batches,
-            "retries": self.retries,
-            "last_line": self.last_line,
-            "seconds": round(self.seconds, 3),
-            "rows_per_second": round(self.rows_per_second),
-            "dry_run": self.dry_run,
-            **{name: asdict(counts) for name, counts in self.children.items()},
-        }
+    def as_seed(self, spec: LoadSpec) -> bytes:
+        """What the digests of lines begin with: the same line means the same only with it."""
+        return repr(
+            (
+                spec.resource,
+                [column.name for column in spec.all_columns],
+                self.preserve_timestamps,
+                self.preserve_ids,
+                self.ignore_unknown,
+            )
+        ).encode()
 
 
-class LoadStopped(Exception):
-    """The load stopped before its end. The batches reported are committed."""
-
-    def __init__(self, message: str, report: LoadReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-
-class BadLine(LoadStopped):
-    """A line cannot be loaded; nothing of its batch is stored."""
-
-
-class Unreadable(LoadStopped):
-    """The file could not be read to its end."""
-
-
-class Interrupted(LoadStopped):
-    """The database went away or was too slow; the same command goes on where this one stopped."""
-
-
-class Refused(LoadStopped):
-    """The database refused a batch that had passed validation."""
-
-
-class Unprepared(LoadStopped):
-    """What the lines lack could not be made; not for a moment only."""
-
-
-class PreparationFailed(Exception):
-    """What a Preparation raises; `is_temporary`: the same lines may well be prepared later."""
-
-    def __init__(self, message: str, *, is_temporary: bool) -> None:
-        super().__init__(message)
-        self.is_temporary = is_temporary
+DEFAULTS = LoadOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +94,21 @@ class Preparation:
     and look into the database."""
 
     complete: Callable[[Sequence[Any]], None]
-    first_rows: int | None = None  # of the load; None: all
+    until_line: int | None = None  # of the file; None: all
+
+
+class Checkpoint(Protocol):
+    """Where the caller keeps how far a load is: a mark and a tally for each worker."""
+
+    def begin(self, workers: int) -> list[tuple[Mark, Tally]]:
+        """The state of each worker; of a load begun before, of as many as that had."""
+
+    def save(self, part: int, before: Mark, after: Mark, tally: Tally) -> bool:
+        """Notes it within the open transaction of a batch; False where the mark is not `before`
+        any more: another process has taken the load over."""
+
+    def read(self, part: int) -> Mark:
+        """The mark that is committed."""
 
 
 def load(
@@ -144,293 +118,189 @@ def load(
     organization_id: UUID,
     actor_id: UUID | None,
     transaction: Callable[[], AbstractContextManager[None]],
-    options: LoadOptions = LoadOptions(),
+    options: LoadOptions = DEFAULTS,
+    on_begin: Callable[[LoadReport], None] = lambda report: None,
     on_batch: Callable[[LoadReport], None] = lambda report: None,
+    on_reject: Callable[[Sequence[LineError]], None] = lambda errors: None,
+    checkpoint: Checkpoint | None = None,
     constants: Mapping[str, Any] | None = None,
     preparation: Preparation | None = None,
+    may_create: Callable[[Reference], bool] = lambda reference: True,
+    restore: Restore | None = None,
 ) -> LoadReport:
     """Upserts `lines` and reports. `transaction` opens one transaction in the organization's
-    context; `on_batch` sees the report after each commit; new rows bear `constants`, by column.
+    context; `on_begin` sees what earlier runs have done, `on_batch` the report after each commit,
+    `on_reject` the bad lines of a batch before it (again, when the batch is done again); new rows
+    bear `constants`, by column.
 
-    Raises: BadLine, Unreadable, Unprepared, Interrupted, Refused; their report tells what is
-    committed.
+    Raises: LoadStopped; its report tells what is committed.
     """
-    if options.preserve_ids:
-        spec = restoring(spec)
-    loader = _Loader(spec, organization_id, actor_id, options, constants or {})
+    spec = tolerant(spec) if options.ignore_unknown else spec
+    spec = restoring(spec) if options.preserve_ids else spec
+    encoder = Encoder(spec, keeps_time=options.preserve_timestamps, notes_lines=spec.notes_lines)
     report = LoadReport(spec.resource, dry_run=options.dry_run)
-    started = time.monotonic()
+    is_parted = options.workers > 1 and not options.dry_run
+    states = [(Mark(), Tally())] * (options.workers if is_parted else 1)
+    with _told(report), taking_turns():
+        if checkpoint:
+            states = checkpoint.begin(len(states))
+        feed = Feed(
+            lines,
+            encoder,
+            [mark for mark, _ in states],
+            seed=options.as_seed(spec),
+            batch_size=options.batch_size,
+            skips_bad=options.skips_bad,
+            prepares_until=_prepares_until(preparation),
+        )
+        progress = _Progress(report, states, on_batch)
+        on_begin(report)
 
-    def batches() -> None:
-        for batch in _encoded_ahead(lines, loader.encoder, options.batch_size, preparation):
-            with django_transaction.atomic() if options.dry_run else transaction():
-                counts, below = loader.load_batch(batch)
-            # (Committed now: an error at the COMMIT leaves the report as it was.)
-            report.counts.add(counts)
-            report.read += batch.read
-            report.batches += 1
-            report.last_line = batch.last_line
-            if spec.children:
-                report.children.setdefault(spec.children.source, Counts()).add(below)
-            if not options.dry_run:
-                loader.growth.tell_planner()
-            report.seconds = time.monotonic() - started
-            on_batch(report)
+        def worker(part: int) -> Worker:
+            writer = Writer(
+                encoder,
+                organization_id,
+                actor_id,
+                timeout_s=options.timeout_s,
+                constants=constants or {},
+                may_create=lambda r: may_create(r) and not options.strict_references,
+                restore=restore if options.restore else None,
+            )
+            inner = django_transaction.atomic if options.dry_run else transaction
+            shared = Shared(feed, encoder, inner, options, on_reject, checkpoint, preparation)
+            return Worker(part, *states[part], writer, shared, progress)
 
-    try:
-        if options.dry_run:
-            with transaction():
-                batches()
-                django_transaction.set_rollback(True)
-        else:
-            batches()
-    except LineError as error:
-        raise BadLine(str(error), report) from error
-    except UnreadableFile as error:
-        raise Unreadable(str(error), report) from error
-    except PreparationFailed as error:
-        stopped = Interrupted if error.is_temporary else Unprepared
-        raise stopped(str(error), report) from error
-    except (OperationalError, InterfaceError) as error:
-        if (getattr(error.__cause__, "sqlstate", None) or "").startswith(LIMIT_EXCEEDED):
-            raise Refused(str(error).strip(), report) from error  # it would be so again
-        raise Interrupted(str(error).strip(), report) from error
-    except DatabaseError as error:
-        raise Refused(str(error).strip(), report) from error
-    finally:
-        report.seconds = time.monotonic() - started
+        workers = [worker(part) for part in range(len(states))]
+        feed.start()
+        try:
+            if options.dry_run:
+                with transaction():
+                    workers[0].run()
+                    django_transaction.set_rollback(True)
+            elif len(workers) == 1:
+                workers[0].run()
+            else:
+                _run_side_by_side(workers, feed)
+        finally:
+            feed.stop()
     return report
 
 
-def _encoded_ahead(
-    lines: Iterable[NumberedLine],
-    encoder: Encoder,
-    batch_size: int,
-    preparation: Preparation | None,
-) -> Iterator[Batch]:
-    """The batches of `lines`; while one is with the database, a thread decodes the next, and
-    encodes it unless it is to be prepared first: that is not the thread's to do, whose connection
-    would be another."""
-    source = iter(lines)
-    to_prepare = 0  # rows still
-    if preparation:
-        to_prepare = sys.maxsize if preparation.first_rows is None else preparation.first_rows
-
-    def encode_next(upcoming: "Future[Batch | list[DecodedLine]]") -> None:
-        try:
-            decoded = encoder.decode(islice(source, batch_size))
-            is_next = decoded and not to_prepare
-            upcoming.set_result(encoder.encode(decoded) if is_next else decoded)
-        except BaseException as error:
-            upcoming.set_exception(error)
-
-    def begin() -> "Future[Batch | list[DecodedLine]]":
-        upcoming: Future[Batch | list[DecodedLine]] = Future()
-        # A daemon: after an error it may still sit in front of a silent pipe.
-        Thread(target=encode_next, args=[upcoming], name="encode", daemon=True).start()
-        return upcoming
-
-    usual = sys.getswitchinterval()
-    try:
-        # The thread that talks to the database needs the interpreter often and briefly: waiting
-        # 5 ms for it each time, it lost a tenth of the rows per second (2 cores, Python 3.11).
-        sys.setswitchinterval(0.0005)
-        upcoming = begin()
-        while ready := upcoming.result():
-            if isinstance(ready, Batch):
-                upcoming = begin()
-                yield ready
-                continue
-            rows = [line for _, line in ready[:to_prepare]]
-            to_prepare -= len(rows)
-            upcoming = begin()
-            if preparation:
-                preparation.complete(rows)
-            yield encoder.encode(ready)
-    finally:
-        sys.setswitchinterval(usual)
+def _prepares_until(preparation: Preparation | None) -> int:
+    if preparation is None:
+        return 0
+    return 2**63 if preparation.until_line is None else preparation.until_line
 
 
-class _Loader:
-    """One connection's worth of loading."""
+class _Progress:
+    """The report of all workers of a load."""
 
     def __init__(
         self,
-        spec: LoadSpec,
-        organization_id: UUID,
-        actor_id: UUID | None,
-        options: LoadOptions,
-        constants: Mapping[str, Any],
+        report: LoadReport,
+        states: Sequence[tuple[Mark, Tally]],
+        on_batch: Callable[[LoadReport], None],
     ) -> None:
-        self.spec = spec
-        self.options = options
-        self.organization_id = organization_id
-        self.actor_id = actor_id
-        self.encoder = Encoder(spec, keeps_time=options.preserve_timestamps)
-        self._stage = Stage(spec, self.encoder.columns, constants)
-        self._stages = [self._stage]
-        if self.encoder.children:
-            children = self.encoder.children
-            self._child_stage = Stage(children.spec, children.columns)
-            self._stages.append(self._child_stage)
-        self._references = References(spec)
-        self._expect: dict[str, Expect] = {}
-        self.growth = Growth()
+        self._report = report
+        self._lines = [mark.line for mark, _ in states]
+        self._on_batch = on_batch
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        for _, tally in states:
+            report.tally.add(tally)
+        report.resumed_after = report.last_line = min(self._lines)
 
-    def load_batch(self, batch: Batch) -> tuple[Counts, Counts]:
-        """Writes one batch within the open transaction; what became of its rows and of their
-        children."""
-        stamp = Stamp(self.organization_id, self.actor_id, timezone.now())
-        with connection.cursor() as cursor:
-            self._execute = cursor.execute
-            self._fetch = cursor.fetchall
-            self._execute(statements.settings(timeout_s=self.options.timeout_s))
-            try:
-                self._resolve(batch, stamp)
-                rows, children = batch.finish(self._references.known)
-                counts, below = self._write(cursor, batch, rows, children, stamp)
-            except BaseException:
-                self._references.forget()
-                raise
-        counts.duplicates = batch.read - len(rows)
-        below.duplicates = batch.child_duplicates
-        return counts, below
+    def add(self, part: int, line: int, tally: Tally, rejected: Sequence[LineError]) -> None:
+        """What a worker has committed, up to that line of its part."""
+        report = self._report
+        with self._lock:
+            self._lines[part] = line
+            report.last_line = min(self._lines)
+            report.tally.add(tally)
+            report.read_here += tally.read
+            room = MAX_REJECTS_KEPT - len(report.rejects)
+            report.rejects.extend(rejected[:room])
+            self.tell_time()
+            self._on_batch(report)
 
-    # -- references --------------------------------------------------------------------------------
+    def tell_time(self) -> None:
+        self._report.seconds = time.monotonic() - self._started
 
-    def _resolve(self, batch: Batch, stamp: Stamp) -> None:
-        """Makes every name of the batch known. Raises: LineError."""
-        for reference in self.spec.references:
-            wanted = batch.wanted[reference.column]
-            missing = self._references.find(reference, list(wanted), stamp)
-            if missing and reference.creates and not self.options.strict_references:
-                self._references.create(reference, missing, stamp)
-                self.growth.note(reference.model, len(missing))
-            elif missing:
-                number, name = min((wanted[name], name) for name in missing)
-                raise LineError(
-                    "unknown_reference",
-                    reference.column,
-                    f"There is no {reference.model._meta.verbose_name} "
-                    f"{name[1] if isinstance(name, tuple) else name!r}",
-                    line=number,
-                )
+    @property
+    def rejected(self) -> int:
+        return self._report.tally.rejected
 
-    # -- rows --------------------------------------------------------------------------------------
 
-    def _write(
-        self,
-        cursor: Any,
-        batch: Batch,
-        rows: Sequence[bytes],
-        children: Sequence[bytes],
-        stamp: Stamp,
-    ) -> tuple[Counts, Counts]:
-        copy_rows(cursor, self._stage.create(), self._stage, rows, batch.row_lines)
-        if self.spec.children:
-            stage = self._child_stage
-            copy_rows(cursor, stage.create(), stage, children, batch.child_lines)
-        if self.spec.keeps_ids:
-            self._check_ids(self._stage, rows, batch.row_lines, stamp)
-            if self.spec.children:
-                self._check_ids(self._child_stage, children, batch.child_lines, stamp)
-        counts, below = self._upsert(self._stage, len(rows), stamp), Counts()
-        if self.spec.children:
-            below = self._write_children(len(children), counts, len(rows), stamp)
-            self._execute(self._child_stage.drop())
-        if self.spec.journal and (counts.inserted or counts.updated):
-            self.spec.journal(
-                statements.changed_rows(self._stage),
-                organization_id=self.organization_id,
-                actor_id=self.actor_id,
-                now=stamp.now,
-            )
-        self._execute(self._stage.drop())
-        return counts, below
+def _run_side_by_side(workers: Sequence[Worker], feed: Feed) -> None:
+    """Each worker in a thread. The first error stops them all, and is raised."""
+    errors: list[BaseException] = []
 
-    def _check_ids(
-        self, stage: Stage, rows: Sequence[bytes], lines: Sequence[int], stamp: Stamp
-    ) -> None:
-        """Notes the rows that were there. Raises: LineError, of an id that is another row's."""
-        start = len(binary.row_header(0)) + len(binary.NULL)  # the id comes first
-        ids = [UUID(bytes=row[start : start + 16]) for row in rows]
+    def run(worker: Worker) -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            errors.append(error)
+            feed.stop()
+        finally:
+            connection.close()  # this thread's
 
-        def refuse_found(message: str) -> None:
-            for (row_id,) in self._fetch():
-                line = lines[ids.index(row_id)]
-                raise LineError("id_taken", "id", message.format(row_id), line=line)
+    threads = [
+        threading.Thread(target=run, args=[worker], name=f"load-{worker.part}", daemon=True)
+        for worker in workers
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)  # (a join without an end would not hear a signal)
+    except BaseException:
+        feed.stop()
+        for worker in workers:
+            worker.cancel()
+        for thread in threads:
+            thread.join(10)
+        raise
+    if errors:
+        raise errors[0]
 
-        self._execute(statements.INDEX_JOINS)
-        for key in stage.spec.natural_keys:
-            named = " and ".join(key.columns)
-            if not key.partial:
-                self._execute(statements.ids_of_another_key(stage, key, stamp))
-                refuse_found(f"{{}} is the id of a row of another {named}")
-            self._execute(statements.keys_of_another_id(stage, key, stamp))
-            refuse_found(f"A row of this {named} has another id than {{}}")
-            self._execute(statements.keys_staged_twice(stage, key))
-            refuse_found(f"Another line of this {named} has another id than {{}}")
-        self._execute(statements.note_there(stage, stamp))
-        self._execute(statements.ANY_JOINS)
-        self._execute(statements.enter_platform())
-        self._execute(statements.ids_of_others(stage, ids, stamp))
-        refuse_found("{} is the id of a row of another organization")
-        self._execute(statements.leave_platform())
 
-    def _write_children(
-        self, staged: int, parents: Counts, parent_rows: int, stamp: Stamp
-    ) -> Counts:
-        """The children's own counts; a parent whose children alone changed counts as updated."""
-        are_all_new = parents.inserted == parent_rows
-        if not are_all_new:
-            self._execute(statements.adopt(self._stage, self._child_stage))
-        left = staged
-        if parents.deleted:  # what hangs on a parent in the trash went with it
-            self._execute(statements.count_staged(self._child_stage))
-            ((left,),) = self._fetch()
-        counts = self._upsert(self._child_stage, left, stamp)
-        counts.deleted += staged - left
-        if not are_all_new and (counts.inserted or counts.updated):
-            self._execute(statements.touch_parents(self._stage, self._child_stage, stamp))
-            written, inserted = self._count_written(self._stage)
-            touched = written - inserted - parents.updated
-            parents.updated += touched
-            parents.unchanged -= touched
-        return counts
+class _told:
+    """Turns what stops a load into the LoadStopped that says so."""
 
-    def _upsert(self, stage: Stage, staged: int, stamp: Stamp) -> Counts:
-        name = stage.spec.resource
-        expect = self._expect.get(name, Expect.ANYTHING)
-        if expect is Expect.ALL_NEW:
-            try:
-                with django_transaction.atomic():
-                    self._upsert_keys(stage, stamp, expect)
-            except IntegrityError:
-                expect = Expect.ANYTHING  # not all new, or wrong: then it is refused again below
-        if expect is not Expect.ALL_NEW:
-            self._upsert_keys(stage, stamp, expect)
-        written, inserted = self._count_written(stage)
-        counts = Counts(inserted=inserted, updated=written - inserted)
-        if inserted < staged:
-            for key in stage.spec.keys:
-                self._execute(statements.meet(stage, key, stamp))
-            self._execute(statements.count_deleted(stage))
-            ((counts.deleted,),) = self._fetch()
-            counts.unchanged = staged - written - counts.deleted
-        self.growth.note(stage.spec.model, inserted)
-        self._expect[name] = Expect.ANYTHING
-        if inserted == staged:
-            self._expect[name] = Expect.ALL_NEW
-        elif inserted > 0.9 * staged and not stage.keeps_time:
-            # (A timestamp that the file leaves out has to be looked up in the row.)
-            self._expect[name] = Expect.MOSTLY_NEW
-        return counts
+    def __init__(self, report: LoadReport) -> None:
+        self._report = report
 
-    def _upsert_keys(self, stage: Stage, stamp: Stamp, expect: Expect) -> None:
-        for key in stage.spec.keys:
-            self._execute(statements.upsert(stage, key, stamp, expect))
+    def __enter__(self) -> None:
+        pass
 
-    def _count_written(self, stage: Stage) -> tuple[int, int]:
-        self._execute(statements.count_written(stage))
-        ((written, inserted),) = self._fetch()
-        return written, inserted
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        stopped = self._stopped(error) if error else None
+        if stopped:
+            raise stopped from error
+
+    def _stopped(self, error: BaseException) -> LoadStopped | None:
+        report, message = self._report, str(error).strip()
+        if isinstance(error, LineError):
+            return BadLine(message, report, error)
+        if isinstance(error, TooManyRejects):
+            return BadLine(message, report)
+        if isinstance(error, FileChanged):
+            return ChangedFile(message, report)
+        if isinstance(error, UnreadableFile):
+            return Unreadable(message, report)
+        if isinstance(error, PreparationFailed):
+            kind: Any = Interrupted if error.is_temporary else Unprepared
+            return kind(message, report)
+        if isinstance(error, TooSlow | WorkTaken):
+            return Interrupted(message, report)
+        if isinstance(error, OSError) and not isinstance(error, DatabaseError):
+            return CannotWriteRejects(message, report)
+        if isinstance(error, DatabaseError):
+            kinds: dict[Verdict, Any] = {
+                Verdict.NOT_PERMITTED: NotPermitted,
+                Verdict.FIND_ROW: Refused,
+                Verdict.GIVE_UP: Refused,
+            }
+            return kinds.get(verdict(error), Interrupted)(message, report)
+        return None

@@ -83,6 +83,10 @@ class Input:
             self._look(size)
         return bytes(self._kept[:size])
 
+    def reopened(self) -> IO[bytes] | None:
+        """The file once more, where it is one that is not packed: the caller's to close."""
+        return os.fdopen(os.dup(self._fd), "rb") if self.can_seek and self._fd is not None else None
+
     def blocks(self) -> Iterator[bytes]:
         """What is unpacked, as it comes: a live pipe is not waited for until a block is full.
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import PurePath
 from typing import IO, Any
-
-import msgspec
 
 from agentmem_site.bulk.packing import Input, UnreadableFile, file_input, stream_input
 from agentmem_site.bulk.spec import LineError
+from agentmem_site.bulk.tables import CsvRows, ParquetRows, csv_kinds, row_line, too_long
 
 __all__ = [
     "MAX_LINE_BYTES",
@@ -21,6 +21,8 @@ __all__ = [
     "Position",
     "Source",
     "UnreadableFile",
+    "csv_kinds",
+    "lines_of",
     "open_source",
     "source_of",
     "source_of_rows",
@@ -30,7 +32,6 @@ __all__ = [
 # unpacked stream.
 NumberedLine = tuple[int, bytes | LineError, int]
 MAX_LINE_BYTES = 1024 * 1024
-PREFIX_BYTES = 1024 * 1024
 FORMATS = ("auto", "jsonl", "csv", "parquet")
 _BOM = b"\xef\xbb\xbf"
 
@@ -88,7 +89,15 @@ def open_source(
     """
     with ExitStack() as stack:
         found = stack.enter_context(file_input(path, max_bytes=max_bytes))
-        yield _source(found, stack, path, format, fields, ignore_unknown, max_line_bytes)
+        yield _source(
+            found,
+            stack,
+            path,
+            format,
+            max_line_bytes,
+            fields=fields,
+            ignore_unknown=ignore_unknown,
+        )
 
 
 @contextmanager
@@ -106,7 +115,15 @@ def source_of(
     """The same of an open stream (a request's body): `name` tells the format, where it is auto."""
     with ExitStack() as stack:
         found = stream_input(stream, name=name, size=size, max_bytes=max_bytes)
-        yield _source(found, stack, name, format, fields, ignore_unknown, max_line_bytes)
+        yield _source(
+            found,
+            stack,
+            name,
+            format,
+            max_line_bytes,
+            fields=fields,
+            ignore_unknown=ignore_unknown,
+        )
 
 
 def source_of_rows(rows: Iterable[Any], *, name: str = "rows") -> Source:
@@ -115,7 +132,12 @@ def source_of_rows(rows: Iterable[Any], *, name: str = "rows") -> Source:
 
 
 def lines_of(
-    blocks: Iterable[bytes], *, begin: Position, after: int, max_line_bytes: int
+    blocks: Iterable[bytes],
+    *,
+    begin: Position = Position(),
+    after: int = 0,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    keeps_blank: bool = False,
 ) -> Iterator[NumberedLine]:
     """The lines of what begins with the line at `begin`, those up to number `after` left out.
 
@@ -134,7 +156,7 @@ def lines_of(
                 else:
                     number += 1
                     if number > after:
-                        yield number, _too_long(number, max_line_bytes), start
+                        yield number, too_long(max_line_bytes), start
                     start += held_bytes + len(ended.pop(0)) + 1
                 held.clear()
                 held_bytes = 0
@@ -144,9 +166,9 @@ def lines_of(
             for line in ended:
                 number += 1
                 size = len(line)
-                if line and not line.isspace() and number > after:
+                if number > after and (keeps_blank or (line and not line.isspace())):
                     if size > max_line_bytes:
-                        yield number, _too_long(number, max_line_bytes), start
+                        yield number, too_long(max_line_bytes), start
                     else:
                         yield number, line, start
                 start += size + 1
@@ -158,11 +180,6 @@ def lines_of(
                     held.clear()
     except UnreadableFile as error:
         raise UnreadableFile(f"{error} (The last whole line is line {number:,}.)") from error
-
-
-def _too_long(number: int, max_line_bytes: int) -> LineError:
-    message = f"Over {max_line_bytes:,} bytes; --max-line allows longer lines"
-    return LineError("line_too_long", "", message, line=number)
 
 
 class _JsonLines(Source):
@@ -191,6 +208,40 @@ class _JsonLines(Source):
         return self._input.prefix(size)
 
 
+class _Csv(_JsonLines):
+    def __init__(self, found: Input, max_line_bytes: int, **table: Any) -> None:
+        super().__init__(found, max_line_bytes)
+        self.can_seek = False  # the header comes first
+        self._table = table
+
+    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+        physical = lines_of(
+            self._input.blocks(), max_line_bytes=self._max_line_bytes, keeps_blank=True
+        )
+        records = CsvRows(
+            physical, name=self.name, max_line_bytes=self._max_line_bytes, **self._table
+        )
+        return (record for record in records if record[0] > after.line)
+
+
+class _Parquet(Source):
+    can_seek = True
+
+    def __init__(self, found: Input, rows: ParquetRows) -> None:
+        self.name, self.size = found.name, found.size
+        self._input = found
+        self._rows = rows
+
+    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+        return self._rows.rows_after(after.line)
+
+    def bytes_read(self) -> int:
+        return (self.size or 0) * self._rows.rows_read // max(self._rows.rows, 1)
+
+    def prefix(self, size: int | None = None) -> bytes:
+        return self._input.prefix(size)
+
+
 class _Rows(Source):
     def __init__(self, rows: Iterable[Any], name: str) -> None:
         self.name = name
@@ -199,16 +250,30 @@ class _Rows(Source):
     def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
         for number, row in enumerate(self._rows, start=1):
             if number > after.line:
-                yield number, msgspec.json.encode(row), 0
+                try:
+                    yield number, row_line(row), 0
+                except LineError as error:
+                    yield number, error, 0
 
 
 def _source(
-    found: Input,
-    stack: ExitStack,
-    name: str,
-    format: str,
-    fields: Mapping[str, str] | None,
-    ignore_unknown: bool,
-    max_line_bytes: int,
+    found: Input, stack: ExitStack, path: str, format: str, max_line_bytes: int, **table: Any
 ) -> Source:
+    if format == "auto":
+        format = _format(path, found)
+    if format == "parquet":
+        rows = ParquetRows(found, stack, max_line_bytes=max_line_bytes, **table)
+        return _Parquet(found, rows)
+    if format == "csv":
+        return _Csv(found, max_line_bytes, **table)
     return _JsonLines(found, max_line_bytes)
+
+
+def _format(path: str, found: Input) -> str:
+    """By what stands in it (Parquet), by its name (CSV); all else is JSON lines."""
+    suffixes = PurePath(path.lower()).suffixes
+    if found.head.startswith(b"PAR1"):
+        return "parquet"
+    if suffixes and suffixes[-1] in (".gz", ".zst"):
+        suffixes.pop()
+    return {".csv": "csv", ".parquet": "parquet"}.get(suffixes[-1] if suffixes else "", "jsonl")

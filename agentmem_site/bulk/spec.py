@@ -20,6 +20,7 @@ Name = Annotated[str, msgspec.Meta(max_length=255)]
 KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)] | int | float  # numbers: seconds since 1970
 ABSENT = msgspec.Raw()
+LINE_HASH = "line_hash"  # the column that notes a row's last line
 OVERWRITE = "{new}.{column}"
 DIFFERENT = "{old}.{column} IS DISTINCT FROM {new}.{column}"
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -29,12 +30,15 @@ _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 class LineError(Exception):
     """A line cannot be loaded."""
 
-    def __init__(self, code: str, field: str, message: str, *, line: int = 0) -> None:
+    def __init__(
+        self, code: str, field: str, message: str, *, line: int = 0, offset: int | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.field = field
         self.message = message
         self.line = line
+        self.offset = offset  # of the line's first byte, where lines are bytes of a file
 
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line else ""
@@ -132,6 +136,13 @@ class LoadSpec:
         return bool(self.natural_keys)
 
     @property
+    def notes_lines(self) -> bool:
+        """A row keeps what its last line was: the same line again is known without looking at
+        it (seen.py)."""
+        names = {f.name for f in self.model._meta.concrete_fields}
+        return LINE_HASH in names and not self.keeps_ids
+
+    @property
     def all_columns(self) -> list[Column]:
         return [c if isinstance(c, Column) else Column(c) for c in self.columns]
 
@@ -182,6 +193,24 @@ def restoring(spec: LoadSpec) -> LoadSpec:
         children=children,
         server_columns={},
     )
+
+
+def tolerant(spec: LoadSpec) -> LoadSpec:
+    """The spec of lines whose unknown fields are left out."""
+    children = spec.children and replace(spec.children, spec=tolerant(spec.children.spec))
+    below: list[Any] = (
+        [(children.source, list[children.spec.line] | None, None)]  # type: ignore[name-defined]
+        if children
+        else []
+    )
+
+    def tolerant_of(line: type[msgspec.Struct]) -> type[msgspec.Struct]:
+        return msgspec.defstruct(
+            line.__name__, below, bases=(line,), forbid_unknown_fields=False, kw_only=True, gc=False
+        )
+
+    given = spec.restored_line and tolerant_of(spec.restored_line)
+    return replace(spec, line=tolerant_of(spec.line), restored_line=given, children=children)
 
 
 def json_object(raw: bytes) -> bytes:

@@ -5,9 +5,8 @@ A statement runs as one simple query; every one on a real table carries the orga
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import Enum
 from math import ceil
 from typing import Any
 from uuid import UUID
@@ -15,7 +14,7 @@ from uuid import UUID
 from django.db import connection
 from psycopg import sql
 
-from agentmem_site.bulk.spec import OVERWRITE, Column, Key, LoadSpec, Reference
+from agentmem_site.bulk.spec import LINE_HASH, OVERWRITE, Column, Key, LoadSpec, Reference
 from agentmem_site.db.roles import ADMIN
 
 _OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
@@ -60,33 +59,21 @@ class Stage:
 
     @property
     def changed(self) -> sql.Identifier:
-        """(id, parent_id) of each row written."""
+        """(id) of each row written."""
         return sql.Identifier(f"changed_{self.spec.model._meta.db_table}")
 
     @property
     def met(self) -> sql.Identifier:
-        """(staged_id, id, is_deleted, updated_at): the table's row for each staged one, filled
-        by `meet` after the upsert."""
+        """(staged_id, id, is_deleted, is_written): the row that the table has for a staged one,
+        and whether it is to be written: it differs, or one of its children does."""
         return sql.Identifier(f"met_{self.spec.model._meta.db_table}")
-
-    @property
-    def there(self) -> sql.Identifier:
-        """(id) of the staged rows that the table had before; where ids come from the file."""
-        return sql.Identifier(f"there_{self.spec.model._meta.db_table}")
 
     def create(self) -> sql.Composed:
         return sql.SQL(
-            "{rows}; CREATE TEMP TABLE {changed} (id uuid, parent_id uuid) ON COMMIT DROP; "
+            "{rows}; CREATE TEMP TABLE {changed} (id uuid) ON COMMIT DROP; "
             "CREATE TEMP TABLE {met} (staged_id uuid, id uuid, is_deleted boolean, "
-            "updated_at timestamptz) ON COMMIT DROP{there}"
-        ).format(
-            rows=self.create_rows(),
-            changed=self.changed,
-            met=self.met,
-            there=sql.SQL("; CREATE TEMP TABLE {} (id uuid) ON COMMIT DROP").format(self.there)
-            if self.spec.keeps_ids
-            else _NOTHING,
-        )
+            "is_written boolean) ON COMMIT DROP"
+        ).format(rows=self.create_rows(), changed=self.changed, met=self.met)
 
     def copy(self) -> sql.Composed:
         names = _COMMA.join(map(sql.Identifier, self.columns))
@@ -104,25 +91,23 @@ class Stage:
         )
 
     def drop(self) -> sql.Composed:
-        tables = [self.rows, self.changed, self.met]
-        if self.spec.keeps_ids:
-            tables.append(self.there)
-        return sql.SQL("DROP TABLE {}").format(_COMMA.join(tables))
+        return sql.SQL("DROP TABLE {}").format(_COMMA.join([self.rows, self.changed, self.met]))
 
     @property
     def new(self) -> sql.Composed:
         """The ids of the rows that are new, if they were written: they bear the id that was
-        staged for them. An id from the file is also one that was there."""
+        staged for them. An id from the file is also one that was met."""
         if not self.spec.keeps_ids:
             return sql.SQL("(SELECT id FROM {})").format(self.rows)
-        return sql.SQL("(SELECT id FROM {} EXCEPT SELECT id FROM {})").format(self.rows, self.there)
+        return sql.SQL("(SELECT id FROM {} EXCEPT SELECT id FROM {})").format(self.rows, self.met)
 
 
 def settings(*, timeout_s: float) -> sql.Composed:
     """For one batch: its rows are sorted in memory."""
-    return sql.SQL("SET LOCAL work_mem = '64MB'; SET LOCAL statement_timeout = {}").format(
-        sql.Literal(ceil(timeout_s * 1000))
-    )
+    return sql.SQL(
+        "SET LOCAL work_mem = '64MB'; SET LOCAL statement_timeout = {}; "
+        "SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '60s'"
+    ).format(sql.Literal(ceil(timeout_s * 1000)))
 
 
 def rows_known(table: str) -> sql.Composed:
@@ -137,69 +122,134 @@ def analyze(table: str) -> sql.Composed:
     return sql.SQL("SELECT agentmem_analyze({}::regclass)").format(sql.Literal(table))
 
 
-class Expect(Enum):
-    """What is thought of the next batch, from the last one; a wrong guess costs time alone."""
+def meet(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> sql.Composed:
+    """Notes which rows of the table the staged ones are for, and which of them differ. Children
+    are looked for where their parents were met, those of the trash left out."""
+    same = _same_row(key, stamp)
+    source: sql.Composable = stage.rows
+    if parents:
+        parent = sql.Identifier(stage.spec.parent_column)
+        source = sql.SQL(
+            "(SELECT c.*, p.id AS met_parent FROM {rows} c JOIN {met} p "
+            "ON p.staged_id = c.{parent} AND NOT p.is_deleted)"
+        ).format(rows=stage.rows, met=parents.met, parent=parent)
+        rest = replace(key, columns=key.columns[1:])
+        same = sql.SQL("{} AND t.{} = s.met_parent").format(_same_row(rest, stamp), parent)
+    return _with_index_joins(
+        sql.SQL(
+            "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, coalesce({differs}, false) "
+            "FROM {source} s JOIN {table} t ON {same} WHERE {staged}"
+        ).format(
+            met=stage.met,
+            differs=_differs(stage, _OLD, _NEW, stamp),
+            source=source,
+            table=stage.spec.table,
+            same=same,
+            staged=_staged(stage.spec.keys, key),
+        )
+    )
 
-    ALL_NEW = "all new"  # plain INSERT, which refuses the batch if it is not so
-    MOSTLY_NEW = "mostly new"  # every row goes to the index, where conflicts are found
-    ANYTHING = "anything"  # rows that stand there unchanged are left out first: no write at all
+
+def write_parents_of(stage: Stage, children: Stage) -> sql.Composed:
+    """A parent of which a child is new or differs has changed: it is written too."""
+    return sql.SQL(
+        "UPDATE {met} m SET is_written = true FROM (SELECT DISTINCT c.{parent} AS staged_id "
+        "FROM {rows} c LEFT JOIN {met_children} k ON k.staged_id = c.id "
+        "WHERE k.id IS NULL OR (k.is_written AND NOT k.is_deleted)) AS touched "
+        "WHERE touched.staged_id = m.staged_id AND NOT m.is_written"
+    ).format(
+        met=stage.met,
+        parent=sql.Identifier(children.spec.parent_column),
+        rows=children.rows,
+        met_children=children.met,
+    )
 
 
-def upsert(stage: Stage, key: Key, stamp: Stamp, expect: Expect) -> sql.Composed:
-    """Inserts the staged rows of this key and updates those that really differ.
+def deleted_rows(stage: Stage) -> sql.Composed:
+    """(id) of the rows met in the trash."""
+    return sql.SQL("SELECT DISTINCT id FROM {} WHERE is_deleted").format(stage.met)
+
+
+def bring_back(stage: Stage) -> sql.Composed:
+    """The rows met in the trash have been restored."""
+    return sql.SQL("UPDATE {} SET is_deleted = false, is_written = true WHERE is_deleted").format(
+        stage.met
+    )
+
+
+def insert(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
+    """Inserts all staged rows, which are thought to be new; their ids are not noted. Where one is
+    not it fails, and another statement is needed."""
+    values = _inserted(stage, stamp)
+    return sql.SQL(
+        "INSERT INTO {table} ({names}) SELECT {values} FROM {rows} s WHERE {staged} "
+        "ORDER BY {order}"
+    ).format(
+        table=stage.spec.table,
+        names=_COMMA.join(map(sql.Identifier, values)),
+        values=_COMMA.join(values.values()),
+        rows=stage.rows,
+        staged=_staged(stage.spec.keys, key),
+        order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
+    )
+
+
+def note_all(stage: Stage) -> sql.Composed:
+    """All staged rows were written."""
+    return sql.SQL("INSERT INTO {} SELECT id FROM {}").format(stage.changed, stage.rows)
+
+
+def upsert(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> sql.Composed:
+    """Inserts the staged rows of this key that were not met and updates those that are to be
+    written.
 
     Rows go in the order of their key, so that loaders at work side by side never wait for each
-    other in a ring.
+    other in a ring. A row that was met goes in under its own id: by that it is told from one that
+    another loader has inserted since, which is updated only where it differs.
     """
     spec = stage.spec
-    joined = expect is Expect.ANYTHING
-    insert = _inserted(stage, stamp, joined=joined)
-    where: list[sql.Composable] = [_staged(spec.keys, key)]
-    source = sql.SQL("{} s").format(stage.rows)
-    if joined:
-        source = sql.SQL("{} s LEFT JOIN {} t ON {}").format(
-            stage.rows, spec.table, _same_row(key, stamp)
+    values = _inserted(stage, stamp)
+    values["id"] = sql.SQL("coalesce(m.id, s.id)")
+    source = sql.SQL("{} s LEFT JOIN {} m ON m.staged_id = s.id").format(stage.rows, stage.met)
+    where: list[sql.Composable] = [
+        _staged(spec.keys, key),
+        sql.SQL("(m.id IS NULL OR (m.is_written AND NOT m.is_deleted))"),
+    ]
+    order = [sql.Identifier("s", name) for name in key.columns]
+    if parents:
+        parent = sql.Identifier(spec.parent_column)
+        source = sql.SQL("{} LEFT JOIN {} p ON p.staged_id = s.{}").format(
+            source, parents.met, parent
         )
-        where.append(
-            sql.SQL("(t.id IS NULL OR (NOT t.is_deleted AND ({})))").format(
-                _differs(stage, _OLD, _NEW, stamp)
-            )
-        )
-    statement = sql.SQL(
+        where.append(sql.SQL("p.is_deleted IS NOT TRUE"))
+        values[spec.parent_column] = sql.SQL("coalesce(p.id, s.{})").format(parent)
+        order[0] = values[spec.parent_column]  # type: ignore[call-overload]
+    return sql.SQL(
         "WITH written AS (INSERT INTO {table} AS t ({names}) SELECT {values} FROM {source} "
-        "WHERE {where} ORDER BY {order} {on_conflict} RETURNING t.id, t.{parent} AS parent_id) "
-        "INSERT INTO {changed} SELECT * FROM written"
+        "WHERE {where} ORDER BY {order} ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
+        "WHERE t.organization_id = {organization} AND NOT t.is_deleted "
+        "AND (t.id = EXCLUDED.id OR {differs}) RETURNING t.id) "
+        "INSERT INTO {changed} SELECT id FROM written"
     ).format(
         table=spec.table,
-        names=_COMMA.join(map(sql.Identifier, insert)),
-        values=_COMMA.join(insert.values()),
+        names=_COMMA.join(map(sql.Identifier, values)),
+        values=_COMMA.join(values.values()),
         source=source,
         where=_AND.join(where),
-        order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
-        on_conflict=_NOTHING if expect is Expect.ALL_NEW else _on_conflict(stage, key, stamp),
-        parent=sql.Identifier(spec.parent_column or "id"),
-        changed=stage.changed,
-    )
-    return _with_index_joins(statement) if joined else statement
-
-
-def _on_conflict(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    return sql.SQL(
-        "ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
-        "WHERE t.organization_id = {organization} AND NOT t.is_deleted AND ({differs})"
-    ).format(
+        order=_COMMA.join(order),
         key=_COMMA.join(map(sql.Identifier, ("organization_id", *key.columns))),
         partial=_predicate(" WHERE ", key, ""),
         updates=_COMMA.join(_updates(stage, stamp)),
         organization=sql.Literal(stamp.organization_id),
         differs=_differs(stage, _OLD, _EXCLUDED, stamp),
+        changed=stage.changed,
     )
 
 
 def insert_new(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     """Inserts the staged rows of this key that no row stands in the way of, in the order of the
     key as `upsert` does; their ids."""
-    insert = _inserted(stage, stamp, joined=False)
+    insert = _inserted(stage, stamp)
     return sql.SQL(
         "INSERT INTO {table} AS t ({names}) SELECT {values} FROM {rows} s WHERE {staged} "
         "ORDER BY {order} ON CONFLICT DO NOTHING RETURNING t.id"
@@ -228,44 +278,26 @@ def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Compo
     )
 
 
-def meet(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """Notes which row of the table each staged one is now."""
-    return _with_index_joins(
-        sql.SQL(
-            "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, {updated_at} "
-            "FROM {rows} s JOIN {table} t ON {same} WHERE {staged}"
-        ).format(
-            met=stage.met,
-            updated_at=sql.SQL("s.updated_at" if stage.keeps_time else "NULL"),
-            rows=stage.rows,
-            table=stage.spec.table,
-            same=_same_row(key, stamp),
-            staged=_staged(stage.spec.keys, key),
-        )
-    )
-
-
 def _with_index_joins(statement: sql.Composed) -> sql.Composed:
     """A plan made while the table was small would read all of it for every batch: the rows of a
     batch are looked up in the index, one by one."""
     return sql.SQL("; ").join([INDEX_JOINS, statement, ANY_JOINS])
 
 
-def count_written(stage: Stage) -> sql.Composed:
-    """(rows written, of them inserted): an inserted row bears the id that was staged for it."""
-    return sql.SQL("SELECT count(*), count(s.id) FROM {} c LEFT JOIN {} s USING (id)").format(
-        stage.changed, stage.new
-    )
+def count(stage: Stage) -> sql.Composed:
+    """(rows written, of them inserted, met, of them in the trash)."""
+    return sql.SQL(
+        "SELECT written, inserted, met, deleted FROM (SELECT count(*) AS written, "
+        "count(s.id) AS inserted FROM {changed} c LEFT JOIN {new} s USING (id)) AS w, "
+        "(SELECT count(*) AS met, count(*) FILTER (WHERE is_deleted) AS deleted FROM {met}) AS m"
+    ).format(changed=stage.changed, new=stage.new, met=stage.met)
 
 
-def count_staged(stage: Stage) -> sql.Composed:
-    """How many rows are still staged."""
-    return sql.SQL("SELECT count(*) FROM {}").format(stage.rows)
-
-
-def count_deleted(stage: Stage) -> sql.Composed:
-    """How many of the staged rows lie in the trash."""
-    return sql.SQL("SELECT count(*) FROM {} WHERE is_deleted").format(stage.met)
+def count_orphans(stage: Stage, parents: Stage) -> sql.Composed:
+    """How many staged children have their parent in the trash."""
+    return sql.SQL(
+        "SELECT count(*) FROM {} c JOIN {} p ON p.staged_id = c.{} WHERE p.is_deleted"
+    ).format(stage.rows, parents.met, sql.Identifier(stage.spec.parent_column))
 
 
 def changed_rows(stage: Stage) -> sql.Composed:
@@ -274,59 +306,6 @@ def changed_rows(stage: Stage) -> sql.Composed:
         "SELECT c.id, CASE WHEN s.id IS NULL THEN 'updated' ELSE 'created' END "
         "FROM {} c LEFT JOIN {} s USING (id)"
     ).format(stage.changed, stage.new)
-
-
-def adopt(stage: Stage, children: Stage) -> sql.Composed:
-    """Hands staged children to the parents that were there before; those of the trash go."""
-    return sql.SQL(
-        "DELETE FROM {children} c USING {met} m WHERE c.{parent} = m.staged_id AND m.is_deleted; "
-        "UPDATE {children} c SET {parent} = m.id FROM {met} m "
-        "WHERE c.{parent} = m.staged_id AND m.id <> m.staged_id"
-    ).format(
-        children=children.rows,
-        parent=sql.Identifier(children.spec.parent_column),
-        met=stage.met,
-    )
-
-
-def touch_parents(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
-    """A parent of which only children changed has changed: it is stamped, and noted as written.
-
-    They are locked in the order of their key, as in `upsert`.
-    """
-    return _with_index_joins(
-        sql.SQL(
-            "WITH written AS (UPDATE {table} t SET updated_at = coalesce(m.updated_at, {now}), "
-            "last_updated_by_id = {actor} FROM {met} m JOIN ("
-            "SELECT id FROM {table} WHERE organization_id = {organization} AND id = ANY (ARRAY("
-            "SELECT parent_id FROM {changed_children} EXCEPT SELECT id FROM {changed})) "
-            "ORDER BY {order} FOR NO KEY UPDATE) AS locked USING (id) "
-            "WHERE t.organization_id = {organization} AND t.id = m.id "
-            "RETURNING t.id) INSERT INTO {changed} SELECT id, id FROM written"
-        ).format(
-            table=stage.spec.table,
-            now=sql.Literal(stamp.now),
-            actor=sql.Literal(stamp.actor_id),
-            met=stage.met,
-            organization=sql.Literal(stamp.organization_id),
-            changed=stage.changed,
-            changed_children=children.changed,
-            order=_COMMA.join(map(sql.Identifier, stage.spec.keys[0].columns)),
-        )
-    )
-
-
-def note_there(stage: Stage, stamp: Stamp) -> sql.Composed:
-    """Notes which ids from the file the table has already."""
-    return sql.SQL(
-        "INSERT INTO {there} SELECT t.id FROM {rows} s JOIN {table} t ON t.id = s.id "
-        "WHERE t.organization_id = {organization}"
-    ).format(
-        there=stage.there,
-        rows=stage.rows,
-        table=stage.spec.table,
-        organization=sql.Literal(stamp.organization_id),
-    )
 
 
 def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
@@ -451,23 +430,44 @@ def create_references(
     )
 
 
-def _inserted(stage: Stage, stamp: Stamp, *, joined: bool) -> dict[str, sql.Composable]:
+def seen_rows(
+    spec: LoadSpec, keys: Sequence[str], hashes: Sequence[bytes], stamp: Stamp
+) -> sql.Composed:
+    """(place, from 1) of the keys whose row's last line was the one with that hash, and that
+    nobody has changed since: whoever does moves `updated_at`. After INDEX_JOINS."""
+    return sql.SQL(
+        "SELECT p.place FROM unnest({keys}::text[], {hashes}::bytea[]) "
+        "WITH ORDINALITY AS p (key, hash, place) JOIN {table} t ON t.{key} = p.key "
+        "WHERE t.organization_id = {organization} AND NOT t.is_deleted "
+        "AND t.{line_hash} = p.hash || timestamptz_send(t.updated_at)"
+    ).format(
+        keys=sql.Literal(list(keys)),
+        hashes=sql.Literal(list(hashes)),
+        table=spec.table,
+        key=sql.Identifier(spec.keys[0].columns[0]),
+        organization=sql.Literal(stamp.organization_id),
+        line_hash=sql.Identifier(LINE_HASH),
+    )
+
+
+def _inserted(stage: Stage, stamp: Stamp) -> dict[str, sql.Composable]:
     """Column -> value of the INSERT: staged, stamped, or the model's default."""
+    apart = ("created_at", "updated_at", LINE_HASH)
     values: dict[str, sql.Composable] = {
-        name: sql.Identifier("s", name)
-        for name in stage.columns
-        if name not in ("created_at", "updated_at")
+        name: sql.Identifier("s", name) for name in stage.columns if name not in apart
     }
     values |= {name: sql.Literal(value) for name, value in stage.constants.items()}
     values["organization_id"] = sql.Literal(stamp.organization_id)
     values |= _audit_values(stamp)
     if stage.keeps_time:
-        now = sql.Literal(stamp.now)
-        kept = (
-            "coalesce(s.created_at, t.created_at, {})" if joined else "coalesce(s.created_at, {})"
+        for name in ("created_at", "updated_at"):
+            values[name] = sql.SQL("coalesce(s.{}, {})").format(
+                sql.Identifier(name), sql.Literal(stamp.now)
+            )
+    if LINE_HASH in stage.columns:
+        values[LINE_HASH] = sql.SQL("s.{} || timestamptz_send({})").format(
+            sql.Identifier(LINE_HASH), values["updated_at"]
         )
-        values["created_at"] = sql.SQL(kept).format(now)
-        values["updated_at"] = sql.SQL("coalesce(s.updated_at, {})").format(now)
     return values | _defaults(stage.spec.model, values)
 
 
@@ -499,6 +499,8 @@ def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
     updates = [(column.name, column.update) for column in _own_columns(stage.spec)]
     updates += stage.spec.server_columns.items()
     updates += [(name, OVERWRITE) for name in ("updated_at", "last_updated_by_id")]
+    if any(field.name == LINE_HASH for field in stage.spec.model._meta.concrete_fields):
+        updates.append((LINE_HASH, OVERWRITE))
     if stage.keeps_time:
         kept = "CASE WHEN {new}.{column} = {now} THEN {old}.{column} ELSE {new}.{column} END"
         updates.append(("created_at", kept))

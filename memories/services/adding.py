@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
+from itertools import starmap
 from typing import Any, Literal
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from accounts.services.audit import record_event
 from accounts.services.records import MAX_IDS_IN_EVENT
 from accounts.strict_json import RefusedJson, parse_json, refuse_repeated_keys
 from accounts.tenancy import tenant
-from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder, Name, Row
+from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder, Name, RawLine, Row
 from agentmem_site.bulk.growth import Growth
 from agentmem_site.bulk.inserting import Taken, insert_new
 from agentmem_site.bulk.references import References
@@ -87,7 +88,7 @@ def add_memories(
     lines = adding.decoded(items)
     if embed == "now":
         try:
-            embed_lines([line for _, line in lines], organization=organization)
+            embed_lines([decoded.line for decoded in lines], organization=organization)
         except EncoderError as error:
             logger.warning("Memories are stored to be embedded later: %s", error)
     if lines:
@@ -125,8 +126,8 @@ class _Adding:
         self._stage = Stage(MEMORIES, self._encoder.columns, constants)
 
     def decoded(self, items: Sequence[bytes]) -> list[DecodedLine]:
-        lines = self._encoder.decode(enumerate(items), self._reject)
-        for index, line in lines:
+        lines = self._encoder.decode(starmap(RawLine, enumerate(items)), self._reject)
+        for index, line, *_ in lines:
             try:
                 refuse_repeated_keys(items[index].decode())
                 if metadata := bytes(line.metadata):
@@ -134,7 +135,7 @@ class _Adding:
             except RefusedJson as refusal:
                 self._reject(LineError("malformed_json", "", str(refusal), line=index))
             line.updated_at = None  # the server's
-        return [(index, line) for index, line in lines if index not in self.added]
+        return [decoded for decoded in lines if decoded.number not in self.added]
 
     def store(self, lines: Sequence[DecodedLine]) -> None:
         """One transaction: what items refer to, rows, history, one audit event."""
@@ -148,7 +149,7 @@ class _Adding:
                 return
             first = {row.key: row for row in reversed(rows)}
             inserted, taken = self._insert(list(first.values()), stamp)
-            by_number = dict(lines)
+            by_number = {decoded.number: decoded.line for decoded in lines}
             for row in rows:
                 line, leader = by_number[row.number], first[row.key]
                 if row.id in inserted:
@@ -176,7 +177,7 @@ class _Adding:
         not there and cannot be made are rejected first, so that nothing is made for them."""
         to_create: dict[str, set[Name]] = {}
         for reference in MEMORIES.references:
-            wanted = batch.wanted[reference.column]
+            wanted = batch.wanted(reference.column)
             missing = references.find(reference, list(wanted), stamp)
             faults = {name: self._fault(reference, name, references) for name in wanted}
             to_create[reference.column] = {name for name in missing if not faults[name]}

@@ -21,7 +21,7 @@ from accounts.models import Organization, User
 from accounts.services.organizations import organizations
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions, LoadReport
-from agentmem_site.bulk.readers import numbered_lines
+from agentmem_site.bulk.readers import source_of
 from agentmem_site.db.roles import as_owner
 from agentmem_site.loads import run_load
 from agentmem_site.samples import lines
@@ -50,14 +50,14 @@ def run(rows: int) -> str:
         return answer
 
     def load(data: bytes) -> LoadReport:
-        return run_load(
-            "sessions",
-            numbered_lines(io.BytesIO(data)),
-            organization=organization,
-            actor=ACTOR,
-            options=LoadOptions(batch_size=BATCH),
-            on_batch=lambda report: None,
-        )
+        with source_of(io.BytesIO(data), name="bench.jsonl") as source:
+            return run_load(
+                "sessions",
+                source.lines(),
+                organization=organization,
+                actor=ACTOR,
+                options=LoadOptions(batch_size=BATCH),
+            )
 
     load(file)  # the first load of all makes the files that all others reuse
     copies = _copied_out()

@@ -9,7 +9,6 @@ import random
 import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from accounts.services.keys import issue_key
 from accounts.services.organizations import organizations
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
-from agentmem_site.bulk.readers import numbered_lines
+from agentmem_site.bulk.readers import source_of_rows
 from agentmem_site.loads import run_load
 from agentmem_site.samples import lines
 from memories.embeddings import encode_texts, get_encoder
@@ -116,16 +115,13 @@ def _organization(slug: str, count: int, *, first: int) -> tuple[Organization, A
     parsed = _rows(count, first)
     encoder = get_encoder("static")
     vectors = encode_texts([embedded_text(p.get("speaker"), p["content"]) for p in parsed], encoder)
-    file = BytesIO()
     for n, (row, vector) in enumerate(zip(parsed, vectors, strict=True)):
         row |= {"embedding": vector.tolist(), "embedding_model": encoder.name}
         row |= {"user_id": f"user-{n % USERS}"}
         row.pop("agent_id", None)
-        file.write(msgspec.json.encode(row) + b"\n")
-    file.seek(0)
     run_load(
         "memories",
-        numbered_lines(file),
+        source_of_rows(parsed).lines(),
         organization=made,
         actor=ACTOR,
         options=LoadOptions(),

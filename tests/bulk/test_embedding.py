@@ -48,7 +48,7 @@ def test_later_leaves_it_to_a_worker(acme, tmp_path, encoder):
 
 @pytest.mark.parametrize("batch_size", [2, 3, 10])
 def test_the_first_rows_of_a_load_alone_are_embedded_with_it(acme, encoder, batch_size):
-    lines = [(n, json.dumps(row).encode()) for n, row in enumerate(rows(6), start=1)]
+    lines = [(n, json.dumps(row).encode(), 0) for n, row in enumerate(rows(6), start=1)]
     run_load(
         "memories",
         lines,
@@ -98,7 +98,7 @@ def test_changed_words_are_embedded_anew_and_put_into_the_index_anew(acme, tmp_p
 
 @pytest.mark.parametrize(
     ("is_temporary", "code", "advice"),
-    [(True, 75, "Run the same command again"), (False, 2, "with --embed later")],
+    [(True, 75, "The same command goes on"), (False, 2, "with --embed later")],
 )
 def test_an_encoder_that_fails_stops_the_load_after_what_is_committed(
     acme, tmp_path, encoder, is_temporary, code, advice

@@ -11,7 +11,7 @@ from django.core.management import CommandError
 
 from accounts.models import User
 from accounts.tenancy import tenant
-from agentmem_site.bulk.readers import check_text
+from agentmem_site.bulk.checks import check_text
 from agentmem_site.bulk.spec import LineError
 from tests.bulk.loading import load, load_file
 

@@ -11,6 +11,7 @@ from tests.makers import (
     make_block,
     make_cached_vector,
     make_key,
+    make_load_part,
     make_memory,
     make_message,
     make_run,
@@ -32,6 +33,7 @@ def populate(*organizations: Organization) -> None:
         run = make_run(session)
         make_message(organization, session=session, run=run, user=user, agent=agent)
         make_key(organization)
+        make_load_part(organization)
         with tenant(organization):
             attach_block(agent, block, organization=organization, actor=TESTER)
             attach_tool(agent, tool, organization=organization, actor=TESTER)

@@ -1,14 +1,23 @@
-"""`manage.py bulk_upsert`: a file of JSON lines into the database."""
+"""`manage.py bulk_upsert`: a file into the database."""
 
+import argparse
+import hashlib
 import json
-import os
+import shlex
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NoReturn
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    DjangoHelpFormatter,
+)
 from django.db import OperationalError
 
 from accounts.access import member_actor, member_by_email, organization_by_slug
@@ -16,42 +25,116 @@ from accounts.actors import Actor, command_actor
 from accounts.errors import ServiceError
 from accounts.management.ending import (
     BAD_DATA,
+    CANNOT_WRITE,
     INTEGRITY,
     INTERRUPTED,
     PERMISSION,
+    SOME_REJECTED,
     TEMPORARY,
+    TERMINATED,
     USAGE,
 )
-from agentmem_site.bulk import LoadOptions, LoadReport
-from agentmem_site.bulk.loader import (
+from accounts.roles import ALL_PERMISSIONS
+from agentmem_site.bulk.faults import RETRIES
+from agentmem_site.bulk.loader import MAX_WORKERS, LoadOptions
+from agentmem_site.bulk.readers import (
+    FORMATS,
+    MAX_LINE_BYTES,
+    UnreadableFile,
+    open_source,
+)
+from agentmem_site.bulk.rejects import RejectFile
+from agentmem_site.bulk.report import (
     BadLine,
+    CannotWriteRejects,
+    ChangedFile,
     Interrupted,
+    LoadReport,
     LoadStopped,
+    NotPermitted,
     Refused,
     Unprepared,
     Unreadable,
 )
-from agentmem_site.bulk.readers import UnreadableFile, numbered_lines, open_lines
+from agentmem_site.bulk.tables import csv_kinds
 from agentmem_site.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
+from agentmem_site.management.load_progress import counts_in_words, progress
 
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
 _EXIT_CODES = {
     BadLine: BAD_DATA,
+    ChangedFile: BAD_DATA,
     Unreadable: USAGE,
     Unprepared: USAGE,
+    CannotWriteRejects: CANNOT_WRITE,
     Refused: INTEGRITY,
     Interrupted: TEMPORARY,
+    NotPermitted: PERMISSION,
+}
+_ADVICE = {
+    BadLine: "Mend the line and run the same command again (what is stored stays unchanged), or "
+    "reject bad lines and go on: --on-error skip --rejects FILE.",
+    ChangedFile: "Run the same command with the file as it was, or with --no-resume: it begins "
+    "with the first line, and what is stored stays unchanged.",
+    Unreadable: "Mend the file and run the same command again.",
+    Unprepared: "Mend that and run the same command again, or with --embed later.",
+    CannotWriteRejects: "Make room for the rejected lines and run the same command again.",
+    Refused: "The database refused what had passed validation: look into its log.",
+    Interrupted: "The same command goes on from there.",
+    NotPermitted: "Let the application's role do that and run the same command again.",
 }
 _EMBED = {"now": None, "later": 0}
+_STRAY = 20  # rejected lines told on the terminal, without a file for them
+
+_EPILOG = """\
+files:
+  JSON lines are the rows themselves; `manage.py make_sample` writes some. CSV has the
+  fields' names in its first line, cells of JSON columns hold JSON. Parquet needs
+  `pip install -r requirements-parquet.txt`. gzip and zstd are unpacked on the fly.
+  A line is the whole row: an absent field takes its default. What the server keeps
+  (access counts, versions) stays, so do runs that a session's line leaves out.
+
+what is committed stays:
+  Each batch is a transaction, and how far the file is done is part of it. After a crash,
+  a kill, a lost connection the same command goes on where it stopped. Run again after
+  its end it finds every row unchanged, and no timestamp moves.
+
+exit codes:
+  0    all rows are stored
+  2    the command or the file cannot be read
+  3    done, but lines were rejected (--on-error skip)
+  65   a bad line; or the file has changed since the load was interrupted
+  70   the database found itself damaged
+  73   rejected lines cannot be written
+  75   for the moment: the database is away, full or too slow; the same command goes on
+  77   no such organization or member, or the database denies it
+  130  interrupted (143: terminated); the same command goes on
+
+examples:
+  manage.py bulk_upsert sessions sessions.jsonl.gz --organization acme
+  manage.py bulk_upsert memories m.parquet --organization acme --workers 2 --embed later
+  zcat big.gz | manage.py bulk_upsert users - --organization acme --job nightly \\
+      --on-error skip --rejects rejects.jsonl
+"""
+
+
+class _Manual(argparse.RawDescriptionHelpFormatter, DjangoHelpFormatter):
+    """Django's, and what stands below is printed as it is written."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
 
 
 class Command(BaseCommand):
     help = (
-        "Loads a file of JSON lines: rows that are new are inserted, rows that really differ are "
-        "updated, the others stay untouched, timestamps too. A line is the whole row: an absent "
-        "field takes its default."
+        "Loads a file: rows that are new are inserted, rows that really differ are updated,\n"
+        "the others stay untouched, their timestamps too."
     )
     requires_system_checks: list[str] = []  # starts at once
+
+    def create_parser(self, *args: Any, **kwargs: Any) -> CommandParser:
+        return super().create_parser(*args, formatter_class=_Manual, epilog=_EPILOG, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
@@ -65,183 +148,359 @@ class Command(BaseCommand):
             nargs="?",
             default="-",
             metavar="FILE",
-            help="JSON lines, gzip or not; - (the default) reads standard input",
+            help="the file; - (the default) reads standard input",
         )
         parser.add_argument("--organization", required=True, metavar="SLUG")
         parser.add_argument(
+            "--actor", metavar="EMAIL", help="the member to stamp into the audit columns"
+        )
+        self._add_reading(parser.add_argument_group("the file"))
+        self._add_meaning(parser.add_argument_group("what a line means"))
+        self._add_bad_lines(parser.add_argument_group("bad lines"))
+        self._add_going(parser.add_argument_group("how it goes"))
+        self._add_reporting(parser.add_argument_group("what it says"))
+
+    def _add_reading(self, group: Any) -> None:
+        group.add_argument(
+            "--format", choices=FORMATS, default="auto", help="default: by the file's name"
+        )
+        group.add_argument(
+            "--max-line",
+            type=_at_least(1),
+            default=MAX_LINE_BYTES,
+            metavar="BYTES",
+            help=f"a longer line is a bad line (default {MAX_LINE_BYTES:,})",
+        )
+        group.add_argument(
+            "--max-bytes",
+            type=_at_least(1),
+            metavar="BYTES",
+            help="stop when a packed file turns out larger (default: only where it smells of a "
+            "bomb: over 64 MiB, and over 200 times what it was)",
+        )
+        group.add_argument(
+            "--ignore-unknown",
+            action="store_true",
+            help="leave out fields that nobody knows, instead of taking the line for a bad one",
+        )
+
+    def _add_meaning(self, group: Any) -> None:
+        group.add_argument(
+            "--preserve-timestamps",
+            action="store_true",
+            help="created_at and updated_at come from the file; without it new and changed rows "
+            "get the time of the load",
+        )
+        group.add_argument(
+            "--preserve-ids",
+            action="store_true",
+            help="restore an export: each line has its `id`, and what the server keeps of the row",
+        )
+        group.add_argument(
+            "--restore",
+            action="store_true",
+            help="rows in the trash come back, with what went there with them; without it they "
+            "stay there",
+        )
+        group.add_argument(
+            "--strict-references",
+            action="store_true",
+            help="a line that names an unknown agent, user or session is a bad line; without it "
+            "they are created",
+        )
+        group.add_argument(
+            "--embed",
+            choices=list(_EMBED),
+            help="memories without a vector get it with the load, or later, from a worker "
+            f"(default: the first {EMBED_FIRST:,} rows now, the rest later)",
+        )
+
+    def _add_bad_lines(self, group: Any) -> None:
+        group.add_argument(
+            "--on-error",
+            choices=["stop", "skip"],
+            default="stop",
+            help="at a bad line stop, or reject it and go on (default stop)",
+        )
+        group.add_argument(
+            "--rejects",
+            type=Path,
+            metavar="FILE",
+            help="where rejected lines go, each as JSON: line, byte_offset, code, field, message",
+        )
+        group.add_argument(
+            "--max-rejects",
+            type=_at_least(0),
+            metavar="N",
+            help="stop when more are rejected (default: never)",
+        )
+
+    def _add_going(self, group: Any) -> None:
+        group.add_argument(
             "--batch-size",
-            type=int,
+            type=_at_least(1),
             default=5000,
             metavar="N",
-            help="rows per transaction (default 5000)",
+            help="rows per transaction, at most (default 5000)",
         )
-        parser.add_argument(
+        group.add_argument(
+            "--min-batch-size",
+            type=_at_least(1),
+            default=500,
+            metavar="N",
+            help="a batch that takes too long is halved, down to this (default 500)",
+        )
+        group.add_argument(
+            "--workers",
+            type=_at_least(1),
+            default=1,
+            metavar="N",
+            help="connections that load side by side; rows of one key stay in their order "
+            "(default 1; two are about 1.4 times as fast on two cores)",
+        )
+        group.add_argument(
             "--timeout",
             type=float,
             default=30,
             metavar="S",
             help="seconds per statement; 0: none (default 30)",
         )
-        parser.add_argument(
-            "--preserve-timestamps",
-            action="store_true",
-            help="created_at and updated_at come from the file",
+        group.add_argument(
+            "--retry",
+            choices=list(RETRIES),
+            default="default",
+            help="how a batch is tried again after a passing failure: default (3 more tries from "
+            "100 ms, x2), aggressive (5 from 50 ms, x1.5), conservative (2 from 200 ms, x3); "
+            "pauses are drawn at random up to that",
         )
-        parser.add_argument(
-            "--preserve-ids",
-            action="store_true",
-            help="restore an export: each line has its `id`, and what the server keeps of the row",
+        group.add_argument(
+            "--max-retries", type=_at_least(0), metavar="N", help="another number of tries"
         )
-        parser.add_argument(
-            "--strict-references",
-            action="store_true",
-            help="refuse unknown agents and users instead of creating them",
+        group.add_argument(
+            "--throttle",
+            type=float,
+            default=0,
+            metavar="MS",
+            help="milliseconds to wait between batches (default 0)",
         )
-        parser.add_argument(
-            "--embed",
-            choices=list(_EMBED),
-            help="memories without a vector get it with the load, or later, from a worker "
-            f"(default: the first {EMBED_FIRST:,} rows now, the rest later)",
+        group.add_argument(
+            "--job",
+            metavar="NAME",
+            help="the name under which an interrupted load goes on (default: resource and path; "
+            "standard input has none)",
         )
-        parser.add_argument(
+        group.add_argument(
+            "--resume",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="go on where the last run of the job was interrupted; --no-resume begins anew",
+        )
+        group.add_argument(
             "--dry-run", action="store_true", help="do everything, then roll it back"
         )
-        parser.add_argument(
-            "--actor", metavar="EMAIL", help="the member to stamp into the audit columns"
+
+    def _add_reporting(self, group: Any) -> None:
+        group.add_argument("--json", action="store_true", help="print the report as JSON")
+        group.add_argument(
+            "--no-progress", action="store_true", help="no bar, no lines while it goes"
         )
-        parser.add_argument("--json", action="store_true", help="print the report as JSON")
-        parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["batch_size"] < 1:
-            raise CommandError("--batch-size is at least 1", returncode=USAGE)
-        if not 0 <= options["timeout"] <= MAX_TIMEOUT_S:
-            raise CommandError(f"--timeout is 0 to {MAX_TIMEOUT_S:,}", returncode=USAGE)
-        if options["embed"] and options["resource"] != "memories":
-            raise CommandError("--embed is for memories", returncode=USAGE)
-        if options["resource"] in LINKS and not options["preserve_ids"]:
-            raise CommandError(
-                f"{options['resource']} come from an export: add --preserve-ids", returncode=USAGE
-            )
+        load_options = _load_options(options)
         try:
             organization = organization_by_slug(options["organization"])
-            actor = self._actor(options["actor"])
+            actor = _actor(options["actor"])
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
             raise CommandError(f"No database: {error}", returncode=TEMPORARY) from error
-        load_options = LoadOptions(
-            batch_size=options["batch_size"],
-            timeout_s=options["timeout"],
-            preserve_timestamps=options["preserve_timestamps"],
-            preserve_ids=options["preserve_ids"],
-            strict_references=options["strict_references"],
-            dry_run=options["dry_run"],
-        )
         try:
-            with open_lines(options["file"]) as stream, self._progress(options, stream) as show:
+            with ExitStack() as stack:
+                stack.enter_context(_terminable())
+                source = stack.enter_context(
+                    open_source(
+                        options["file"],
+                        format=options["format"],
+                        fields=csv_kinds({**RESOURCES, **LINKS}[options["resource"]].line),
+                        ignore_unknown=options["ignore_unknown"],
+                        max_line_bytes=options["max_line"],
+                        max_bytes=options["max_bytes"],
+                    )
+                )
+                show: Callable[[LoadReport], None] = lambda report: None  # noqa: E731
+                if not options["no_progress"]:
+                    show = stack.enter_context(progress(options["resource"], source))
+                rejects = self._rejects(stack, options["rejects"])
                 report = run_load(
                     options["resource"],
-                    numbered_lines(stream),
+                    source.lines(),
                     organization=organization,
                     actor=actor,
                     options=load_options,
+                    on_begin=lambda report: self._begin(report, rejects),
                     on_batch=show,
+                    on_reject=rejects.write if rejects else lambda errors: None,
                     embed_first=_EMBED.get(options["embed"], EMBED_FIRST),
+                    job=_job(options),
+                    is_new=not options["resume"],
                 )
         except UnreadableFile as error:
             raise CommandError(str(error), returncode=USAGE) from error
-        except KeyboardInterrupt as signal:
+        except KeyboardInterrupt as stop:
             raise CommandError(
-                "Stopped. The batches that were done are committed; run the same command again: "
-                "what is stored stays unchanged.",
-                returncode=INTERRUPTED,
-            ) from signal
+                f"Stopped; the batches that were done are committed. {_goes_on(options)}",
+                returncode=TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED,
+            ) from stop
         except LoadStopped as stopped:
-            self._print(stopped.report, options)
-            raise CommandError(
-                _explained(stopped), returncode=_EXIT_CODES[type(stopped)]
-            ) from stopped
+            self._stop(stopped, options)
         self._print(report, options)
+        if report.rejected:
+            self._tell_rejects(report, options)
 
-    def _actor(self, email: str | None) -> Actor:
-        return member_actor(member_by_email(email)) if email else command_actor("bulk_upsert")
+    def _begin(self, report: LoadReport, rejects: RejectFile | None) -> None:
+        is_resumed = bool(report.read)
+        if rejects:
+            rejects.begin(is_resumed=is_resumed)
+        if is_resumed:
+            self.stderr.write(
+                f"Goes on after line {report.last_line:,}; --no-resume would begin anew.",
+                self.style.NOTICE,
+            )
+
+    def _rejects(self, stack: ExitStack, path: Path | None) -> RejectFile | None:
+        if path is None:
+            return None
+        try:
+            return stack.enter_context(RejectFile(path))
+        except OSError as error:
+            message = f"{path}: {error.strerror or error}"
+            raise CommandError(message, returncode=CANNOT_WRITE) from error
+
+    def _stop(self, stopped: LoadStopped, options: dict[str, Any]) -> NoReturn:
+        report = stopped.report
+        if report.read or report.rejected:
+            self._print(report, options)
+        committed = (
+            f"Lines up to {report.last_line:,} are committed."
+            if report.last_line and not report.dry_run
+            else "Nothing is stored."
+        )
+        advice = _ADVICE[type(stopped)]
+        if isinstance(stopped, Interrupted):
+            advice = _goes_on(options)
+        raise CommandError(
+            f"{stopped}\n{committed} {advice}", returncode=_EXIT_CODES[type(stopped)]
+        ) from stopped
 
     def _print(self, report: LoadReport, options: dict[str, Any]) -> None:
         if options["json"]:
             self.stdout.write(json.dumps(report.as_dict()))
-        else:
-            self.stdout.write(_sentence(report))
-
-    @contextmanager
-    def _progress(self, options: dict[str, Any], stream: IO[bytes]) -> Iterator[Any]:
-        """A bar on a terminal; nothing elsewhere."""
-        if options["no_progress"] or not sys.stderr.isatty():
-            yield lambda report: None
             return
-        from rich.console import Console  # noqa: PLC0415  (costs 50 ms; a script never sees it)
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
+        rate = f"{report.seconds:.1f} s, {report.rows_per_second:,.0f} rows/s"
+        dry = " (dry run: nothing is stored)" if report.dry_run else ""
+        self.stdout.write(
+            f"{report.resource}: {report.read:,} read, {counts_in_words(report)} in {rate}{dry}"
         )
 
-        total = None if options["file"] == "-" else Path(options["file"]).stat().st_size
-        columns = (
-            TextColumn("{task.fields[resource]}"),
-            BarColumn(),
-            TextColumn("{task.fields[rows]:>11,} rows  {task.fields[rate]:>8,}/s"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("", total=total, resource=options["resource"], rows=0, rate=0)
-
-            def show(report: LoadReport) -> None:
-                done = _bytes_read(stream) if total else 0
-                progress.update(
-                    task, completed=done, rows=report.read, rate=round(report.rows_per_second)
-                )
-
-            yield show
+    def _tell_rejects(self, report: LoadReport, options: dict[str, Any]) -> NoReturn:
+        rejected = f"{report.rejected:,} lines are rejected"
+        if options["rejects"]:
+            told = f"{rejected}; {options['rejects']} names them."
+        else:
+            first = [str(error) for error in report.rejects[:_STRAY]]
+            more = ["..."] if report.rejected > len(first) else []
+            told = "\n".join([f"{rejected} (--rejects FILE keeps them all):", *first, *more])
+        raise CommandError(told, returncode=SOME_REJECTED)
 
 
-def _bytes_read(stream: IO[bytes]) -> int:
-    """How far into the file on disk: through gzip, the compressed bytes."""
-    return os.lseek(stream.fileno(), 0, os.SEEK_CUR)
-
-
-def _sentence(report: LoadReport) -> str:
-    counts = report.counts
-    parts = [
-        f"{report.read:,} read",
-        f"{counts.inserted:,} inserted",
-        f"{counts.updated:,} updated",
-        f"{counts.unchanged:,} unchanged",
-    ]
-    if counts.deleted:
-        parts.append(f"{counts.deleted:,} in the trash and left there")
-    if counts.duplicates:
-        parts.append(f"{counts.duplicates:,} duplicates")
-    rate = f"{report.seconds:.1f} s, {report.rows_per_second:,.0f} rows/s"
-    dry = " (dry run: nothing is stored)" if report.dry_run else ""
-    return f"{report.resource}: {', '.join(parts)} in {rate}{dry}"
-
-
-def _explained(stopped: LoadStopped) -> str:
-    report = stopped.report
-    committed = (
-        f"Lines up to {report.last_line:,} are committed."
-        if report.batches and not report.dry_run
-        else "Nothing is stored."
+def _load_options(options: dict[str, Any]) -> LoadOptions:
+    """Raises: CommandError, of what does not go together."""
+    wrong = {
+        f"--timeout is 0 to {MAX_TIMEOUT_S:,}": not 0 <= options["timeout"] <= MAX_TIMEOUT_S,
+        f"--workers is 1 to {MAX_WORKERS}": options["workers"] > MAX_WORKERS,
+        "--throttle is not negative": not options["throttle"] >= 0,
+        "--embed is for memories": bool(options["embed"]) and options["resource"] != "memories",
+        "--rejects and --max-rejects are for --on-error skip": options["on_error"] == "stop"
+        and (options["rejects"] is not None or options["max_rejects"] is not None),
+        "--dry-run is one transaction: it has one worker": options["dry_run"]
+        and options["workers"] > 1,
+        f"{options['resource']} come from an export: add --preserve-ids": options["resource"]
+        in LINKS
+        and not options["preserve_ids"],
+        "--restore is for rows without ids: an export says which rows are in the trash": options[
+            "restore"
+        ]
+        and options["preserve_ids"],
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise CommandError(message, returncode=USAGE)
+    retry = RETRIES[options["retry"]]
+    if options["max_retries"] is not None:
+        retry = replace(retry, tries=options["max_retries"])
+    return LoadOptions(
+        batch_size=options["batch_size"],
+        min_batch_size=min(options["min_batch_size"], options["batch_size"]),
+        timeout_s=options["timeout"],
+        throttle_ms=options["throttle"],
+        workers=options["workers"],
+        retry=retry,
+        skips_bad=options["on_error"] == "skip",
+        max_rejects=options["max_rejects"],
+        preserve_timestamps=options["preserve_timestamps"],
+        preserve_ids=options["preserve_ids"],
+        restore=options["restore"],
+        strict_references=options["strict_references"],
+        ignore_unknown=options["ignore_unknown"],
+        dry_run=options["dry_run"],
     )
-    advice = {
-        BadLine: "Mend the line and run the same command again: what is stored stays unchanged.",
-        Unreadable: "Mend the file and run the same command again.",
-        Unprepared: "Mend that and run the same command again, or with --embed later.",
-        Interrupted: "Run the same command again: what is stored stays unchanged.",
-        Refused: "The batch passed validation and the database refused it: please report this.",
-    }[type(stopped)]
-    return f"{stopped}\n{committed} {advice}"
+
+
+def _actor(email: str | None) -> Actor:
+    """Whose name is stamped. The operator of the machine may do everything under it."""
+    if not email:
+        return command_actor("bulk_upsert")
+    return replace(member_actor(member_by_email(email)), permissions=frozenset(ALL_PERMISSIONS))
+
+
+def _job(options: dict[str, Any]) -> str:
+    if options["job"] is not None:
+        return str(options["job"])[:255]
+    if options["file"] == "-":
+        return ""
+    name = f"{options['resource']} {Path(options['file']).resolve()}"
+    return name if len(name) <= 255 else hashlib.sha256(name.encode()).hexdigest()
+
+
+def _goes_on(options: dict[str, Any]) -> str:
+    if not _job(options):
+        return "The same command again: what is stored stays unchanged. With --job NAME it goes on."
+    command = f":\n{shlex.join(sys.argv)}" if sys.argv[1:2] == ["bulk_upsert"] else "."
+    return f"The same command goes on{command}"
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"it is at least {least}")
+        return value
+
+    return number
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the load as Ctrl-C does: the batch is rolled back, the checkpoint is valid."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise _Terminated
+
+    try:
+        usual = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: a test's, another program's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)

@@ -24,7 +24,7 @@ from accounts.services.keys import issue_key
 from accounts.services.organizations import organizations
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
-from agentmem_site.bulk.readers import numbered_lines, open_lines
+from agentmem_site.bulk.readers import open_source
 from agentmem_site.loads import run_load
 from tests.benchmarks.locomo.convert import conversation_id, convert, questions
 
@@ -78,10 +78,10 @@ def _organization() -> tuple[Organization, APIClient]:
 
 
 def _load(path: Path, organization: Organization) -> None:
-    with open_lines(str(path)) as stream:
+    with open_source(str(path)) as source:
         run_load(
             "memories",
-            numbered_lines(stream),
+            source.lines(),
             organization=organization,
             actor=ACTOR,
             options=LoadOptions(preserve_timestamps=True),

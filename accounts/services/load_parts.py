@@ -1,0 +1,114 @@
+"""How far loads are, kept beside what they have stored.
+
+A job is a load under a name. Its parts are noted within the transactions of their batches, by
+compare-and-set: after a crash they say exactly what is stored, and of two processes that load the
+same job one is told.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connection
+from django.utils import timezone
+
+from accounts.actors import Actor
+from accounts.models import LoadPart, Organization
+from accounts.tenancy import tenant
+from agentmem_site.bulk.encode import Mark
+from agentmem_site.bulk.report import Tally
+
+_GONE_WITHIN_S = 10.0  # a killed loader's connection, once PostgreSQL notices
+
+
+class JobTaken(Exception):
+    """Another process is loading this job."""
+
+
+@contextmanager
+def alone(job: str, *, organization: Organization) -> Iterator[None]:
+    """No other process loads this job meanwhile.
+
+    The lock is a transaction's, on a connection of its own that does nothing else: it goes with
+    its process, and stands behind a transaction pooler too. Raises: JobTaken.
+    """
+    key = hashlib.sha256(f"{organization.pk} {job}".encode()).digest()[:8]
+    own = connection.copy()
+    try:
+        with own.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            deadline = time.monotonic() + _GONE_WITHIN_S
+            while True:
+                cursor.execute(
+                    "SELECT pg_try_advisory_xact_lock(%s)", [int.from_bytes(key, signed=True)]
+                )
+                if cursor.fetchone()[0]:
+                    break
+                if time.monotonic() > deadline:
+                    raise JobTaken(f"Another process is loading the job {job!r}.")
+                time.sleep(0.2)
+        yield
+    finally:
+        own.close()
+
+
+class LoadParts:
+    """The checkpoint of one job (agentmem_site/bulk/loader.py)."""
+
+    def __init__(self, job: str, *, organization: Organization, actor: Actor, resource: str):
+        self.job = job
+        self._organization = organization
+        self._actor = actor
+        self._resource = resource
+
+    @property
+    def _rows(self) -> Any:
+        return LoadPart.objects.for_organization(self._organization).filter(job=self.job)
+
+    def begin(self, workers: int) -> list[tuple[Mark, Tally]]:
+        with tenant(self._organization):
+            kept = list(self._rows.filter(resource=self._resource).order_by("part"))
+            if not kept or len(kept) != kept[0].parts:
+                self._rows.delete()
+                LoadPart.objects.bulk_create(
+                    LoadPart(
+                        organization=self._organization,
+                        job=self.job,
+                        resource=self._resource,
+                        part=part,
+                        parts=workers,
+                        created_by_id=self._actor.id,
+                        last_updated_by_id=self._actor.id,
+                        tally=Tally().as_json(),
+                    )
+                    for part in range(workers)
+                )
+                return [(Mark(), Tally())] * workers
+        return [(_mark(part), Tally.from_json(part.tally)) for part in kept]
+
+    def save(self, part: int, before: Mark, after: Mark, tally: Tally) -> bool:
+        return bool(
+            self._rows.filter(part=part, line=before.line).update(
+                line=after.line,
+                checked_line=after.checked_line,
+                digest=after.digest,
+                tally=tally.as_json(),
+                updated_at=timezone.now(),
+            )
+        )
+
+    def read(self, part: int) -> Mark:
+        with tenant(self._organization):
+            kept = self._rows.filter(part=part).first()
+        return _mark(kept) if kept else Mark()
+
+    def forget(self) -> None:
+        """The job begins anew next time. Within the context."""
+        self._rows.delete()
+
+
+def _mark(part: LoadPart) -> Mark:
+    return Mark(part.line, part.checked_line, bytes(part.digest))

@@ -1,0 +1,78 @@
+"""What to do about an error of the database, by SQLSTATE and never by message; how often, when."""
+
+import random
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from django.db import Error as DatabaseError
+from django.db import InterfaceError
+
+# Source: PostgreSQL manual, appendix A, "PostgreSQL Error Codes".
+_TRANSIENT = frozenset(
+    # the connection; shut down, crashed, cannot connect now; serialization, deadlock; lock not
+    # available; out of memory, too many connections; idle too long in a transaction
+    ["57P01", "57P02", "57P03", "40001", "40P01", "55P03", "53200", "53300", "25P03"]
+)
+_CONNECTION = "08"
+_DISK_FULL = "53100"
+_TOO_SLOW = "57014"
+LIMIT_EXCEEDED = "54"  # the class of SQLSTATEs
+_OF_A_ROW = ("22", "23", LIMIT_EXCEEDED)  # data exception, integrity constraint
+_NOT_PERMITTED = ("28", "3D", "42501")
+
+
+class Verdict(Enum):
+    AGAIN = auto()  # in a new transaction
+    AGAIN_LATER = auto()  # the disk is full: somebody may be making room
+    SMALLER = auto()  # it took too long
+    FIND_ROW = auto()  # one of the rows is to blame
+    NOT_PERMITTED = auto()
+    GIVE_UP = auto()
+
+
+def verdict(error: DatabaseError) -> Verdict:
+    state = sqlstate(error)
+    if not state:  # libpq's own: no server, or it went away
+        lost = isinstance(error, InterfaceError) or error.__class__.__name__ == "OperationalError"
+        return Verdict.AGAIN if lost else Verdict.GIVE_UP
+    if state in _TRANSIENT or state.startswith(_CONNECTION):
+        return Verdict.AGAIN
+    if state == _DISK_FULL:
+        return Verdict.AGAIN_LATER
+    if state == _TOO_SLOW:
+        return Verdict.SMALLER
+    if state.startswith(_OF_A_ROW):
+        return Verdict.FIND_ROW
+    if state.startswith(_NOT_PERMITTED):
+        return Verdict.NOT_PERMITTED
+    return Verdict.GIVE_UP
+
+
+def sqlstate(error: BaseException) -> str:
+    return getattr(error.__cause__, "sqlstate", None) or ""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Tries of a batch after transient failures. They count anew after each commit."""
+
+    tries: int
+    base_s: float
+    factor: float
+    cap_s: float
+
+    def pause_s(self, attempt: int) -> float:
+        """Before the try after the `attempt`th failure (from 1): anything up to an exponential.
+
+        Source: M. Brooker, "Exponential Backoff And Jitter" (2015), full jitter.
+        """
+        longest = min(self.cap_s, self.base_s * self.factor ** (attempt - 1))
+        return random.uniform(0, longest)  # noqa: S311  (nobody is to guess it)
+
+
+RETRIES = {
+    "default": RetryPolicy(3, 0.1, 2, 2),
+    "aggressive": RetryPolicy(5, 0.05, 1.5, 1),
+    "conservative": RetryPolicy(2, 0.2, 3, 5),
+}
+DISK_FULL_PAUSES_S = (10.0, 20.0)  # three tries over 30 s

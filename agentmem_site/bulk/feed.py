@@ -1,0 +1,235 @@
+"""Lines into batches, a batch ahead of the connections that write them.
+
+One thread reads, decodes and encodes for all workers; a line goes to the worker of its key, so that
+lines of one key stay in their order. On two cores Python's share is less than PostgreSQL's, with
+two connections too (docs/decisions/0007).
+"""
+
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from agentmem_site.bulk.encode import (
+    DIGEST_BYTES,
+    Batch,
+    DecodedLine,
+    Encoder,
+    Mark,
+    Probe,
+    RawLine,
+    Reject,
+    refuse,
+)
+from agentmem_site.bulk.readers import NumberedLine
+from agentmem_site.bulk.spec import LineError
+
+# A batch takes at most so many bytes of lines, that its cost in memory does not hang on the file.
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+FIRST_ROWS = 500  # of a load: it tells what is coming, and shows soon that it goes on
+
+
+class FileChanged(Exception):
+    """The file differs from what the job has read of it."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Lines that their worker looks at before they are encoded."""
+
+    lines: list[RawLine]
+    probes: list[Probe]
+    end: Mark
+
+
+@dataclass(slots=True)
+class _Pending:
+    lines: list[RawLine] = field(default_factory=list)
+    bytes: int = 0
+
+
+class Feed:
+    """The batches of `lines` for as many workers as there are `marks`, each from its mark on."""
+
+    def __init__(
+        self,
+        lines: Iterable[NumberedLine],
+        encoder: Encoder,
+        marks: Sequence[Mark],
+        *,
+        seed: bytes,
+        batch_size: int,
+        skips_bad: bool,
+        prepares_until: int,
+    ) -> None:
+        self._lines = lines
+        self._encoder = encoder
+        self._marks = marks
+        self._seed = sha256(seed)
+        self._batch_size = batch_size
+        self._skips_bad = skips_bad
+        self._prepares_until = prepares_until
+        self._queues: list[queue.Queue[Batch | Chunk | BaseException | None]] = [
+            queue.Queue() for _ in marks
+        ]
+        # Of each worker: one batch is made while another is written, and no third.
+        self._is_wanted = [threading.Semaphore(1) for _ in marks]
+        self._stopped = threading.Event()
+        # Whether lines are looked up before they are decoded: the workers say from what they see.
+        self.probes = encoder.spec.notes_lines
+        self._is_first = True
+        self._knows_what_comes = threading.Event()
+
+    def batches(self, part: int) -> Iterator[Batch | Chunk]:
+        """Those of one worker. Raises what reading them raised."""
+        while (item := self._queues[part].get()) is not None:
+            self._is_wanted[part].release()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def start(self) -> None:
+        # A daemon: after an error it may still sit in front of a silent pipe.
+        threading.Thread(target=self._run, name="feed", daemon=True).start()
+
+    def stop(self) -> None:
+        """No worker is given anything any more."""
+        self._stopped.set()
+        self._knows_what_comes.set()
+        for part, is_wanted in enumerate(self._is_wanted):
+            self._queues[part].put(None)
+            is_wanted.release()
+
+    def go_on(self, *, probing: bool) -> None:
+        """A worker has seen the first batch, or the kind of the lines has changed."""
+        self.probes = probing and self._encoder.spec.notes_lines
+        self._knows_what_comes.set()
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        ending: BaseException | None = None
+        try:
+            self._read()
+        except BaseException as error:
+            ending = error
+        for waiting in self._queues:
+            waiting.put(ending)
+
+    def _read(self) -> None:
+        parts = len(self._marks)
+        pending = [_Pending() for _ in self._marks]
+        done_for_all = min(mark.line for mark in self._marks)
+        to_check = {mark.checked_line: mark.digest for mark in self._marks if mark.checked_line}
+        limit = MAX_BATCH_BYTES // parts
+        file_digest = self._seed.copy()
+        number = 0
+        for number, line, offset in self._lines:
+            digest = self._digest(line)
+            file_digest.update(digest)
+            if to_check:
+                self._check(to_check, number, file_digest.digest())
+            if number <= done_for_all:
+                continue
+            raw = RawLine(number, line, offset, digest)
+            part = self._encoder.part_of_raw(raw, parts) if parts > 1 else 0
+            if number <= self._marks[part].line:
+                continue
+            mine = pending[part]
+            mine.lines.append(raw)
+            mine.bytes += len(line) if isinstance(line, bytes) else 0
+            rows = min(FIRST_ROWS, self._batch_size) if self._is_first else self._batch_size
+            if len(mine.lines) >= rows or mine.bytes >= limit:
+                pending[part] = _Pending()
+                self._hand_over(part, mine.lines, Mark(number, number, file_digest.digest()))
+                if self._stopped.is_set():
+                    return
+        if to_check:
+            raise FileChanged(f"It ends before line {max(to_check):,}, which was read before")
+        for part, rest in enumerate(pending):
+            if rest.lines:
+                self._hand_over(part, rest.lines, Mark(number, number, file_digest.digest()))
+
+    def _digest(self, line: bytes | LineError) -> bytes:
+        digest = self._seed.copy()
+        digest.update(line if isinstance(line, bytes) else line.code.encode())
+        return digest.digest()[:DIGEST_BYTES]
+
+    @staticmethod
+    def _check(to_check: dict[int, bytes], number: int, digest: bytes) -> None:
+        """(A line that the reader leaves out, blank now, ends no batch.)"""
+        if to_check.pop(number, digest) != digest or any(line < number for line in to_check):
+            raise FileChanged(f"Up to line {number:,} it is not what it was")
+
+    def _hand_over(self, part: int, lines: list[RawLine], end: Mark) -> None:
+        self._is_wanted[part].acquire()
+        if self._stopped.is_set():
+            return
+        is_prepared = lines[0].number > self._prepares_until
+        if self.probes or not is_prepared:
+            probes, others = self._encoder.probes(lines) if self.probes else ([], lines)
+            self._queues[part].put(Chunk(others, probes, end))
+        else:
+            batch = encoded(self._encoder, lines, end, skips_bad=self._skips_bad)
+            self._queues[part].put(batch)
+        if self._is_first:
+            self._is_first = False
+            if self._encoder.spec.notes_lines:
+                self._knows_what_comes.wait()
+
+
+def decoded(
+    encoder: Encoder, lines: Sequence[RawLine], *, skips_bad: bool
+) -> tuple[list[DecodedLine], list[LineError]]:
+    """The lines, and those that are bad. Raises: LineError, unless bad lines are skipped."""
+    rejected: list[LineError] = []
+    return encoder.decode(lines, _rejecting(rejected, skips_bad)), rejected
+
+
+def encoded(encoder: Encoder, lines: Sequence[RawLine], end: Mark, *, skips_bad: bool) -> Batch:
+    """The batch of these lines. Raises: LineError, unless bad lines are skipped."""
+    rows, rejected = decoded(encoder, lines, skips_bad=skips_bad)
+    return finished(encoder, rows, rejected, end, skips_bad=skips_bad)
+
+
+def finished(
+    encoder: Encoder,
+    rows: Sequence[DecodedLine],
+    rejected: list[LineError],
+    end: Mark,
+    *,
+    skips_bad: bool,
+) -> Batch:
+    batch = encoder.encode(rows, _rejecting(rejected, skips_bad))
+    batch.rejected, batch.end = rejected, end
+    return batch
+
+
+def _rejecting(rejected: list[LineError], skips_bad: bool) -> Reject:
+    return rejected.append if skips_bad else refuse
+
+
+_at_work = 0
+_usual_interval = sys.getswitchinterval()
+_counting = threading.Lock()
+
+
+@contextmanager
+def taking_turns() -> Iterator[None]:
+    """Python's threads take turns often: the one that talks to the database needs the interpreter
+    often and briefly, and waiting 5 ms for it each time it lost a tenth of the rows per second
+    (2 cores, Python 3.11)."""
+    global _at_work  # noqa: PLW0603  (it is the interpreter's setting, and loads run side by side)
+    with _counting:
+        _at_work += 1
+        sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        with _counting:
+            _at_work -= 1
+            if not _at_work:
+                sys.setswitchinterval(_usual_interval)

@@ -1,0 +1,68 @@
+"""The file of rejected lines: JSON lines, each reject once, whatever interrupts the load."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from agentmem_site.bulk.spec import LineError
+
+
+def as_json(error: LineError) -> dict[str, Any]:
+    return {
+        "line": error.line,
+        "byte_offset": error.offset,
+        "code": error.code,
+        "field": error.field,
+        "message": error.message,
+    }
+
+
+class RejectFile:
+    """Written before the batch of the rejected lines is committed: what is committed is named
+    here. A load that goes on leaves out what stands here already."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises: OSError."""
+        self._path = path
+        self._known: set[int] = set()
+        self._file: IO[bytes] = path.open("ab")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def begin(self, *, is_resumed: bool) -> None:
+        """A new load begins a new file. Raises: OSError."""
+        whole = 0
+        if is_resumed:
+            for line in self._path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break  # the write that was interrupted
+                whole += len(line)
+                self._known.update(_number(line))
+        self._file.truncate(whole)
+
+    def write(self, errors: Sequence[LineError]) -> None:
+        """Raises: OSError."""
+        new = [error for error in errors if error.line not in self._known]
+        self._file.write(b"".join(json.dumps(as_json(e)).encode() + b"\n" for e in new))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._known.update(error.line for error in new)
+
+
+def _number(line: bytes) -> Iterable[int]:
+    try:
+        return [int(json.loads(line)["line"])]
+    except (ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,158 @@
+"""What became of a load's lines, and the ways in which a load ends early."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from agentmem_site.bulk.spec import LineError
+
+MAX_REJECTS_KEPT = 1_000
+
+
+@dataclass(slots=True)
+class Counts:
+    """Rows. Each line is one of them, or rejected."""
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    deleted: int = 0  # met in the trash, and left there
+    duplicates: int = 0  # the same key again in a batch: the last one counts
+
+    def add(self, other: "Counts") -> None:
+        for item in fields(other):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+
+
+@dataclass(slots=True)
+class Tally:
+    """The exact counts of what is committed; as JSON it stands in a job's checkpoint."""
+
+    read: int = 0
+    counts: Counts = field(default_factory=Counts)
+    children: dict[str, Counts] = field(default_factory=dict)
+    rejected: int = 0
+    batches: int = 0
+    retries: int = 0
+
+    def add(self, other: "Tally") -> None:
+        self.read += other.read
+        self.counts.add(other.counts)
+        for name, counts in other.children.items():
+            self.children.setdefault(name, Counts()).add(counts)
+        self.rejected += other.rejected
+        self.batches += other.batches
+        self.retries += other.retries
+
+    def plus(self, other: "Tally") -> "Tally":
+        total = Tally()
+        total.add(self)
+        total.add(other)
+        return total
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> "Tally":
+        children = {name: Counts(**counts) for name, counts in kept["children"].items()}
+        return cls(**{**kept, "counts": Counts(**kept["counts"]), "children": children})
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What happened to the lines that are committed; of a resumed load, through all its runs."""
+
+    resource: str
+    tally: Tally = field(default_factory=Tally)
+    resumed_after: int = 0  # the line after which this run began
+    read_here: int = 0  # lines read by this run
+    last_line: int = 0  # every line up to it is committed
+    seconds: float = 0.0  # of this run
+    dry_run: bool = False
+    rejects: list[LineError] = field(default_factory=list)  # the first of this run
+
+    @property
+    def counts(self) -> Counts:
+        return self.tally.counts
+
+    @property
+    def children(self) -> dict[str, Counts]:
+        return self.tally.children
+
+    @property
+    def read(self) -> int:
+        return self.tally.read
+
+    @property
+    def rejected(self) -> int:
+        return self.tally.rejected
+
+    @property
+    def batches(self) -> int:
+        return self.tally.batches
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.read_here / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        tally = self.tally
+        return {
+            "resource": self.resource,
+            "read": tally.read,
+            **asdict(tally.counts),
+            "rejected": tally.rejected,
+            "batches": tally.batches,
+            "retries": tally.retries,
+            "last_line": self.last_line,
+            "resumed_after": self.resumed_after,
+            "seconds": round(self.seconds, 3),
+            "rows_per_second": round(self.rows_per_second),
+            "dry_run": self.dry_run,
+            **{name: asdict(counts) for name, counts in tally.children.items()},
+        }
+
+
+class LoadStopped(Exception):
+    """The load stopped before its end. The batches reported are committed."""
+
+    def __init__(self, message: str, report: LoadReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class BadLine(LoadStopped):
+    """A line cannot be loaded; nothing of its batch is stored."""
+
+    def __init__(self, message: str, report: LoadReport, error: LineError | None = None) -> None:
+        super().__init__(message, report)
+        self.error = error
+
+
+class Unreadable(LoadStopped):
+    """The file could not be read to its end."""
+
+
+class ChangedFile(LoadStopped):
+    """The file is not the one that the job has read so far."""
+
+
+class Interrupted(LoadStopped):
+    """The database went away or was too slow; the same command goes on where this one stopped."""
+
+
+class Refused(LoadStopped):
+    """The database refused what it should not have."""
+
+
+class NotPermitted(LoadStopped):
+    """The database lets this role not do that."""
+
+
+class Unprepared(LoadStopped):
+    """What the lines lack could not be made; not for a moment only."""
+
+
+class CannotWriteRejects(LoadStopped):
+    """The rejected lines have nowhere to go."""

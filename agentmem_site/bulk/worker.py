@@ -1,0 +1,304 @@
+"""Commits the batches of one worker, each in a transaction of its own, whatever comes between.
+
+A batch is done again after what passes (faults.py), in smaller pieces when it takes too long, and
+in halves when PostgreSQL refuses a row of it without saying which.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from django.db import Error as DatabaseError
+from django.db import connection
+
+from agentmem_site.bulk.encode import Batch, Encoder, Mark
+from agentmem_site.bulk.faults import DISK_FULL_PAUSES_S, Verdict, sqlstate, verdict
+from agentmem_site.bulk.feed import Chunk, Feed, decoded, finished
+from agentmem_site.bulk.report import Counts, Tally
+from agentmem_site.bulk.spec import LineError
+from agentmem_site.bulk.writing import CannotRestore, Overtaken, Writer
+
+if TYPE_CHECKING:
+    from agentmem_site.bulk.loader import Checkpoint, LoadOptions, Preparation
+
+_MOSTLY = 0.5  # of a batch was there as it is: the next is looked up before it is decoded
+_HARDLY = 0.25
+_MAX_VAIN_PROBES = 3  # what is there was not loaded from a file, or was changed since
+_GROW_AFTER = 5  # batches in time
+
+
+class TooSlow(Exception):
+    """A batch takes longer than --timeout, and is as small as it may get."""
+
+
+class WorkTaken(Exception):
+    """Another process is loading the same job."""
+
+
+class TooManyRejects(Exception):
+    """More lines are bad than --max-rejects allows."""
+
+
+class PreparationFailed(Exception):
+    """What a Preparation raises; `is_temporary`: the same lines may well be prepared later."""
+
+    def __init__(self, message: str, *, is_temporary: bool) -> None:
+        super().__init__(message)
+        self.is_temporary = is_temporary
+
+
+class Progress(Protocol):
+    @property
+    def rejected(self) -> int: ...
+
+    def add(self, part: int, line: int, tally: Tally, rejected: Sequence[LineError]) -> None:
+        """Notes what is committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the workers of a load have in common."""
+
+    feed: Feed
+    encoder: Encoder
+    transaction: Callable[[], AbstractContextManager[None]]
+    options: "LoadOptions"
+    on_reject: Callable[[Sequence[LineError]], None]
+    checkpoint: "Checkpoint | None"
+    preparation: "Preparation | None"
+
+
+class Worker:
+    def __init__(
+        self,
+        part: int,
+        mark: Mark,
+        tally: Tally,
+        writer: Writer,
+        shared: Shared,
+        progress: Progress,
+    ) -> None:
+        self.part = part
+        self._mark = mark
+        self._tally = tally
+        self._writer = writer
+        self._shared = shared
+        self._progress = progress
+        self._size = shared.options.batch_size
+        self._in_time = 0  # batches since the size was last changed
+        self._vain_probes = 0
+        self._connection: Any = None
+
+    def run(self) -> None:
+        """Until there are no more. Raises what stops the load."""
+        for item in self._shared.feed.batches(self.part):
+            self._connection = connection.connection
+            self._store(item if isinstance(item, Batch) else self._encoded(item))
+
+    def cancel(self) -> None:
+        """Ends the statement that the worker waits for, from another thread."""
+        if self._connection is not None and not self._connection.closed:
+            self._connection.cancel_safe(timeout=5)
+
+    # -- a batch -----------------------------------------------------------------------------------
+
+    def _encoded(self, chunk: Chunk) -> Batch:
+        """Its lines, but for those that the table has as they are."""
+        shared, lines, seen, seen_below = self._shared, chunk.lines, 0, Counts()
+        skips_bad = shared.options.skips_bad
+        if chunk.probes:
+            there = self._again(lambda: self._seen(chunk))
+            known = [p for p in chunk.probes if p.raw.number in there]
+            seen = len(known)
+            seen_below.unchanged = sum(p.children for p in known)
+            seen_below.duplicates = sum(p.repeated for p in known)
+            unseen = [p.raw for p in chunk.probes if p.raw.number not in there]
+            lines = sorted([*lines, *unseen]) if unseen else lines
+        if shared.feed.probes:
+            is_worth_it = seen >= _HARDLY * (len(chunk.probes) + len(chunk.lines))
+            self._vain_probes += not is_worth_it
+            shared.feed.go_on(probing=is_worth_it)
+        rows, rejected = decoded(shared.encoder, lines, skips_bad=skips_bad)
+        if shared.preparation:
+            until = shared.preparation.until_line
+            early = [r.line for r in rows if until is None or r.number <= until]
+            if early:
+                shared.preparation.complete(early)
+        batch = finished(shared.encoder, rows, rejected, chunk.end, skips_bad=skips_bad)
+        batch.seen, batch.seen_below = seen, seen_below
+        return batch
+
+    def _seen(self, chunk: Chunk) -> set[int]:
+        with self._shared.transaction():
+            return self._writer.seen(chunk.probes)
+
+    def _store(self, batch: Batch) -> None:
+        pieces = deque([batch])
+        while pieces:
+            piece = pieces.popleft()
+            if len(piece.rows) > self._size:
+                pieces.extendleft(reversed(piece.cut(self._size)))
+                continue
+            smaller = self._commit(piece)
+            pieces.extendleft(reversed(smaller))
+            if not smaller:
+                self._after_commit(piece)
+
+    def _after_commit(self, piece: Batch) -> None:
+        options = self._shared.options
+        self._in_time += 1
+        if self._size < options.batch_size and self._in_time >= _GROW_AFTER:
+            self._size, self._in_time = min(self._size * 2, options.batch_size), 0
+        if options.throttle_ms:
+            time.sleep(options.throttle_ms / 1000)
+
+    def _commit(self, piece: Batch) -> list[Batch]:
+        """Stores the piece; or the smaller pieces that are to be stored in its place."""
+        options, checkpoint = self._shared.options, self._shared.checkpoint
+        failures = pauses = retries = 0
+        is_unknown = False  # whether the last try was committed
+        tally = Tally()
+        end = self._end_of(piece)
+        while True:
+            try:
+                if is_unknown and checkpoint:
+                    if checkpoint.read(self.part) == end:
+                        break
+                    is_unknown = False
+                with self._shared.transaction():
+                    tally = self._write(piece, end, retries)
+                    is_unknown = True
+                break
+            except Overtaken:
+                retries += 1
+                is_unknown = False
+            except LineError as error:
+                if not options.skips_bad:
+                    error.offset = next(r.offset for r in piece.rows if r.number == error.line)
+                    raise
+                piece.reject(error)
+            except CannotRestore as error:
+                if len(piece.rows) > 1:
+                    return piece.cut(len(piece.rows) // 2)
+                self._blame(piece, "in_trash", "", str(error), error)
+            except DatabaseError as error:
+                self._forget_connection(error)
+                match verdict(error):
+                    case Verdict.AGAIN | Verdict.AGAIN_LATER if options.dry_run:
+                        raise
+                    case Verdict.AGAIN if failures < options.retry.tries:
+                        failures += 1
+                        time.sleep(options.retry.pause_s(failures))
+                    case Verdict.AGAIN_LATER if pauses < len(DISK_FULL_PAUSES_S):
+                        time.sleep(DISK_FULL_PAUSES_S[pauses])
+                        pauses += 1
+                    case Verdict.SMALLER:
+                        return self._smaller(piece, error)
+                    case Verdict.FIND_ROW:
+                        if len(piece.rows) > 1:
+                            return piece.cut(len(piece.rows) // 2)
+                        self._blame(piece, "refused", *_told(error), error)
+                    case _:
+                        raise
+                retries += 1
+        self._mark, self._tally = end, self._tally.plus(tally)
+        self._progress.add(self.part, end.line, tally, piece.rejected)
+        self._suggest(tally)
+        if not options.dry_run:
+            self._writer.growth.tell_planner()
+        return []
+
+    def _write(self, piece: Batch, end: Mark, retries: int) -> Tally:
+        """Within the open transaction."""
+        shared = self._shared
+        counts, below = Counts(), Counts()
+        if piece.rows:
+            counts, below = self._writer.write(piece)
+        counts.unchanged += piece.seen
+        below.add(piece.seen_below)
+        children = shared.encoder.spec.children
+        tally = Tally(
+            read=piece.read,
+            counts=counts,
+            children={children.source: below} if children else {},
+            rejected=len(piece.rejected),
+            batches=1,
+            retries=retries,
+        )
+        if piece.rejected:
+            allowed = shared.options.max_rejects
+            if allowed is not None and self._progress.rejected + len(piece.rejected) > allowed:
+                raise TooManyRejects(
+                    f"More than {allowed:,} lines are rejected; the last is {piece.rejected[-1]}"
+                )
+            shared.on_reject(piece.rejected)
+        if shared.checkpoint and not shared.checkpoint.save(
+            self.part, self._mark, end, self._tally.plus(tally)
+        ):
+            raise WorkTaken("Another process is loading this job")
+        return tally
+
+    def _end_of(self, piece: Batch) -> Mark:
+        """Where the part stands after it. In the middle of a batch, the digest of the file is that
+        of the batch before."""
+        if piece.end.checked_line:
+            return piece.end
+        return self._mark._replace(line=piece.end.line)
+
+    def _smaller(self, piece: Batch, error: DatabaseError) -> list[Batch]:
+        options = self._shared.options
+        if len(piece.rows) <= max(options.min_batch_size, 1):
+            raise TooSlow(
+                f"A batch of {len(piece.rows):,} rows takes longer than {options.timeout_s:g} s: "
+                "give it more with --timeout, or a smaller --min-batch-size"
+            ) from error
+        self._size = max(len(piece.rows) // 2, options.min_batch_size)
+        self._in_time = 0
+        return piece.cut(self._size)
+
+    def _blame(self, piece: Batch, code: str, field: str, message: str, cause: Exception) -> None:
+        """The one row of the piece is to blame. Raises: LineError, unless bad lines are skipped."""
+        if not piece.rows:
+            raise cause
+        (row,) = piece.rows
+        error = LineError(code, field, message, line=row.number, offset=row.offset)
+        if not self._shared.options.skips_bad:
+            raise error from cause
+        piece.reject(error)
+
+    def _suggest(self, tally: Tally) -> None:
+        """What the last batch was tells how the next is best read. (While lines are looked up
+        before they are decoded, `_encoded` says.)"""
+        feed = self._shared.feed
+        if not feed.probes and self._vain_probes < _MAX_VAIN_PROBES:
+            feed.go_on(probing=tally.counts.unchanged > _MOSTLY * tally.read)
+
+    def _again(self, work: Callable[[], Any]) -> Any:
+        """A look-up that is tried as often as a batch is."""
+        failures = 0
+        while True:
+            try:
+                return work()
+            except DatabaseError as error:
+                self._forget_connection(error)
+                failures += 1
+                is_over = failures > self._shared.options.retry.tries
+                if is_over or verdict(error) is not Verdict.AGAIN:
+                    raise
+                time.sleep(self._shared.options.retry.pause_s(failures))
+
+    def _forget_connection(self, error: DatabaseError) -> None:
+        """The next try connects anew, where there is nothing left to connect to."""
+        if not connection.in_atomic_block and not sqlstate(error).startswith(("22", "23", "57014")):
+            connection.close()
+
+
+def _told(error: DatabaseError) -> tuple[str, str]:
+    """(column, sentence) of what PostgreSQL says."""
+    diagnosis: Any = getattr(error.__cause__, "diag", None)
+    if not diagnosis:
+        return "", str(error).strip()
+    return diagnosis.column_name or "", diagnosis.message_primary or str(error).strip()
