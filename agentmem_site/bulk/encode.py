@@ -271,6 +271,8 @@ class Encoder:
         others = []
         for raw in lines:
             try:
+                if b"\\u0000" in raw.line:  # type: ignore[operator]
+                    raise ValueError("PostgreSQL cannot even be asked for it")
                 key, names, below = split(decode(raw.line))  # type: ignore[arg-type]
                 different = len(set(map(msgspec.structs.astuple, below))) if below else 0
             except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):

@@ -204,7 +204,7 @@ def test_the_command_wants_to_be_told_that_one_is_sure(acme, person):
 
 def test_a_person_with_many_memories_costs_a_few_statements(acme, django_assert_max_num_queries):
     lines = (
-        (n, json.dumps({"content": f"Fact {n}", "user_id": "ann"}).encode())
+        (n, json.dumps({"content": f"Fact {n}", "user_id": "ann"}).encode(), 0)
         for n in range(1, 20_001)
     )
     run_load(

@@ -83,6 +83,15 @@ _ADVICE = {
     Interrupted: "The same command goes on from there.",
     NotPermitted: "Let the application's role do that and run the same command again.",
 }
+_LEAST = {
+    "batch_size": 1,
+    "min_batch_size": 1,
+    "workers": 1,
+    "max_line": 1,
+    "max_bytes": 1,
+    "max_rejects": 0,
+    "max_retries": 0,
+}
 _EMBED = {"now": None, "later": 0}
 _STRAY = 20  # rejected lines told on the terminal, without a file for them
 
@@ -166,14 +175,14 @@ class Command(BaseCommand):
         )
         group.add_argument(
             "--max-line",
-            type=_at_least(1),
+            type=int,
             default=MAX_LINE_BYTES,
             metavar="BYTES",
             help=f"a longer line is a bad line (default {MAX_LINE_BYTES:,})",
         )
         group.add_argument(
             "--max-bytes",
-            type=_at_least(1),
+            type=int,
             metavar="BYTES",
             help="stop when a packed file turns out larger (default: only where it smells of a "
             "bomb: over 64 MiB, and over 200 times what it was)",
@@ -230,7 +239,7 @@ class Command(BaseCommand):
         )
         group.add_argument(
             "--max-rejects",
-            type=_at_least(0),
+            type=int,
             metavar="N",
             help="stop when more are rejected (default: never)",
         )
@@ -238,21 +247,21 @@ class Command(BaseCommand):
     def _add_going(self, group: Any) -> None:
         group.add_argument(
             "--batch-size",
-            type=_at_least(1),
+            type=int,
             default=5000,
             metavar="N",
             help="rows per transaction, at most (default 5000)",
         )
         group.add_argument(
             "--min-batch-size",
-            type=_at_least(1),
+            type=int,
             default=500,
             metavar="N",
             help="a batch that takes too long is halved, down to this (default 500)",
         )
         group.add_argument(
             "--workers",
-            type=_at_least(1),
+            type=int,
             default=1,
             metavar="N",
             help="connections that load side by side; rows of one key stay in their order "
@@ -273,9 +282,7 @@ class Command(BaseCommand):
             "100 ms, x2), aggressive (5 from 50 ms, x1.5), conservative (2 from 200 ms, x3); "
             "pauses are drawn at random up to that",
         )
-        group.add_argument(
-            "--max-retries", type=_at_least(0), metavar="N", help="another number of tries"
-        )
+        group.add_argument("--max-retries", type=int, metavar="N", help="another number of tries")
         group.add_argument(
             "--throttle",
             type=float,
@@ -416,6 +423,10 @@ class Command(BaseCommand):
 def _load_options(options: dict[str, Any]) -> LoadOptions:
     """Raises: CommandError, of what does not go together."""
     wrong = {
+        f"--{name.replace('_', '-')} is at least {least}": options[name] is not None
+        and options[name] < least
+        for name, least in _LEAST.items()
+    } | {
         f"--timeout is 0 to {MAX_TIMEOUT_S:,}": not 0 <= options["timeout"] <= MAX_TIMEOUT_S,
         f"--workers is 1 to {MAX_WORKERS}": options["workers"] > MAX_WORKERS,
         "--throttle is not negative": not options["throttle"] >= 0,
@@ -477,15 +488,6 @@ def _goes_on(options: dict[str, Any]) -> str:
         return "The same command again: what is stored stays unchanged. With --job NAME it goes on."
     command = f":\n{shlex.join(sys.argv)}" if sys.argv[1:2] == ["bulk_upsert"] else "."
     return f"The same command goes on{command}"
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"it is at least {least}")
-        return value
-
-    return number
 
 
 @contextmanager
