@@ -291,9 +291,9 @@ def columns_of(
     return [(field, fields[field]) if field in fields else ("", TEXT) for field in header]
 
 
-def too_long(max_line_bytes: int) -> LineError:
+def too_long(max_line_bytes: int, *, line: int = 0) -> LineError:
     message = f"Over {max_line_bytes:,} bytes; --max-line allows longer lines"
-    return LineError("line_too_long", "", message)
+    return LineError("line_too_long", "", message, line=line)
 
 
 def _kind(type_: Any) -> str:
