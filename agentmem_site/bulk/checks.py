@@ -23,8 +23,9 @@ _PATH_CHARACTERS = 200
 _ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)")
 # NUL, half of a surrogate pair, a colon.
 _TELLING_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F]|003[aA])")
-_NUMBER = re.compile(r"-?(\d+)(?:\.(\d+))?(?:[eE]([-+]?\d+))?")
+_NUMBER = re.compile(r"-?(\d+)(?:\.(\d+))?(?:[eE]([-+]?)(\d+))?")
 _UNKEPT = re.compile("[\0\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _TOO_MANY_DIGITS = b"0" * (MAX_DIGITS + 1)
 _COLON = 0x3A
@@ -73,8 +74,9 @@ def number_fault(text: str) -> str:
     match = _NUMBER.fullmatch(text)
     if match is None:
         return "NaN and Infinity are not JSON"
-    whole, decimals, exponent = match[1], match[2] or "", match[3] or "0"
-    power = int(exponent) if len(exponent) < 8 else (-(10**8) if exponent[0] == "-" else 10**8)
+    whole, decimals, sign, exponent = match[1], match[2] or "", match[3], match[4] or ""
+    # (Python refuses to read an exponent of thousands of digits, too.)
+    power = int(exponent.lstrip("0")[:9] or "0") * (-1 if sign == "-" else 1)
     digits = (whole + decimals).lstrip("0")
     size = len(digits) - len(decimals) + power  # digits before the point
     if len(whole) > MAX_DIGITS or size > (MAX_DIGITS if digits else MAX_DECIMALS):
@@ -222,4 +224,4 @@ def _text_faults(text: str, path: tuple[str, ...]) -> Iterator[LineError]:
 def _named(path: tuple[str, ...]) -> str:
     """runs[0].metadata.key: what it cannot be printed with is left out."""
     name = "".join(path).removeprefix(".")[:_PATH_CHARACTERS]
-    return _UNKEPT.sub("\ufffd", name)
+    return _UNPRINTABLE.sub("\ufffd", name)

@@ -283,6 +283,8 @@ def test_depth_is_what_counts_not_the_number_of_brackets(openers):
         ("1e-16383", True),
         ("1e-16384", False),
         ("0e99999999999999999999", False),
+        ("10e0000000000000000000", True),
+        ("10e-000000000000000001", True),
         ("1e-99999999999999999999", False),
         ("NaN", False),
         ("-Infinity", False),
