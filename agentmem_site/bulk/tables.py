@@ -17,9 +17,9 @@ TEXT = "text"
 JSON = "json"
 EITHER = "either"  # a moment, a vector: JSON where it is a number or an array, text otherwise
 
-# At once.
-PARQUET_ROWS = 1000
-PARQUET_BYTES = 16 * 1024 * 1024
+# At once: as values of Python they take many times the room.
+PARQUET_ROWS = 250
+PARQUET_BYTES = 4 * 1024 * 1024
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _TEXTUAL = (
     msgspec.inspect.StrType,
