@@ -1,12 +1,11 @@
 """JSON that is kept as it came: what PostgreSQL or Python could not keep is refused."""
 
 import json
-import math
 import re
 from typing import Any
 
-MAX_DEPTH = 64
-MAX_DIGITS = 38
+from agentmem_site.bulk.checks import MAX_DEPTH, number_fault
+
 _UNKEPT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -62,17 +61,18 @@ def _refuse_unkept(value: Any) -> None:
 
 
 def _whole(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise RefusedJson(f"A number has more than {MAX_DIGITS} digits.")
+    _refuse_number(digits)
     return int(digits)
 
 
 def _real(text: str) -> float:
-    number = float(text)
-    # 1e300 would come back from jsonb as a whole number of 301 digits.
-    if not math.isfinite(number) or abs(number) >= 10.0**MAX_DIGITS:
-        raise RefusedJson(f"A number has more than {MAX_DIGITS} digits.")
-    return number
+    _refuse_number(text)
+    return float(text)
+
+
+def _refuse_number(text: str) -> None:
+    if reason := number_fault(text):
+        raise RefusedJson(f"{reason}.")
 
 
 def _constant(name: str) -> None:

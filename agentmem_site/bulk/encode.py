@@ -449,6 +449,8 @@ def _probe(
 
     def split(line: Any) -> tuple[Any, tuple[Name | None, ...], list[Any]]:
         key, *names = get(line) if columns else (get(line),)
+        if "\0" in "".join(filter(None, (key, *names))):
+            raise ValueError("PostgreSQL cannot be asked for that")  # (decoding will refuse it)
         for place, outer in within:
             if names[place] is not None:
                 names[place] = (names[outer] or "", names[place])

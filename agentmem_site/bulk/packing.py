@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 256 * 1024
 PREFIX_BYTES = 1024 * 1024
 # A small file that unpacks to a large one: gzip can reach 1,000 to 1, zstd far more.
 MAX_RATIO = 200

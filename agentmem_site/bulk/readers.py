@@ -156,7 +156,7 @@ def lines_of(
                 else:
                     number += 1
                     if number > after:
-                        yield number, too_long(max_line_bytes), start
+                        yield number, too_long(max_line_bytes, line=number), start
                     start += held_bytes + len(ended.pop(0)) + 1
                 held.clear()
                 held_bytes = 0
@@ -168,7 +168,7 @@ def lines_of(
                 size = len(line)
                 if number > after and (keeps_blank or (line and not line.isspace())):
                     if size > max_line_bytes:
-                        yield number, too_long(max_line_bytes), start
+                        yield number, too_long(max_line_bytes, line=number), start
                     else:
                         yield number, line, start
                 start += size + 1

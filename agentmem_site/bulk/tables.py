@@ -17,9 +17,9 @@ TEXT = "text"
 JSON = "json"
 EITHER = "either"  # a moment, a vector: JSON where it is a number or an array, text otherwise
 
-# At once.
-PARQUET_ROWS = 1000
-PARQUET_BYTES = 16 * 1024 * 1024
+# At once: as values of Python they take many times the room.
+PARQUET_ROWS = 250
+PARQUET_BYTES = 4 * 1024 * 1024
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _TEXTUAL = (
     msgspec.inspect.StrType,
@@ -291,9 +291,9 @@ def columns_of(
     return [(field, fields[field]) if field in fields else ("", TEXT) for field in header]
 
 
-def too_long(max_line_bytes: int) -> LineError:
+def too_long(max_line_bytes: int, *, line: int = 0) -> LineError:
     message = f"Over {max_line_bytes:,} bytes; --max-line allows longer lines"
-    return LineError("line_too_long", "", message)
+    return LineError("line_too_long", "", message, line=line)
 
 
 def _kind(type_: Any) -> str:

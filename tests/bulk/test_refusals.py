@@ -11,8 +11,6 @@ from django.core.management import CommandError
 
 from accounts.models import User
 from accounts.tenancy import tenant
-from agentmem_site.bulk.checks import check_text
-from agentmem_site.bulk.spec import LineError
 from tests.bulk.loading import load, load_file
 
 
@@ -57,7 +55,7 @@ BAD = [
     ("users", b"[]", "Expected `object`, got `array`"),
     ("users", b'{"external_id": "u", "status": "asleep"}', "status: Invalid enum value 'asleep'"),
     ("users", b'{"external_id": "u", "metadata": [1]}', "metadata: Expected an object"),
-    ("users", b'{"external_id": "u", "metadata": {"a": NaN}}', "malformed"),
+    ("users", b'{"external_id": "u", "metadata": {"a": NaN}}', "metadata.a: NaN"),
     ("users", b'{"external_id": "a\\u0000b"}', "cannot hold the character \\u0000"),
     ("users", b'{"external_id": "u", "metadata": {"\\u0000": 1}}', "the character \\u0000"),
     ("users", b'{"external_id": "u", "metadata": {"a": "\\ud800"}}', "Half of a surrogate pair"),
@@ -67,7 +65,7 @@ BAD = [
     (
         "users",
         b'{"external_id": "u", "metadata": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
-        "recursion",
+        "Nested deeper than 64 levels",
     ),
     ("blocks", b'{"external_id": "b", "label": "' + b"x" * 51 + b'"}', "label: Expected `str`"),
     (
@@ -147,27 +145,6 @@ def test_strict_references_are_refused_by_name(acme, tmp_path):
         load(tmp_path, "sessions", [{"session_id": "s", "agent_id": "a"}], strict_references=True)
 
 
-@pytest.mark.parametrize(
-    ("line", "is_fine"),
-    [
-        (rb'{"a": "\ud83d\ude00"}', True),
-        (rb'{"a": "\\u0000"}', True),  # a backslash and letters
-        (rb'{"a": "\\\u0000"}', False),
-        (rb'{"a": "\ude00"}', False),
-        (rb'{"a": "\ud83d \ude00"}', False),
-        (rb'{"a": "\ud83dx"}', False),
-        (rb'{"a": "\u00e4\n"}', True),
-        ("{'a': 'ä'}".encode(), True),
-    ],
-)
-def test_only_text_that_postgresql_can_keep(line, is_fine):
-    if is_fine:
-        check_text(line)
-    else:
-        with pytest.raises(LineError):
-            check_text(line)
-
-
 def test_gzip_is_unpacked_and_a_cut_file_is_told(acme, tmp_path):
     data = b"".join(b'{"external_id": "user-%d"}\n' % n for n in range(5000))
     file = tmp_path / "users.jsonl.gz"
@@ -238,11 +215,10 @@ def test_a_number_that_jsonb_cannot_hold_is_refused_by_line_and_field(acme, tmp_
     bad = b'{"session_id": "s3", "state": {"n": ' + number + b"}}"
     with pytest.raises(CommandError) as refusal:
         load(tmp_path, "sessions", [good[0], *good, bad])
-    assert "line 5: state: " in str(refusal.value)
+    assert "line 5: state.n: " in str(refusal.value)
     assert refusal.value.returncode == 65
     bad = b'{"session_id": "s3", "runs": [{"run_id": "a", "metadata": {"n": ' + number + b"}}]}"
     with pytest.raises(CommandError) as refusal:
         load(tmp_path, "sessions", [good[0], *good, bad])
-    found_by = "" if number == b"1e-200000" else "runs[0]."  # (PostgreSQL names the column alone)
-    assert f"line 5: {found_by}metadata: " in str(refusal.value)
+    assert "line 5: runs[0].metadata.n: " in str(refusal.value)
     assert refusal.value.returncode == 65
