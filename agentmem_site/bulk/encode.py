@@ -21,6 +21,7 @@ from agentmem_site.bulk.checks import check_line
 from agentmem_site.bulk.report import Counts
 from agentmem_site.bulk.spec import (
     LINE_HASH,
+    NO_MOMENT,
     Column,
     KeyText,
     LineError,
@@ -211,6 +212,8 @@ class Encoder:
         self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
         self._encoders = [self._encoder(column) for column in spec.all_columns]
         self._encoders += [(moment, binary.NULL)] * len(times)
+        self._keeps_time = keeps_time
+        self._times = [n for n in ("created_at", "updated_at") if n in spec.line.__struct_fields__]
         self._header = binary.row_header(len(self.columns))
         # A row's parts: the header, then its columns.
         self.place_of = {name: place for place, name in enumerate(self.columns, start=1)}
@@ -271,8 +274,6 @@ class Encoder:
         others = []
         for raw in lines:
             try:
-                if b"\\u0000" in raw.line:  # type: ignore[operator]
-                    raise ValueError("PostgreSQL cannot even be asked for it")
                 key, names, below = split(decode(raw.line))  # type: ignore[arg-type]
                 different = len(set(map(msgspec.structs.astuple, below))) if below else 0
             except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
@@ -344,6 +345,10 @@ class Encoder:
             ]
         except Exception as error:
             raise self._fault(values) from error
+        if not self._keeps_time:  # a moment that is left aside has to be one all the same
+            for name in self._times:
+                if (given := getattr(line, name)) is not None and not _is_moment(given):
+                    raise LineError("invalid_value", name, NO_MOMENT)
         parts[:0] = (self._header, row_id, *parent)
         for column, place, outer in self._within:
             if parts[place] is not None:
@@ -406,6 +411,14 @@ def _handed_to(parent: bytes, row: bytes) -> bytes:
     """A child's row under another parent: its header and its own id come before the parent's."""
     start = len(binary.row_header(0)) + len(parent)
     return row[:start] + parent + row[start + len(parent) :]
+
+
+def _is_moment(value: Any) -> bool:
+    try:
+        moment(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_it_is(name: Any) -> Any:

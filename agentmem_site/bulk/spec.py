@@ -23,6 +23,7 @@ ABSENT = msgspec.Raw()
 LINE_HASH = "line_hash"  # the column that notes a row's last line
 OVERWRITE = "{new}.{column}"
 DIFFERENT = "{old}.{column} IS DISTINCT FROM {new}.{column}"
+NO_MOMENT = "Expected a moment between 1970 and 2200"
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -233,9 +234,9 @@ def moment(value: Moment) -> bytes:
         try:
             value = datetime.fromtimestamp(value, UTC)
         except (OverflowError, OSError, ValueError) as error:
-            raise ValueError("Expected a moment between 1970 and 2200") from error
+            raise ValueError(NO_MOMENT) from error
     if not _EARLIEST <= value < _LATEST:
-        raise ValueError("Expected a moment between 1970 and 2200")
+        raise ValueError(NO_MOMENT)
     return binary.timestamptz(value)
 
 

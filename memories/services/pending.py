@@ -66,7 +66,8 @@ WITH said AS MATERIALIZED (
     ORDER BY m.id FOR NO KEY UPDATE OF m)
 UPDATE memories_memory m SET embedding = said.embedding::halfvec, embedding_model = %(encoder)s,
     embedding_state = 'ready', embedding_attempts = 0, embedding_error = '',
-    embedding_due_at = NULL, is_indexed = false
+    embedding_due_at = NULL, is_indexed = false,
+    line_hash = CASE WHEN %(replaced)s::text IS NULL THEN m.line_hash END
 FROM said WHERE m.organization_id = %(organization)s AND m.id = said.id
 """
 

@@ -1,7 +1,9 @@
 """Sessions, the runs appended to them, and messages."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.db import transaction
 from django.utils import timezone
@@ -9,7 +11,7 @@ from django.utils import timezone
 from accounts.actors import Actor
 from accounts.errors import Invalid, NotFound
 from accounts.models import Organization
-from accounts.services.records import M, Records
+from accounts.services.records import Counts, M, Narrow, Records
 from sessions.models import Message, Run, Session
 
 
@@ -41,8 +43,43 @@ class MessageRecords(Records[Message]):
         return changed | followed
 
 
+class RunRecords(AddressedRecords[Run]):
+    """A session of which a run has changed has changed."""
+
+    def after_update(self, record: Run, changed: frozenset[str]) -> None:
+        _touch(
+            record.organization_id,
+            [record.session_id],
+            at=record.updated_at,
+            by=record.last_updated_by_id,
+        )
+
+    def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
+        with transaction.atomic():
+            _touch(organization.pk, rows.values("session_id"), at=timezone.now(), by=actor.id)
+            return super().purge(rows, organization=organization, actor=actor)
+
+    def _move(
+        self,
+        action: str,
+        rows: Any,
+        narrow: Narrow,
+        stamp: Mapping[str, Any],
+        organization: Organization,
+        actor: Actor,
+    ) -> Counts:
+        moved = narrow(rows).order_by().values("session_id")
+        _touch(organization.pk, moved, at=timezone.now(), by=actor.id)
+        return super()._move(action, rows, narrow, stamp, organization, actor)
+
+
+def _touch(organization_id: UUID, session_ids: Any, *, at: datetime, by: UUID | None) -> None:
+    rows = Session.objects.for_organization(organization_id).filter(pk__in=session_ids)
+    rows.update(updated_at=at, last_updated_by_id=by)
+
+
 sessions = AddressedRecords(Session, "session_id")
-runs = AddressedRecords(Run, "run_id", "last")
+runs = RunRecords(Run, "run_id", "last")
 messages = MessageRecords(Message)
 
 
@@ -65,5 +102,5 @@ def append_run(
             actor=actor,
             values={"position": position, **values, "session": session},
         )
-        rows.update(updated_at=timezone.now(), last_updated_by_id=actor.id)
+        _touch(organization.pk, [session.pk], at=timezone.now(), by=actor.id)
     return run

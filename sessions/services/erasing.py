@@ -49,7 +49,7 @@ def erase_person(user: User, *, organization: Organization, actor: Actor) -> Cou
             raise NotFound
         # What another said in a session of theirs stays, and forgets in which.
         _said_in_sessions_of(user, organization).exclude(user=None).exclude(user=user).update(
-            session_id=None
+            session_id=None, line_hash=None
         )
         counts = _remove(_everything_of(user, organization))
         with connection.cursor() as cursor:
