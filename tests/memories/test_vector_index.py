@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -264,6 +265,42 @@ def break_off_a_build():
         with suppress(OperationalError):
             vector_index._create(owner)
         writer.execute("ROLLBACK")
+
+
+def test_nobody_who_writes_waits_for_a_build():
+    acme = make_organization("acme")
+    nothing_but_no_index()
+    with ThreadPoolExecutor() as pool, as_other("BEGIN") as writer:
+        writer.execute("LOCK TABLE memories_memory IN ROW EXCLUSIVE MODE")
+        building = pool.submit(in_thread, vector_index.repair_index)
+        await_waiting_build()
+        with tenant(acme), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '1s'")
+            cursor.execute("LOCK TABLE memories_memory IN ROW EXCLUSIVE MODE")
+        writer.execute("ROLLBACK")
+    building.result(timeout=60)
+    assert index_state() == "valid"
+
+
+def in_thread(work):
+    try:
+        return work()
+    finally:
+        connection.close()
+
+
+def await_waiting_build():
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+                "WHERE NOT granted AND datname = current_database()"
+            )
+            if cursor.fetchone()[0]:
+                return
+        time.sleep(0.02)
+    raise AssertionError("No build is waiting.")
 
 
 def test_reindex_leaves_it_to_a_load_that_is_at_work():
