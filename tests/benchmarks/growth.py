@@ -27,7 +27,7 @@ from accounts.models import Organization
 from accounts.services.organizations import organizations
 from accounts.tenancy import platform
 from agentmem_site.bulk import LoadOptions
-from agentmem_site.bulk.readers import numbered_lines
+from agentmem_site.bulk.readers import source_of
 from agentmem_site.loads import run_load
 from agentmem_site.samples import lines
 from memories.models import EMBEDDING_DIM
@@ -101,14 +101,15 @@ def _batches(resource: str, organization: Organization, pieces: Iterator[bytes])
     """Microseconds per row of each batch after the first ones."""
     file = io.BytesIO(b"".join(pieces))
     ends = [time.perf_counter()]
-    report = run_load(
-        resource,
-        numbered_lines(file),
-        organization=organization,
-        actor=ACTOR,
-        options=LoadOptions(batch_size=BATCH),
-        on_batch=lambda report: ends.append(time.perf_counter()),
-    )
+    with source_of(file, name=f"{resource}.jsonl") as source:
+        report = run_load(
+            resource,
+            source,
+            organization=organization,
+            actor=ACTOR,
+            options=LoadOptions(batch_size=BATCH),
+            on_batch=lambda report: ends.append(time.perf_counter()),
+        )
     assert report.counts.inserted == ROWS_AT_A_SIZE, report
     took = [after - before for before, after in pairwise(ends)]
     return [1e6 * seconds / BATCH for seconds in took[WARM_UP:]]
