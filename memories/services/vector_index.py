@@ -19,7 +19,6 @@ from typing import Any
 
 from django.db import Error, OperationalError, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg import errors as postgres
 
 from accounts.errors import Forbidden, Unavailable
 from agentmem_site.db.roles import owner_beside
@@ -32,6 +31,8 @@ BUILDING = 0x6167_6D76  # of PostgreSQL's advisory locks, those of a session
 GRAPH_BYTES_PER_ROW = 1700
 LOOK_EVERY_S = 1.0
 WAITS_AT_MOST = "3s"  # for the table, to drop the index: all others wait behind that
+
+_TOO_LITTLE = "53"  # SQLSTATEs of memory, disk and connections
 
 SLOWER = "Until then large organizations are searched without it: slower, not less exactly."
 WITHOUT_OWNER = (
@@ -185,7 +186,8 @@ def _build(owner: BaseDatabaseWrapper, on_progress: OnProgress) -> Built | None:
             try:
                 _create(owner)
             except OperationalError as error:
-                if not isinstance(error.__cause__, postgres.InsufficientResources):
+                state = getattr(error.__cause__, "sqlstate", None) or ""
+                if not state.startswith(_TOO_LITTLE):
                     raise
                 # No shared memory for helpers (/dev/shm of a container): alone, then.
                 _drop(cursor)

@@ -282,6 +282,26 @@ def test_nobody_who_writes_waits_for_a_build():
     assert index_state() == "valid"
 
 
+def test_a_build_without_shared_memory_for_helpers_goes_on_alone(monkeypatch):
+    acme = make_organization("acme")
+    load(acme, [2, 1], is_apart=True)
+    nothing_but_no_index()
+    more_than_there_is = "SELECT set_config('maintenance_work_mem', '1TB', false), %s"
+    monkeypatch.setattr(vector_index, "_MAKE_ROOM", more_than_there_is)
+    with as_other("ALTER TABLE memories_memory SET (parallel_workers = 1)") as owner:
+        with pytest.raises(OperationalError, match="shared memory"):
+            create_with_helpers()
+        assert reindex().startswith("Index of vectors built over ")
+        owner.execute("ALTER TABLE memories_memory RESET (parallel_workers)")
+    assert found(acme, limit=2) == ["1", "2"]
+
+
+def create_with_helpers():
+    with owner_beside(connection) as owner, owner.cursor() as cursor:
+        cursor.execute("SET maintenance_work_mem = '1TB'")
+        vector_index._create(owner)
+
+
 def in_thread(work):
     try:
         return work()
@@ -359,7 +379,11 @@ def await_free_lock():
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE objid = %s", [BUILDING])
+            cursor.execute(
+                "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+                "WHERE objid = %s AND datname = current_database()",
+                [BUILDING],
+            )
             if not cursor.fetchone()[0]:
                 return
         time.sleep(0.02)
