@@ -141,7 +141,7 @@ def _begin(owner: BaseDatabaseWrapper, *, is_large: bool, on_notice: OnNotice) -
         if state == "missing":
             return True
         if state == "valid" and not (is_large and _holds_nothing(cursor)):
-            owner.close()
+            owner.close()  # what is held goes with it
             return False
         try:
             cursor.execute("SELECT set_config('lock_timeout', %s, false)", [WAITS_AT_MOST])
@@ -157,7 +157,11 @@ def _begin(owner: BaseDatabaseWrapper, *, is_large: bool, on_notice: OnNotice) -
 
 
 def _end(owner: BaseDatabaseWrapper, *, on_progress: OnProgress, on_notice: OnNotice) -> None:
-    owner.close()  # and with it goes the lock that was shared
+    try:
+        with owner.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock_shared(%s)", [BUILDING])
+    except OperationalError:  # it was cut off during the load, and its lock with it
+        owner.close()
     with owner.cursor() as cursor:
         if _lock_alone(cursor):
             _build(owner, on_progress)

@@ -180,6 +180,20 @@ def test_of_two_loads_the_last_one_builds():
         assert found(organization, limit=3) == ["1", "2", "3"]
 
 
+def test_a_load_whose_connection_for_the_index_was_cut_builds_all_the_same():
+    acme = make_organization("acme")
+    with first_load(is_large=True) as is_apart:
+        load(acme, [2, 1], is_apart=is_apart)
+        with as_other(
+            "SELECT pg_terminate_backend(l.pid) FROM pg_locks l "
+            "JOIN pg_database d ON d.oid = l.database AND d.datname = current_database() "
+            "WHERE l.objid = %s",
+            BUILDING,
+        ):
+            await_free_lock()
+    assert uses_index(acme)
+
+
 def test_a_load_during_a_build_takes_the_worker_s_way():
     nothing_but_no_index()
     with as_other("SELECT pg_advisory_lock(%s)", BUILDING), first_load(is_large=True) as is_apart:
