@@ -56,6 +56,8 @@ _HOLDS_NOTHING = """
 SELECT NOT EXISTS (SELECT FROM memories_memory
     WHERE embedding_state = 'ready' AND NOT is_deleted AND is_indexed)
 """
+_DROP = "DROP INDEX IF EXISTS memories_memory_embedding"
+_DROP_BESIDE = "DROP INDEX CONCURRENTLY IF EXISTS memories_memory_embedding"  # others go on
 # For this many bytes, but no more than shared_buffers: that tells what memory the server has.
 _MAKE_ROOM = """
 SELECT set_config('maintenance_work_mem', greatest(
@@ -145,7 +147,7 @@ def _begin(owner: BaseDatabaseWrapper, *, is_large: bool, on_notice: OnNotice) -
             return False
         try:
             cursor.execute("SELECT set_config('lock_timeout', %s, false)", [WAITS_AT_MOST])
-            _drop(cursor)
+            cursor.execute(_DROP)
         except OperationalError:
             on_notice(
                 "The table of memories is in use by a long transaction, so its index of vectors "
@@ -173,11 +175,11 @@ def _build(owner: BaseDatabaseWrapper, on_progress: OnProgress) -> Built | None:
     """Under BUILDING, alone. None: it stands already."""
     started = time.monotonic()
     with owner.cursor() as cursor:
-        state = _state(cursor)
-        if state == "valid":
+        # It waits for whoever is writing, for as long as that takes.
+        cursor.execute("SET lock_timeout = 0; SET statement_timeout = 0")
+        if _state(cursor) == "valid":
             return None
-        if state == "invalid":
-            _drop(cursor)
+        cursor.execute(_DROP_BESIDE)
         on_progress(0, 0, "rows are counted")
         # First: it tells how many there are, and what was planned for an empty table is forgotten.
         cursor.execute("ANALYZE memories_memory")
@@ -190,11 +192,10 @@ def _build(owner: BaseDatabaseWrapper, on_progress: OnProgress) -> Built | None:
             try:
                 _create(owner)
             except OperationalError as error:
-                state = getattr(error.__cause__, "sqlstate", None) or ""
-                if not state.startswith(_TOO_LITTLE):
+                if not str(getattr(error.__cause__, "sqlstate", "")).startswith(_TOO_LITTLE):
                     raise
                 # No shared memory for helpers (/dev/shm of a container): alone, then.
-                _drop(cursor)
+                cursor.execute(_DROP_BESIDE)
                 cursor.execute("SET max_parallel_maintenance_workers = 0")
                 _create(owner)
     return Built(rows, time.monotonic() - started)
@@ -204,10 +205,6 @@ def _create(owner: BaseDatabaseWrapper) -> None:
     (index,) = (index for index in Memory._meta.indexes if index.name == INDEX)
     with owner.schema_editor(atomic=False) as editor:
         editor.add_index(Memory, index, concurrently=True)  # type: ignore[call-arg]
-
-
-def _drop(cursor: Any) -> None:
-    cursor.execute("DROP INDEX IF EXISTS memories_memory_embedding")
 
 
 def _state(cursor: Any) -> str:

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -314,6 +315,16 @@ def create_with_helpers():
     with owner_beside(connection) as owner, owner.cursor() as cursor:
         cursor.execute("SET maintenance_work_mem = '1TB'")
         vector_index._create(owner)
+
+
+def test_a_build_waits_for_whoever_is_writing(monkeypatch):
+    monkeypatch.setattr(vector_index, "WAITS_AT_MOST", "50ms")  # that is for the drop
+    notices = []
+    with as_other("SELECT") as writer, first_load(is_large=True, on_notice=notices.append):
+        writer.execute("BEGIN; LOCK TABLE memories_memory IN ROW EXCLUSIVE MODE")
+        Timer(0.5, writer.execute, ["ROLLBACK"]).start()
+    assert notices == []
+    assert index_state() == "valid"
 
 
 def in_thread(work):
