@@ -88,9 +88,10 @@ def _grow(resource: str, make: Make, sizes: list[int]) -> Grown:
     grown.costs[0] = median(on_empty)
     _empty()
     for size in sizes:
-        missing = size - (first - 1)
-        grown.peak_mb = max(grown.peak_mb, _fill(resource, organization, make(first, missing)))
-        first += missing
+        if missing := size - (first - 1):
+            peak_mb = _fill(resource, organization, make(first, missing))
+            grown.peak_mb = max(grown.peak_mb, peak_mb)
+            first += missing
         costs = _batches(resource, organization, make(first, ROWS_AT_A_SIZE))
         grown.costs[size] = median(costs)
         first += ROWS_AT_A_SIZE
@@ -104,7 +105,7 @@ def _batches(resource: str, organization: Organization, pieces: Iterator[bytes])
     with source_of(file, name=f"{resource}.jsonl") as source:
         report = run_load(
             resource,
-            source,
+            source.lines(),
             organization=organization,
             actor=ACTOR,
             options=LoadOptions(batch_size=BATCH),
