@@ -547,6 +547,8 @@ def settings(memory_bytes: int, free_bytes: int, host: str) -> dict[str, str]:
         "wal_compression": "on",
         "max_wal_size": f"{min(max(free_bytes // 8 // MB, 128), 4096)}MB",
         "checkpoint_timeout": "15min",
+        # The build of the index of vectors: this many beside the one that asked for it.
+        "max_parallel_maintenance_workers": str(max((os.cpu_count() or 1) - 1, 0)),
         "random_page_cost": "1.1",
         "jit": "off",
         "huge_pages": "off",  # reserved but not granted to a container, they end the server

@@ -8,6 +8,7 @@ agentmem_admin  nobody signs in as it; the application enters it for work across
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 OWNER = "agentmem_owner"
@@ -38,3 +39,31 @@ def as_owner(connection: BaseDatabaseWrapper) -> Iterator[None]:
         connection.close()
         connection.settings_dict.update(kept)
         connection.settings_dict["OPTIONS"] = kept_options
+
+
+@contextmanager
+def owner_beside(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrapper | None]:
+    """A second connection, in autocommit, as the owner; None where this process cannot be that.
+
+    `connection` stays as it is, and with it those of other threads, whose settings are the same
+    object: for processes that go on meanwhile.
+    """
+    beside = connection.copy()
+    owner = beside.settings_dict.get("OWNER") or {}
+    if owner.get("USER"):
+        beside.settings_dict.update(owner)
+    options = beside.settings_dict["OPTIONS"]
+    beside.settings_dict["OPTIONS"] = {k: v for k, v in options.items() if k != "pool"}
+    try:
+        yield beside if _is_owner(beside) else None
+    finally:
+        beside.close()
+
+
+def _is_owner(connection: BaseDatabaseWrapper) -> bool:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_has_role(%s, 'USAGE')", [OWNER])
+            return bool(cursor.fetchone()[0])
+    except OperationalError:  # the URL is wrong: it is as if there were none
+        return False

@@ -11,15 +11,19 @@ from django.db import Error, close_old_connections, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
+from accounts.errors import Forbidden, Unavailable
 from accounts.models import Organization
 from memories.embeddings import EncoderError
 from memories.services.embedding import EMBED_CHANNEL
 from memories.services.indexing import index_vectors, large_organizations
 from memories.services.pending import claim, encode_rows, organizations_with_pending
+from memories.services.vector_index import index_state, repair_index
 
 POLL_S = 5.0  # without a notification: what a crash released, what waited for its next attempt
 MAX_PAUSE_S = 60.0
 INDEX_EVERY_S = 60.0  # a look for large organizations; while there is something to move, it goes on
+# So long has a load that was killed for being run again, before a worker builds what it left out.
+MEND_AFTER_S = 600.0
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,8 @@ class EmbedWorker:
         self._is_stopping = self._may_interrupt = False
         self._to_index: list[Organization] = []
         self._looked_at = -INDEX_EVERY_S
+        self._without_index_since: float | None = None
+        self._may_mend = True
 
     def drain(self) -> None:
         """Until nothing is due, or waits for the index. Raises: EncoderError, Stopped."""
@@ -111,6 +117,7 @@ class EmbedWorker:
         """One batch of each large organization into the index."""
         if not self._to_index and time.monotonic() - self._looked_at >= INDEX_EVERY_S:
             self._looked_at = time.monotonic()
+            self._mend_index()
             self._to_index = large_organizations() if self._only is None else [self._only]
         unfinished = []
         for organization in self._to_index:
@@ -122,6 +129,28 @@ class EmbedWorker:
                 unfinished.append(organization)
         self._to_index = unfinished
         return bool(unfinished)
+
+    def _mend_index(self) -> None:
+        """Builds the index where a load that was killed has left none, if nobody else does.
+
+        This worker embeds nothing for those minutes; without the index every search of a large
+        organization would be slow until somebody notices."""
+        if not self._may_mend or index_state() == "valid":
+            self._without_index_since = None
+            return
+        now = time.monotonic()
+        self._without_index_since = self._without_index_since or now
+        if now - self._without_index_since < MEND_AFTER_S:
+            return
+        try:
+            with self._interruptible():
+                repair_index()
+            logger.warning("The index of vectors was missing; it has been built.")
+        except Forbidden as error:
+            self._may_mend = False
+            logger.warning("%s", error)
+        except Unavailable:
+            pass  # a load or another worker is at it
 
     def _one_batch(self, organization: Organization) -> bool:
         if self._is_stopping:

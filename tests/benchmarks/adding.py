@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 from django.db import connection
 
@@ -123,23 +124,29 @@ def _served(encoder: str) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    database = connection.settings_dict
-    owner = database["OWNER"]
-    url = "postgres://{}:{}@{}:{}/{}"
-    place = [database["HOST"], database["PORT"], database["NAME"]]
-    environment = {
-        **os.environ,
-        "DATABASE_URL": url.format(database["USER"], database["PASSWORD"], *place),
-        "DATABASE_OWNER_URL": url.format(owner["USER"], owner["PASSWORD"], *place),
-        "AGENTMEM_ENCODER": encoder,
-    }
     command = [sys.executable, "manage.py", "serve", "--no-embed", f"--port={port}"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(AGENTMEM_ENCODER=encoder), stdout=subprocess.DEVNULL
+    ) as server:
         try:
             _await(port)
             yield port
         finally:
             server.terminate()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a process on the benchmark's database."""
+    database = connection.settings_dict
+    owner = database["OWNER"]
+    url = "postgres://{}:{}@{}:{}/{}"
+    place = [quote(database["HOST"], safe="@"), database["PORT"], database["NAME"]]
+    return {
+        **os.environ,
+        "DATABASE_URL": url.format(database["USER"], database["PASSWORD"], *place),
+        "DATABASE_OWNER_URL": url.format(owner["USER"], owner["PASSWORD"], *place),
+        **more,
+    }
 
 
 def _await(port: int) -> None:

@@ -21,13 +21,15 @@ def write_plot(path: Path, *, title: str, x: str, y: str, series: Sequence[Serie
     points = [point for one in series for point in one.points]
     low, high = min(p[0] for p in points) / 1.3, max(p[0] for p in points) * 1.3
     bottom = math.floor(20 * min(p[1] for p in points) - 0.2) / 20
+    highest = max(p[1] for p in points)
+    top = math.ceil(20 * highest + 0.2) / 20 if highest > 1 else 1.0
 
     def across(value: float) -> float:
         share = math.log(value / low) / math.log(high / low)
         return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def up(value: float) -> float:
-        share = (value - bottom) / (1.005 - bottom)
+        share = (value - bottom) / (top + 0.005 - bottom)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     parts = [
@@ -41,18 +43,18 @@ def write_plot(path: Path, *, title: str, x: str, y: str, series: Sequence[Serie
         f'transform="rotate(-90 16 {HEIGHT / 2})">{escape(y)}</text>',
     ]
     for n in range(6):
-        value = bottom + (1 - bottom) * n / 5
+        value = bottom + (top - bottom) * n / 5
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(value):.1f}" y2="{up(value):.1f}" '
             'stroke="#e5e7eb"/>'
             f'<text x="{LEFT - 8}" y="{up(value) + 4:.1f}" text-anchor="end" fill="#6b7280">'
             f"{value:.2f}</text>"
         )
-    for value in (v * 10**e for e in range(-2, 5) for v in (1, 2, 5)):
+    for value in (v * 10**e for e in range(-2, 7) for v in (1, 2, 5)):
         if low <= value <= high:
             parts.append(
                 f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" '
-                f'fill="#6b7280">{value:g}</text>'
+                f'fill="#6b7280">{_in_figures(value)}</text>'
             )
     for number, one in enumerate(series):
         colour = COLOURS[number % len(COLOURS)]
@@ -70,3 +72,7 @@ def write_plot(path: Path, *, title: str, x: str, y: str, series: Sequence[Serie
             f'fill="{colour}">{escape(one.name)}</text>'
         )
     path.write_text("\n".join([*parts, "</svg>\n"]))
+
+
+def _in_figures(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
