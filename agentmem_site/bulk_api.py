@@ -2,9 +2,11 @@
 what is committed stays, whatever becomes of the rest."""
 
 import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from tempfile import TemporaryFile
+from typing import IO, Any, cast
 
 from django.http import HttpRequest
 from drf_spectacular.types import OpenApiTypes
@@ -33,6 +35,8 @@ EMBED = {"now": None, "later": 0}
 ARRAY = "application/json"
 LINES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
 _MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "identity": b""}
+
+_NAME = "The body"  # in messages
 
 logger = logging.getLogger("agentmem.api")
 
@@ -171,7 +175,8 @@ class BulkViewSet(TenantViewSet):
             **asked,
         )
         try:
-            with body_source(request._request) as source:
+            # (A dry run is one transaction: it is not to wait for a client.)
+            with body_source(request._request, is_whole=options.dry_run) as source:
                 report = run_load(
                     self.loads,
                     source.lines(),
@@ -187,8 +192,11 @@ class BulkViewSet(TenantViewSet):
 
 
 @contextmanager
-def body_source(request: HttpRequest) -> Iterator[Source]:
-    """The request's body by its headers. Raises: UnsupportedMediaType, UnreadableFile."""
+def body_source(request: HttpRequest, *, is_whole: bool) -> Iterator[Source]:
+    """The request's body by its headers; `is_whole`: it is all here before the first line is read.
+
+    Raises: UnsupportedMediaType, UnreadableFile.
+    """
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind != ARRAY and kind not in LINES:
         raise _Unsupported(
@@ -197,15 +205,29 @@ def body_source(request: HttpRequest) -> Iterator[Source]:
     packing = request.headers.get("Content-Encoding", "identity").strip().lower()
     if packing not in _MAGIC:
         raise _Unsupported(f"There is no {packing!r} here: `Content-Encoding` is gzip or zstd.")
-    body, name = RequestBody(request), "The body"
-    if kind == ARRAY:
-        source: Source = ArraySource(body, name=name)
+    with ExitStack() as stack:
+        body = cast(IO[bytes], RequestBody(request))
+        if is_whole:
+            body = stack.enter_context(_spooled(body))
+        source: Source
+        if kind == ARRAY:
+            source = ArraySource(body, name=_NAME)
+        else:
+            source = stack.enter_context(source_of(body, name=_NAME, format="jsonl"))
         _check_packing(source, packing)
         yield source
-    else:
-        with source_of(body, name=name, format="jsonl") as source:
-            _check_packing(source, packing)
-            yield source
+
+
+@contextmanager
+def _spooled(body: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The body in a file without a name."""
+    with TemporaryFile() as file:
+        try:
+            shutil.copyfileobj(body, file)
+        except OSError as error:
+            raise UnreadableFile(f"{_NAME}: {error.strerror or error}") from error
+        file.seek(0)
+        yield file
 
 
 def _check_packing(source: Source, packing: str) -> None:

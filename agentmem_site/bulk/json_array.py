@@ -12,6 +12,7 @@ from agentmem_site.bulk.packing import UnreadableFile, stream_input
 from agentmem_site.bulk.readers import MAX_LINE_BYTES, NumberedLine, Position, Source
 from agentmem_site.bulk.spec import LineError
 
+_START = Position()
 _MAX_DEPTH = 64  # deeper ones are found by steps
 _BOM = b"\xef\xbb\xbf"
 
@@ -51,7 +52,7 @@ class ArraySource(Source):
         self._input = stream_input(stream, name=name, size=None, max_bytes=None)
         self._max_line_bytes = max_line_bytes
 
-    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+    def lines(self, after: Position = _START) -> Iterator[NumberedLine]:
         found = array_lines(self._input.blocks(), max_bytes=self._max_line_bytes)
         return (line for line in found if line[0] > after.line)
 

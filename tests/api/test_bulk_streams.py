@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -44,8 +45,9 @@ class Server:
                 },
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
-        until(lambda: self._answers(), "the server answers")
+        until(self._answers, "the server answers")
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, self.log.read_text()
@@ -56,8 +58,8 @@ class Server:
         return True
 
     def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def peak_mib(self) -> int:
         """The most memory that its processes have held at once, each."""
@@ -112,6 +114,17 @@ def users(organization) -> int:
         return User.objects.for_organization(organization).count()
 
 
+def open_transactions() -> int:
+    """Of others, on this database."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            " AND datname = current_database() AND usename = current_user"
+            " AND xact_start IS NOT NULL"
+        )
+        return cursor.fetchone()[0]
+
+
 def people(first: int, number: int) -> bytes:
     return b"".join(b'{"external_id":"u%d"}\n' % n for n in range(first, first + number))
 
@@ -164,15 +177,21 @@ def test_nothing_is_held_in_the_database_for_a_client_that_waits(server, acme, a
     body = people(0, 150)
     sent.sendall(chunk(body + b" " * (MIB - len(body))))
     until(lambda: users(acme) == 100, "a batch is committed")
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-            " AND datname = current_database() AND xact_start IS NOT NULL"
-        )
-        assert cursor.fetchone() == (0,)
+    until(lambda: open_transactions() == 0, "no transaction is open")
     sent.sendall(chunk(b"\n" + people(150, 50)) + chunk(b""))
     status, report = answer(sent)
     assert (status, report["inserted"], users(acme)) == (200, 200, 200)
+
+
+def test_a_dry_run_begins_when_all_is_here(server, acme, acme_key):
+    sent = server.begin(acme_key, "users/bulk", CHUNKED, batch_size=100, dry_run="true")
+    body = people(0, 250)
+    sent.sendall(chunk(body + b" " * (MIB - len(body))))
+    time.sleep(0.5)
+    assert open_transactions() == 0
+    sent.sendall(chunk(b""))
+    status, report = answer(sent)
+    assert (status, report["inserted"], users(acme)) == (200, 250, 0)
 
 
 def test_a_refusal_reaches_a_client_that_is_still_sending(server, acme, acme_key):

@@ -124,7 +124,7 @@ def rows(organization, model):
             names.append(field.name)
     with tenant(organization):
         found = model.objects.for_organization(organization).values(*names)
-        return sorted((repr(sorted(row.items())) for row in found))
+        return sorted(repr(sorted(row.items())) for row in found)
 
 
 @pytest.mark.parametrize("resource", FILES)
