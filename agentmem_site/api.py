@@ -30,6 +30,16 @@ from accounts.api.views import (
     OrganizationViewSet,
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
+from agentmem_site.bulk_api import (
+    AgentBulkViewSet,
+    BlockBulkViewSet,
+    LoadRefusal,
+    MemoryBulkViewSet,
+    MessageBulkViewSet,
+    SessionBulkViewSet,
+    ToolBulkViewSet,
+    UserBulkViewSet,
+)
 from agentmem_site.middleware import current_request_id
 from memories.api.adding import MemoryBatchViewSet
 from memories.api.changing import MemoryBulkDeleteViewSet, MemoryBulkUpdateViewSet
@@ -84,6 +94,13 @@ for prefix, viewset, basename in [
     ("members", MemberViewSet, "members"),
     ("api-keys", ApiKeyViewSet, "api-keys"),
     ("audit-events", AuditEventViewSet, "audit-events"),
+    ("users/bulk", UserBulkViewSet, "user-bulk"),
+    ("agents/bulk", AgentBulkViewSet, "agent-bulk"),
+    ("blocks/bulk", BlockBulkViewSet, "block-bulk"),
+    ("tools/bulk", ToolBulkViewSet, "tool-bulk"),
+    ("sessions/bulk", SessionBulkViewSet, "session-bulk"),
+    ("messages/bulk", MessageBulkViewSet, "message-bulk"),
+    ("memories/bulk", MemoryBulkViewSet, "memory-bulk"),
     ("users", PeopleViewSet, "users"),
     ("agents", AgentViewSet, "agents"),
     (f"{_AGENT}/blocks", AgentBlockViewSet, "agent-blocks"),
@@ -144,6 +161,11 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
         case ValidationError():
             problems = list(_flatten(error.detail))
             return 400, {}, _problem(400, "invalid", _summary(problems), problems)
+        case LoadRefusal():
+            status = error.status_code
+            headers = {"Retry-After": str(error.wait_s)} if error.wait_s else {}
+            body = _problem(status, error.code, str(error.detail), error.problems)
+            return status, headers, {**body, **error.members}
         case APIException():
             headers = {}
             if challenge := getattr(error, "auth_header", None):

@@ -70,6 +70,8 @@ class TenantView(APIView):
         """A larger body is refused, unread."""
         return settings.DATA_UPLOAD_MAX_MEMORY_SIZE
 
+    streams = False  # the handler reads the body as it comes, whatever its length
+
     @property
     def enters_late(self) -> bool:
         """The handler enters `tenant()` itself, as it encodes text: no connection is held then."""
@@ -77,7 +79,8 @@ class TenantView(APIView):
 
     def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
         """A chunked body tells no length, and Django takes it for none: its reader is replaced."""
-        if "chunked" in request.headers.get("Transfer-Encoding", "").lower():
+        is_chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
+        if is_chunked and not self.streams:
             body = request.META["wsgi.input"].read(self.max_body_bytes + 1)
             request.META["CONTENT_LENGTH"] = str(len(body))
             request._stream = BytesIO(body)

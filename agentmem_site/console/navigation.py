@@ -42,7 +42,13 @@ _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
             ("Audit log", "history", "accounts_auditevent", VIEW_AUDIT),
         ),
     ),
-    ("", (("Trash", "delete", "trash", ""),)),
+    (
+        "",
+        (
+            ("Import", "upload_file", "upload", permission("memory", "write")),
+            ("Trash", "delete", "trash", ""),
+        ),
+    ),
 )
 
 

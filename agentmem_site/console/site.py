@@ -24,6 +24,7 @@ from accounts.services.sign_in import may_sign_in, note_sign_in
 from agentmem_site.console.dashboard import dashboard
 from agentmem_site.console.navigation import sidebar
 from agentmem_site.console.trash import trash_lists
+from agentmem_site.console.upload import load_upload, upload_form
 
 
 class SignInForm(AuthenticationForm):
@@ -104,6 +105,8 @@ class ConsoleSite(UnfoldAdminSite):
         inner = super().admin_view(view, cacheable)
         if view in (self.logout, self.i18n_javascript):
             return inner  # no rows
+        if view == self.upload:
+            return inner  # it enters the context itself, for the loader does too
 
         def in_context(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
             if not self.has_permission(request):
@@ -138,6 +141,7 @@ class ConsoleSite(UnfoldAdminSite):
 
     def get_urls(self) -> list[URLPattern]:
         return [
+            path("import/", self.admin_view(self.upload), name="upload"),
             path("trash/", self.admin_view(self.trash), name="trash"),
             *super().get_urls(),
         ]
@@ -167,6 +171,15 @@ class ConsoleSite(UnfoldAdminSite):
         }
         request.current_app = self.name
         return TemplateResponse(request, "console/trash.html", context)
+
+    def upload(self, request: HttpRequest) -> HttpResponse:
+        """A file for the loader, and what became of its lines."""
+        form = upload_form(self, request)
+        told = load_upload(request, form) if form.is_valid() else {}
+        context = {**self.each_context(request), "title": "Import", "form": form, **told}
+        request.current_app = self.name
+        with context_of(request):
+            return TemplateResponse(request, "console/upload.html", context).render()
 
     def search(self, request: HttpRequest, extra_context: Any = None) -> TemplateResponse:
         """Pages of the sidebar by name: what Ctrl+K offers."""

@@ -9,6 +9,7 @@ from psycopg import errors as postgres
 
 from accounts.errors import Invalid
 from accounts.services.users import users
+from agentmem_site.bulk.report import Interrupted, LoadReport, Refused, Unprepared
 
 
 def failing(error):
@@ -86,3 +87,26 @@ def test_what_was_written_before_a_refusal_is_taken_back(api, monkeypatch):
     assert api.post("users", {"external_id": "ann"}).json()["detail"] == "Too late."
     assert api.get("users").json()["results"] == []
     assert api.get("audit-events?resource_type=user").json()["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("stopped", "code", "wait"),
+    [
+        (Interrupted, "unavailable", "5"),
+        (Unprepared, "unavailable", None),
+        (Refused, "error", None),
+    ],
+)
+def test_a_load_that_stops_on_its_way_tells_what_is_committed(
+    api, monkeypatch, stopped, code, wait
+):
+    report = LoadReport("users", last_line=5000)
+    error = stopped("server closed the connection at /var/run/secret", report)
+    monkeypatch.setattr("agentmem_site.bulk_api.run_load", failing(error))
+    response = api.post("users/bulk", b"{}", content_type="application/x-ndjson")
+    told = response.json()
+    assert (response.status_code, told["code"]) == (500 if stopped is Refused else 503, code)
+    assert response.headers.get("Retry-After") == wait
+    assert told["report"]["last_line"] == 5000
+    assert "Lines up to 5,000 are committed." in told["detail"]
+    assert "secret" not in response.content.decode()

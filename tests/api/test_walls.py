@@ -70,6 +70,13 @@ SCOPE = {
     "memory-duplicates": "memory",
     "memory-batch-update": "memory",
     "memory-batch-delete": "memory:delete",
+    "user-bulk": "user",
+    "agent-bulk": "agent",
+    "block-bulk": "agent",
+    "tool-bulk": "agent",
+    "session-bulk": "session",
+    "message-bulk": "session",
+    "memory-bulk": "memory",
 }
 VERB = {"get": "read", "post": "write", "put": "write", "patch": "write", "delete": "delete"}
 

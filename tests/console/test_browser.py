@@ -1,5 +1,6 @@
 """The console in a browser: what a person sees, that it works, and that nothing leaves the host."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from accounts.models import User
 from accounts.tenancy import tenant
 from memories.models import Agent
 from memories.services.agents import agents
@@ -123,3 +125,37 @@ def test_a_person_signs_in_reads_restores_and_signs_out(theme, chromium, live_se
         nora = Agent.objects.for_organization(acme).get(pk=nora.pk)
         assert (nora.topic, nora.llm_config) == ("parcels", {"model": "m"})
         assert not Agent.objects.for_organization(acme).get(pk=gone.pk).is_deleted
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_person_loads_a_file_and_takes_the_rejected_lines_home(
+    theme, chromium, live_server, acme, alice, tmp_path
+):
+    file = tmp_path / "people.jsonl"
+    file.write_text('{"external_id": "ann"}\n{"nmae": "x"}\n{"external_id": "bob"}\n')
+    seen: dict[str, Any] = {}
+
+    def visit(page: Any) -> None:
+        page.goto(f"{live_server.url}/admin/")
+        page.fill("[name=username]", alice.email)
+        page.fill("[name=password]", PASSWORD)
+        page.click("button[type=submit]")
+        page.click("nav >> text=Import")
+        page.select_option("[name=resource]", "users")
+        page.set_input_files("[name=file]", file)
+        page.click("button:has-text('Load')")
+        seen["report"] = page.inner_text("#report")
+        seen["rejects"] = page.inner_text("#rejects")
+        with page.expect_download() as download:
+            page.click("text=Download all")
+        seen["file"] = Path(download.value.path()).read_text()
+        page.screenshot(full_page=True)
+
+    assert browse(chromium, live_server.url, theme, visit) == []
+    assert "Loaded" in seen["report"]
+    assert "Unknown field" in seen["rejects"]
+    (reject,) = map(json.loads, seen["file"].splitlines())
+    assert (reject["line"], reject["field"], reject["code"]) == (2, "nmae", "unknown_field")
+    with tenant(acme):
+        rows = User.objects.for_organization(acme)
+        assert sorted(rows.values_list("external_id", flat=True)) == ["ann", "bob"]

@@ -1,0 +1,336 @@
+"""POST <resource>/bulk: the loader's door for HTTP. The body is loaded as it comes, batch by batch;
+what is committed stays, whatever becomes of the rest."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from tempfile import TemporaryFile
+from typing import IO, Any, cast
+
+from django.http import HttpRequest
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.exceptions import APIException, UnsupportedMediaType
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.api.schema import RecordSchema
+from accounts.api.shapes import Query, Strict
+from accounts.api.views import TenantViewSet
+from agentmem_site.bulk import LineError, LoadOptions, LoadReport, LoadStopped
+from agentmem_site.bulk.json_array import ArraySource
+from agentmem_site.bulk.loader import DEFAULTS
+from agentmem_site.bulk.readers import Source, UnreadableFile, source_of
+from agentmem_site.bulk.rejects import as_json
+from agentmem_site.bulk.report import BadLine, Interrupted, Unprepared, Unreadable
+from agentmem_site.bulk.worker import PreparationFailed
+from agentmem_site.loads import EMBED_FIRST, run_load
+from agentmem_site.request_body import RequestBody
+
+MAX_BATCH_ROWS = 10_000
+RETRY_AFTER_S = 5
+EMBED = {"now": None, "later": 0}
+ARRAY = "application/json"
+LINES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
+_MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "identity": b""}
+
+_NAME = "The body"  # in messages
+
+logger = logging.getLogger("agentmem.api")
+
+
+class LoadRefusal(APIException):
+    """A load that stopped: problem+json, with the report among its `members`."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        problems: list[dict[str, Any]] | None = None,
+        members: dict[str, Any] | None = None,
+        wait_s: int = 0,
+    ) -> None:
+        super().__init__(detail)
+        self.status_code = status
+        self.code = code
+        self.problems = problems or []
+        self.members = members or {}
+        self.wait_s = wait_s
+
+
+# -- shapes ---------------------------------------------------------------------------------------
+
+
+class BulkQuery(Query):
+    on_error = serializers.ChoiceField(
+        ["skip", "stop"],
+        default="skip",
+        help_text="A bad line is left out and told in `rejects`; or it ends the load, with 422.",
+    )
+    max_rejects = serializers.IntegerField(
+        min_value=0, required=False, help_text="With `skip`: one more ends the load."
+    )
+    batch_size = serializers.IntegerField(
+        min_value=1, max_value=MAX_BATCH_ROWS, default=5000, help_text="Rows per transaction."
+    )
+    strict_references = serializers.BooleanField(
+        default=False, help_text="A line that names an unknown agent or user is a bad line."
+    )
+    ignore_unknown = serializers.BooleanField(
+        default=False, help_text="Fields that the resource does not have are passed over."
+    )
+    preserve_timestamps = serializers.BooleanField(
+        default=False, help_text="`created_at` and `updated_at` are those of the lines."
+    )
+    restore = serializers.BooleanField(
+        default=False, help_text="A row that lies in the trash comes back."
+    )
+    dry_run = serializers.BooleanField(
+        default=False, help_text="All of it is done, and then taken back."
+    )
+
+
+class MemoryBulkQuery(BulkQuery):
+    embed = serializers.ChoiceField(
+        list(EMBED),
+        required=False,
+        help_text="Memories without a vector get it with the load, or later, from a worker; "
+        f"where this is not given, those of the first {EMBED_FIRST:,} lines now.",
+    )
+
+
+class RejectSerializer(Strict):
+    line = serializers.IntegerField(help_text="From 1; in an array, which element.")
+    byte_offset = serializers.IntegerField(help_text="Where it begins in the unpacked body.")
+    code = serializers.CharField()
+    field = serializers.CharField(help_text="Empty where it is the line as a whole.")
+    message = serializers.CharField()
+
+
+class CountsSerializer(Strict):
+    inserted = serializers.IntegerField()
+    updated = serializers.IntegerField()
+    unchanged = serializers.IntegerField()
+    deleted = serializers.IntegerField(help_text="Met in the trash, and left there.")
+    duplicates = serializers.IntegerField(help_text="The same key again: the last one counts.")
+
+
+class LoadReportSerializer(CountsSerializer):
+    resource = serializers.CharField()
+    read = serializers.IntegerField()
+    rejected = serializers.IntegerField()
+    batches = serializers.IntegerField(help_text="Transactions.")
+    retries = serializers.IntegerField()
+    last_line = serializers.IntegerField(help_text="Every line up to it is committed.")
+    resumed_after = serializers.IntegerField(help_text="0: a request begins anew.")
+    seconds = serializers.FloatField()
+    rows_per_second = serializers.IntegerField()
+    dry_run = serializers.BooleanField()
+    runs = CountsSerializer(required=False, help_text="Of sessions.")
+    rejects = RejectSerializer(many=True, help_text="The first 1,000.")
+
+
+# -- the door -------------------------------------------------------------------------------------
+
+
+class BulkSchema(RecordSchema):
+    def get_summary(self) -> str:
+        return f"Load {self.view.loads} in bulk"
+
+
+class BulkViewSet(TenantViewSet):
+    """Subclasses name what is loaded, and the resource whose scope that takes."""
+
+    schema = BulkSchema()
+    loads = ""
+    streams = True
+    late_actions = ("create",)  # the loader opens a transaction for each batch
+    http_method_names = ["post"]
+    serializer_class = LoadReportSerializer
+
+    def query_class(self) -> type[Query]:
+        return MemoryBulkQuery if self.loads == "memories" else BulkQuery
+
+    @extend_schema(
+        request={
+            LINES[0]: OpenApiTypes.STR,
+            ARRAY: {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+        },
+        responses={200: LoadReportSerializer, 207: LoadReportSerializer},
+    )
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """NDJSON or a JSON array, gzip or not, of any length. A line is a whole row: what it leaves
+        out takes its default. New rows are inserted, rows that differ are updated, the others stay
+        untouched, so that the same body may be sent again. 207 tells that lines were rejected;
+        what ends a load on its way is told with the `report` of what is committed."""
+        asked = dict(self.query)
+        embed_first = EMBED.get(asked.pop("embed", None), EMBED_FIRST)
+        options = LoadOptions(
+            skips_bad=asked.pop("on_error") == "skip",
+            min_batch_size=min(DEFAULTS.min_batch_size, asked["batch_size"]),
+            **asked,
+        )
+        try:
+            # (A dry run is one transaction: it is not to wait for a client.)
+            with body_source(request._request, is_whole=options.dry_run) as source:
+                report = run_load(
+                    self.loads,
+                    source.lines(),
+                    options=options,
+                    embed_first=embed_first,
+                    **self.by,
+                )
+        except UnreadableFile as error:
+            raise LoadRefusal(400, "unreadable_body", str(error)) from error
+        except LoadStopped as stopped:
+            raise refusal_of(stopped) from stopped
+        return Response(described(report), 207 if report.rejected else 200)
+
+
+@contextmanager
+def body_source(request: HttpRequest, *, is_whole: bool) -> Iterator[Source]:
+    """The request's body by its headers; `is_whole`: it is all here before the first line is read.
+
+    Raises: UnsupportedMediaType, UnreadableFile.
+    """
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != ARRAY and kind not in LINES:
+        raise _Unsupported(
+            f"Send JSON lines, with `Content-Type: {LINES[0]}`, or a JSON array, as `{ARRAY}`."
+        )
+    packing = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if packing not in _MAGIC:
+        raise _Unsupported(f"There is no {packing!r} here: `Content-Encoding` is gzip or zstd.")
+    with ExitStack() as stack:
+        body = cast(IO[bytes], RequestBody(request))
+        if is_whole:
+            body = stack.enter_context(_spooled(body))
+        source: Source
+        if kind == ARRAY:
+            source = ArraySource(body, name=_NAME)
+        else:
+            source = stack.enter_context(source_of(body, name=_NAME, format="jsonl"))
+        _check_packing(source, packing)
+        yield source
+
+
+@contextmanager
+def _spooled(body: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The body in a file without a name."""
+    with TemporaryFile() as file:
+        try:
+            shutil.copyfileobj(body, file)
+        except OSError as error:
+            raise UnreadableFile(f"{_NAME}: {error.strerror or error}") from error
+        file.seek(0)
+        yield file
+
+
+def _check_packing(source: Source, packing: str) -> None:
+    start = source.prefix()
+    if start and not start.startswith(_MAGIC[packing]):
+        raise UnreadableFile(f"`Content-Encoding` says {packing}, and the body is not that.")
+
+
+class _Unsupported(UnsupportedMediaType):
+    def __init__(self, detail: str) -> None:
+        super().__init__("", detail)
+
+
+class UserBulkViewSet(BulkViewSet):
+    loads = "users"
+    tag = "Users"
+    resource = "user"
+
+
+class AgentBulkViewSet(BulkViewSet):
+    loads = "agents"
+    tag = "Agents"
+    resource = "agent"
+
+
+class BlockBulkViewSet(BulkViewSet):
+    loads = "blocks"
+    tag = "Blocks"
+    resource = "agent"
+
+
+class ToolBulkViewSet(BulkViewSet):
+    loads = "tools"
+    tag = "Tools"
+    resource = "agent"
+
+
+class SessionBulkViewSet(BulkViewSet):
+    loads = "sessions"
+    tag = "Sessions"
+    resource = "session"
+
+
+class MessageBulkViewSet(BulkViewSet):
+    loads = "messages"
+    tag = "Messages"
+    resource = "session"
+
+
+class MemoryBulkViewSet(BulkViewSet):
+    loads = "memories"
+    tag = "Memories"
+    resource = "memory"
+
+
+# What is loaded, and the resource whose scope that takes.
+SCOPED_BY = {view.loads: view.resource for view in BulkViewSet.__subclasses__()}
+
+
+# -- what is answered -----------------------------------------------------------------------------
+
+
+def described(report: LoadReport) -> dict[str, Any]:
+    """The report of the command, and which lines were rejected."""
+    return {**report.as_dict(), "rejects": [as_json(error) for error in report.rejects]}
+
+
+def refusal_of(stopped: LoadStopped) -> LoadRefusal:
+    report = stopped.report
+    committed = (
+        f"Lines up to {report.last_line:,} are committed."
+        if report.last_line and not report.dry_run
+        else "Nothing is stored."
+    )
+    members: dict[str, Any] = {"report": described(report)}
+    match stopped:
+        case BadLine(error=LineError() as error):
+            problem = {"field": error.field, "code": error.code, "message": error.message}
+            members |= {"line": error.line, "byte_offset": error.offset}
+            detail = f"{stopped}. {committed} Mend the line and send it all again."
+            return LoadRefusal(422, error.code, detail, problems=[problem], members=members)
+        case BadLine():
+            return LoadRefusal(422, "too_many_rejects", f"{stopped} {committed}", members=members)
+        case Unreadable():
+            detail = f"{stopped} {committed}"
+            return LoadRefusal(400, "unreadable_body", detail, members=members)
+        case Interrupted() | Unprepared():
+            # (What is wrong, an address or a file, is for the server's log.)
+            logger.warning("A load stopped: %s", stopped)
+            is_encoder = isinstance(stopped.__cause__, PreparationFailed)
+            what = "No encoder can be used" if is_encoder else "The database cannot answer"
+            again = isinstance(stopped, Interrupted)
+            return LoadRefusal(
+                503,
+                "encoder_unavailable" if is_encoder else "unavailable",
+                f"{what} right now. {committed} {_AGAIN if again else _EMBED_LATER}",
+                members=members,
+                wait_s=RETRY_AFTER_S if again else 0,
+            )
+    logger.error("A load was refused by the database", exc_info=stopped)
+    detail = f"The database refused this; the log says why, under the request id. {committed}"
+    return LoadRefusal(500, "error", detail, members=members)
+
+
+_AGAIN = "Send it all again: what is stored stays unchanged."
+_EMBED_LATER = "With `embed=later` the memories are stored, and get their vectors from a worker."

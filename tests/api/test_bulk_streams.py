@@ -1,0 +1,205 @@
+"""Bodies on their way, at the real server: flat memory, clients that go away, clients that wait."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from django.db import connection
+from django.utils.http import urlencode
+
+from accounts.models import User
+from accounts.tenancy import tenant
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.unguarded]
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 1024 * 1024
+
+
+class Server:
+    """`manage.py serve` on the tests' database, with two threads."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        settings = connection.settings_dict
+        host = f"{quote(settings['HOST'], safe='@')}:{settings['PORT']}"
+        sign_in = f"{settings['USER']}:{settings['PASSWORD']}"
+        self.log = folder / "server.log"
+        arguments = ["serve", f"--port={self.port}", "--threads=2", "--no-embed"]
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(ROOT / "manage.py"), *arguments],
+                env={
+                    **os.environ,
+                    "DATABASE_URL": f"postgres://{sign_in}@{host}/{settings['NAME']}",
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(self._answers, "the server answers")
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, self.log.read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def peak_mib(self) -> int:
+        """The most memory that its processes have held at once, each."""
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        statuses = [Path(f"/proc/{p}/status").read_text() for p in [pid, *children]]
+        return max(int(re.search(r"VmHWM:\s+(\d+)", s)[1]) for s in statuses) // 1024
+
+    def begin(self, key: str, path: str, framing: str, **query: object) -> socket.socket:
+        """A request whose body is still to come."""
+        sent = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        sent.sendall(
+            f"POST /api/v1/{path}?{urlencode(query)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"X-API-Key: {key}\r\nContent-Type: application/x-ndjson\r\n"
+            f"Connection: close\r\n{framing}\r\n\r\n".encode()
+        )
+        return sent
+
+
+@pytest.fixture
+def server(tmp_path, transactional_db):
+    started = Server(tmp_path)
+    yield started
+    started.stop()
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def answer(sent: socket.socket) -> tuple[int, dict]:
+    with sent:
+        received = b"".join(iter(lambda: sent.recv(MIB), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    if b"chunked" in head.lower():
+        body = body.partition(b"\r\n")[2].rpartition(b"\r\n0")[0]
+    return int(head.split()[1]), json.loads(body)
+
+
+def until(is_so, what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"Waited in vain until {what}"
+        time.sleep(0.05)
+
+
+def users(organization) -> int:
+    with tenant(organization):
+        return User.objects.for_organization(organization).count()
+
+
+def open_transactions() -> int:
+    """Of others, on this database."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            " AND datname = current_database() AND usename = current_user"
+            " AND xact_start IS NOT NULL"
+        )
+        return cursor.fetchone()[0]
+
+
+def people(first: int, number: int) -> bytes:
+    return b"".join(b'{"external_id":"u%d"}\n' % n for n in range(first, first + number))
+
+
+def big_lines(mib: int):
+    """Lines of 100 KB, all of one key."""
+    line = json.dumps({"external_id": "u", "metadata": {"x": "y" * 100_000}}).encode() + b"\n"
+    for _ in range(mib * MIB // len(line) // 10):
+        yield line * 10
+
+
+def test_a_body_of_any_size_costs_no_memory(server, acme, acme_key):
+    peaks = []
+    for mib in (20, 160):
+        sent = server.begin(acme_key, "users/bulk", CHUNKED, batch_size=20)
+        for block in big_lines(mib):
+            sent.sendall(chunk(block))
+        sent.sendall(chunk(b""))
+        status, report = answer(sent)
+        assert (status, report["rejected"]) == (200, 0)
+        assert report["read"] * 100_000 > 0.9 * mib * MIB
+        peaks.append(server.peak_mib())
+    assert peaks[1] < peaks[0] + 40, peaks
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1000000", CHUNKED])
+def test_of_a_client_that_goes_away_stays_what_is_committed(server, acme, acme_key, framing):
+    for turn in range(3):  # with two threads the third finds one free again
+        body = people(turn * 1000, 250)
+        sent = server.begin(acme_key, "users/bulk", framing, batch_size=100)
+        if framing == CHUNKED:
+            # (A mebibyte is a block; one that is not full is waited for.)
+            sent.sendall(chunk(body + b" " * (MIB - len(body))))
+        else:
+            sent.sendall(body)
+            time.sleep(0.2)
+        sent.close()
+        until(lambda turn=turn: users(acme) >= 200 * (turn + 1), "two batches are committed")
+    sent = server.begin(acme_key, "users/bulk", "Content-Length: 23")
+    sent.sendall(b'{"external_id":"after"}')
+    status, report = answer(sent)
+    assert (status, report["inserted"]) == (200, 1)
+    whole = 250 if framing == CHUNKED else 200  # a chunked body that breaks off looks ended
+    until(lambda: users(acme) == 3 * whole + 1, "what came is stored")
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_nothing_is_held_in_the_database_for_a_client_that_waits(server, acme, acme_key):
+    sent = server.begin(acme_key, "users/bulk", CHUNKED, batch_size=100)
+    body = people(0, 150)
+    sent.sendall(chunk(body + b" " * (MIB - len(body))))
+    until(lambda: users(acme) == 100, "a batch is committed")
+    until(lambda: open_transactions() == 0, "no transaction is open")
+    sent.sendall(chunk(b"\n" + people(150, 50)) + chunk(b""))
+    status, report = answer(sent)
+    assert (status, report["inserted"], users(acme)) == (200, 200, 200)
+
+
+def test_a_dry_run_begins_when_all_is_here(server, acme, acme_key):
+    sent = server.begin(acme_key, "users/bulk", CHUNKED, batch_size=100, dry_run="true")
+    body = people(0, 250)
+    sent.sendall(chunk(body + b" " * (MIB - len(body))))
+    time.sleep(0.5)
+    assert open_transactions() == 0
+    sent.sendall(chunk(b""))
+    status, report = answer(sent)
+    assert (status, report["inserted"], users(acme)) == (200, 250, 0)
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(server, acme, acme_key):
+    sent = server.begin(acme_key, "users/bulk", CHUNKED, on_error="stop")
+    try:
+        for block in [b'{"nmae": 1}\n', *big_lines(20)]:
+            sent.sendall(chunk(block))
+    except OSError:
+        pass  # it has said what it has to say
+    status, told = answer(sent)
+    assert (status, told["line"]) == (422, 1)
