@@ -1,0 +1,498 @@
+"""Loads that are killed at random moments, and the same command again until it ends well.
+
+The real command in its own process; an embedded PostgreSQL of the harness's own behind a proxy,
+on a small disk where one can be mounted.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psycopg
+
+from agentmem_site.db.ids import uuid7
+from agentmem_site.embedded import Server
+from tests.bulk.kills.files import File, make_file
+from tests.bulk.kills.oracle import Outcome, Tables
+from tests.bulk.kills.proxy import Proxy, Trap
+from tests.bulk.kills.stored import Stored, read
+
+ROOT = Path(__file__).resolve().parents[3]
+DISK_BYTES = 420 * 1024 * 1024  # enough for a cluster; little enough to be filled at once
+PATIENCE_S = 90
+MOST_FAULTS = 20
+WELL = {0, 3}
+STOPPED = {75, 130, 143, -signal.SIGKILL}
+# The process does not yet run our code, or is still reading it.
+EARLY = {-signal.SIGINT, -signal.SIGTERM}
+
+
+class Fault(AssertionError):
+    """Something is lost, doubled or told wrong."""
+
+
+@dataclass
+class Figures:
+    """What a run has done."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    moments: Counter[str] = field(default_factory=Counter)
+    files: int = 0
+    lines: int = 0
+    commands: int = 0
+    seconds: float = 0
+
+    @property
+    def kills(self) -> int:
+        return sum(self.kinds.values())
+
+    def __str__(self) -> str:
+        def listed(counter: Counter[str]) -> str:
+            return ", ".join(f"{name} {number}" for name, number in counter.most_common())
+
+        return (
+            f"{self.kills} kills ({listed(self.kinds)}; at {listed(self.moments)}) in "
+            f"{self.commands} commands over {self.files} files of {self.lines:,} lines, "
+            f"{self.seconds:.0f} s"
+        )
+
+
+@dataclass
+class Ended:
+    """A command that has ended, and what had been done to it."""
+
+    code: int
+    said: str
+    complained: str
+    killed: str  # what, at which moment; "" if it came to its end undisturbed
+    was_early: bool
+
+    @property
+    def report(self) -> dict[str, Any]:
+        for line in reversed(self.said.splitlines()):
+            with suppress(ValueError):
+                return dict(json.loads(line))
+        return {}
+
+
+class Installation:
+    """A server of the harness's own, with a door that it can break."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.disk = folder / "data" if _mount(folder / "data") else None
+
+    def __enter__(self) -> "Installation":
+        unset = {"DATABASE_URL", "DATABASE_OWNER_URL", "DJANGO_SETTINGS_MODULE"}
+        environment = {name: value for name, value in os.environ.items() if name not in unset}
+        environment["AGENTMEM_DATA_DIR"] = str(self.data)
+        subprocess.run(
+            [sys.executable, str(ROOT / "manage.py"), "migrate", "--verbosity=0"],
+            env=environment,
+            check=True,
+        )
+        (folder,) = self.data.glob("postgres-*")
+        self.server = Server(folder, version=int(folder.name.removeprefix("postgres-")))
+        given = self.server.connection("agentmem_app")
+        self.proxy = Proxy(_socket(given)).__enter__()
+        self.environment = environment | {
+            "DATABASE_URL": f"postgres://{given['USER']}:{given['PASSWORD']}@127.0.0.1:"
+            f"{self.proxy.port}/{given['NAME']}",
+        }
+        self.help = subprocess.run(
+            [sys.executable, str(ROOT / "manage.py"), "bulk_upsert", "--help"],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        return self
+
+    def can(self, option: str) -> bool:
+        return option in self.help
+
+    def __exit__(self, *_: object) -> None:
+        self.proxy.__exit__()
+        self.free()
+        self.server.stop()
+        if self.disk:
+            subprocess.run(["umount", "--lazy", str(self.disk)], check=False)
+
+    @property
+    def filler(self) -> Path:
+        return self.data / "postgres-filler"
+
+    def fill(self) -> None:
+        with self.filler.open("wb") as file, suppress(OSError):
+            while True:
+                left = os.statvfs(self.data)
+                os.posix_fallocate(file.fileno(), file.tell(), left.f_bavail * left.f_frsize)
+                file.seek(0, os.SEEK_END)
+
+    def free(self) -> None:
+        self.filler.unlink(missing_ok=True)
+
+    def postmaster(self) -> int:
+        return int((self.server.pgdata / "postmaster.pid").read_text().split()[0])
+
+    def revive(self) -> None:
+        self.server.start(timeout_s=PATIENCE_S)
+
+    @contextmanager
+    def owner(self) -> Iterator[psycopg.Connection[Any]]:
+        given = self.server.connection("agentmem_owner")
+        with psycopg.connect(
+            dbname=given["NAME"],
+            user=given["USER"],
+            password=given["PASSWORD"],
+            host=given["HOST"],
+            port=given["PORT"],
+        ) as connection:
+            yield connection
+
+
+class Run:
+    """Files and kills, from a seed, until as many kills as asked for have struck."""
+
+    def __init__(
+        self, installation: Installation, *, seed: int, say: Callable[[str], None]
+    ) -> None:
+        self.installation = installation
+        self.seed = seed
+        self.say = say
+        self.figures = Figures()
+        self.faults: list[str] = []
+
+    def until(self, kills: int) -> Figures:
+        began = time.monotonic()
+        number = 0
+        while self.figures.kills < kills and len(self.faults) < MOST_FAULTS:
+            world = World(self, Random(f"{self.seed}/{number}"), f"w{self.seed}-{number}")
+            try:
+                world.live(kills)
+            except Fault as fault:
+                story = "\n  ".join(world.story)
+                self.faults.append(f"seed {self.seed}, world {number}:\n  {story}\n{fault}")
+                self.say(self.faults[-1])
+            number += 1
+            self.figures.seconds = time.monotonic() - began
+            self.say(str(self.figures))
+        return self.figures
+
+
+class World:
+    """An organization, some files into it one after the other, each killed several times."""
+
+    def __init__(self, run: Run, random: Random, slug: str) -> None:
+        self.run = run
+        self.installation = run.installation
+        self.figures = run.figures
+        self.random = random
+        self.slug = slug
+        self.oracle = Tables()
+        self.story: list[str] = []
+
+    def live(self, kills: int) -> None:
+        self.organization = uuid7()
+        self.installation.revive()
+        with self.installation.owner() as connection:
+            connection.execute(
+                "INSERT INTO accounts_organization (id, name, slug, settings, "
+                "created_at, updated_at, is_deleted) "
+                "VALUES (%s, %s, %s, '{}', now(), now(), false)",
+                [self.organization, self.slug, self.slug],
+            )
+        for number in range(self.random.randrange(3, 6)):
+            if self.figures.kills < kills:
+                self._one_file(number)
+
+    # -- a file ------------------------------------------------------------------------------------
+
+    def _one_file(self, number: int) -> None:
+        random = self.random
+        resource = random.choice(("sessions", "memories", "messages"))
+        with self.installation.owner() as connection:
+            self._throw_away(connection)
+            before = read(connection, self.organization)
+        rows = random.choice((1, 5, 60, 200, 400, 400, 800))
+        self.batch_size = random.choice((7, 20, 50, 100)) if rows > 5 else 3
+        skips = self.installation.can("--on-error") and random.random() < 0.4
+        path = self.installation.folder / f"{self.slug}-{number}.jsonl"
+        if random.random() < 0.25:
+            path = path.with_suffix(".jsonl.gz")
+        file = make_file(
+            random, self.oracle, resource, path, rows=rows, bad_share=0.05 if skips else 0
+        )
+        rejects = path.with_suffix(".rejects") if skips else None
+        command = self._command(file, rejects)
+        outcome = self.oracle.apply(resource, file.lines)
+        self.figures.files += 1
+        self.figures.lines += outcome.read
+        self.story.append(f"{' '.join(command)} ({outcome.read} lines, {outcome.rejected} bad)")
+        ended = self._until_well(command, file, planned=random.randrange(1, 9))
+        with self.installation.owner() as connection:
+            after = read(connection, self.organization)
+        told = after.faults(self.oracle) + after.touched(before, outcome.changed)
+        told += self._faults_of_report(ended, outcome, resource)
+        told += _faults_of_versions(ended.report, before, after) if resource == "memories" else []
+        told += _faults_of_rejects(file, rejects, ended) if rejects else []
+        if told:
+            raise Fault("\n".join(told[:20]) + f"\n({len(told)} in all)")
+        path.unlink()
+
+    def _command(self, file: File, rejects: Path | None) -> list[str]:
+        random = self.random
+        command = ["bulk_upsert", file.resource, str(file.path)]
+        command += [f"--organization={self.slug}", "--json", f"--batch-size={self.batch_size}"]
+        if file.resource == "memories":
+            command.append("--embed=later")
+        if rejects:
+            command += ["--on-error=skip", f"--rejects={rejects}"]
+        return command
+
+    def _throw_away(self, connection: psycopg.Connection[Any]) -> None:
+        """Some rows into the trash."""
+        keys = [k for k in self.oracle.rows if k not in self.oracle.deleted]
+        for key in self.random.sample(keys, len(keys) // 20):
+            trash = "SET is_deleted = true, deleted_at = now()"
+            where = "WHERE organization_id = %s AND"
+            if key[0] == "session":
+                connection.execute(
+                    f"UPDATE agent_sessions_run {trash} {where} session_id = "
+                    f"(SELECT id FROM agent_sessions_session {where} session_id = %s)",
+                    [self.organization, self.organization, key[1]],
+                )
+            table, column = {
+                "session": ("agent_sessions_session", "session_id"),
+                "message": ("agent_sessions_message", "external_id"),
+                "memory": ("memories_memory", "external_id"),
+            }[key[0]]
+            if "content" in key:
+                connection.execute(
+                    f"UPDATE memories_memory t {trash} WHERE organization_id = %s "
+                    "AND hash = %s AND external_id IS NULL AND NOT is_deleted "
+                    "AND (SELECT external_id FROM memories_agent WHERE id = t.agent_id) "
+                    "IS NOT DISTINCT FROM %s "
+                    "AND (SELECT external_id FROM accounts_user WHERE id = t.user_id) "
+                    "IS NOT DISTINCT FROM %s",
+                    [self.organization, *key[2:]],
+                )
+            else:
+                connection.execute(
+                    f"UPDATE {table} {trash} {where} {column} = %s", [self.organization, key[1]]
+                )
+            self.oracle.delete(key)
+
+    # -- commands ----------------------------------------------------------------------------------
+
+    def _until_well(self, command: list[str], file: File, *, planned: int) -> Ended:
+        """The end of the first command that nobody stopped."""
+        quiet = 0
+        while True:
+            kill = self._choose(file) if planned else None
+            planned -= bool(kill)
+            ended = self._run(command, kill, file)
+            self.story.append(f"  {ended.killed or 'left alone'}: {ended.code}")
+            self._check(ended)
+            if ended.code in WELL:
+                return ended
+            quiet = 0 if ended.killed else quiet + 1
+            if quiet > 5:
+                raise Fault(f"It does not come to an end: {ended.complained}")
+            if quiet:
+                time.sleep(0.5)
+
+    def _check(self, ended: Ended) -> None:
+        allowed = WELL | STOPPED | (EARLY if ended.was_early else set())
+        # (A signal while Python itself starts is told by Python.)
+        is_pythons = ended.was_early and "KeyboardInterrupt" in ended.complained
+        if ended.code not in allowed and not is_pythons:
+            raise Fault(f"exit code {ended.code}: {ended.complained[-3000:]}")
+        if "Traceback" in ended.complained and not is_pythons:
+            raise Fault(f"a traceback: {ended.complained[-3000:]}")
+
+    def _run(self, command: list[str], kill: "Kill | None", file: File) -> Ended:
+        installation = self.installation
+        installation.revive()
+        proxy = installation.proxy
+        met, killed = proxy.met, ""
+        self.figures.commands += 1
+        with subprocess.Popen(
+            [sys.executable, str(ROOT / "manage.py"), *command],
+            env=installation.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            timer = kill and kill.set_for(installation, process)
+            try:
+                said, complained = process.communicate(timeout=PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise Fault(f"it hangs, after {kill}") from None
+            finally:
+                proxy.trap = None
+                if timer:
+                    timer.cancel()
+        if kill and kill.struck:
+            killed = str(kill)
+            self.figures.kinds[kill.what] += 1
+            self.figures.moments[kill.when] += 1
+            kill.recover(installation)
+        early = proxy.met == met
+        return Ended(process.returncode, said, complained, killed, early)
+
+    def _choose(self, file: File) -> "Kill":
+        random = self.random
+        kinds = [what for what, weight in KINDS.items() for _ in range(weight)]
+        if not self.installation.disk:
+            kinds = [kind for kind in kinds if kind != "disk full"]
+        what = random.choice(kinds)
+        batches = max(1, len(file.lines) // self.batch_size)
+        when = random.choice(
+            ("time", "time", "copy", "copy", "commit", "commit", "commit", "connect")
+        )
+        place = random.choice(("before", "half", "sent", "sent", "answered", "half answered"))
+        return Kill(
+            what,
+            when if when in ("time", "connect") else f"{when} {place}",
+            nth=random.randint(1, batches // 2 + 1) if when != "connect" else random.randint(1, 2),
+            after_s=random.uniform(0, 0.5 + 0.02 * batches),
+            then=random.choice((0, 0.3, 1)),
+            is_met=random.random() < 0.5,
+        )
+
+    # -- reports -----------------------------------------------------------------------------------
+
+    def _faults_of_report(self, ended: Ended, outcome: Outcome, resource: str) -> list[str]:
+        report = ended.report
+        told = []
+
+        def expect(name: str, least: int, most: int) -> None:
+            if not least <= report.get(name, -1) <= most:
+                told.append(f"report: {name} {report.get(name)}, not {least} to {most}: {report}")
+
+        expect("read", outcome.read, outcome.read)
+        expect("rejected", outcome.rejected, outcome.rejected)
+        parts = ("inserted", "updated", "unchanged", "deleted", "duplicates", "rejected")
+        if sum(report.get(name, 0) for name in parts) != report.get("read"):
+            told.append(f"report: its parts are not what it has read: {report}")
+        expect("deleted", outcome.deleted.least, outcome.deleted.most)
+        expect("duplicates", 0, outcome.repeated)
+        expect("inserted", 0, outcome.inserted)
+        expect("updated", 0, outcome.updated.most)
+        return told
+
+
+KINDS = {
+    "client KILL": 4,
+    "client TERM": 2,
+    "client INT": 2,
+    "backend terminated": 3,
+    "backend KILL": 1,
+    "postmaster KILL": 2,
+    "postmaster stopped": 1,
+    "network cut": 4,
+    "network stalled": 2,
+    "disk full": 1,
+}
+
+
+@dataclass
+class Kill:
+    """What strikes a command, and when."""
+
+    what: str
+    when: str  # "time", "connect", or a moment and a place of the proxy's
+    nth: int
+    after_s: float
+    then: float  # seconds until what was cut, stalled or filled is well again
+    is_met: bool  # what was killed comes back while the command still runs
+    struck: bool = False
+
+    def __str__(self) -> str:
+        at = f"{self.after_s:.2f} s" if self.when == "time" else f"{self.nth}. {self.when}"
+        return f"{self.what} at {at}"
+
+    def set_for(
+        self, installation: Installation, process: subprocess.Popen[str]
+    ) -> threading.Timer | None:
+        def act() -> None:
+            if process.poll() is None and not self.struck:
+                with suppress(ProcessLookupError, FileNotFoundError, IndexError):
+                    self._strike(installation, process)
+                    self.struck = True
+
+        if self.when == "time":
+            timer = threading.Timer(self.after_s, act)
+            timer.daemon = True
+            timer.start()
+            return timer
+        moment, _, place = self.when.partition(" ")
+        installation.proxy.trap = Trap(moment, self.nth, place, act)
+        return None
+
+    def _strike(self, installation: Installation, process: subprocess.Popen[str]) -> None:
+        proxy = installation.proxy
+        whom, _, how = self.what.partition(" ")
+        if whom == "client":
+            process.send_signal(signal.Signals[f"SIG{how}"])
+        elif whom == "backend":
+            for pid in proxy.backends()[-1:]:
+                os.kill(pid, signal.SIGKILL if how == "KILL" else signal.SIGTERM)
+        elif whom == "postmaster":
+            os.kill(installation.postmaster(), signal.SIGKILL if how == "KILL" else signal.SIGQUIT)
+            if self.is_met:
+                threading.Thread(target=installation.revive, daemon=True).start()
+        elif self.what == "network cut":
+            proxy.drop(down_s=self.then, hard=self.is_met)
+        elif self.what == "network stalled":
+            proxy.stall(self.then)
+        else:
+            installation.fill()
+            if self.is_met:
+                threading.Timer(self.then, installation.free).start()
+
+    def recover(self, installation: Installation) -> None:
+        installation.free()
+        installation.proxy.down_until = 0
+        installation.revive()
+
+
+def _faults_of_versions(report: dict[str, Any], before: Stored, after: Stored) -> list[str]:
+    return []
+
+
+def _faults_of_rejects(file: File, rejects: Path, ended: Ended) -> list[str]:
+    lines = [json.loads(line) for line in rejects.read_text().splitlines()]
+    found = [(line["line"], line["byte_offset"]) for line in lines]
+    wanted = sorted(file.bad.items())
+    told = [] if sorted(found) == wanted else [f"rejects: {sorted(found)}, not {wanted}"]
+    code = 3 if wanted else 0
+    return told if ended.code == code else [*told, f"exit code {ended.code}, not {code}"]
+
+
+def _socket(given: dict[str, Any]) -> str:
+    return f"{given['HOST']}/.s.PGSQL.{given['PORT']}"
+
+
+def _mount(folder: Path) -> bool:
+    """A small disk there, where that can be had."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0711", "tmpfs", str(folder)]
+    with suppress(OSError):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False

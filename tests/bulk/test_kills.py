@@ -1,0 +1,34 @@
+"""Whatever is killed, and whenever: nothing is lost, nothing is doubled, nothing is told wrong.
+
+Source: RELIABILITY.md 4; the harness is tests/bulk/kills.
+"""
+
+import pytest
+
+from tests.bulk.kills.harness import Installation, Run
+
+pytestmark = pytest.mark.embedded
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory):
+    with Installation(tmp_path_factory.mktemp("kills")) as installation:
+        yield installation
+
+
+def test_loads_survive_thirty_kills(installation):
+    assert_survived(installation, kills=30, seed=1)
+
+
+@pytest.mark.slow
+def test_loads_survive_a_thousand_kills(installation):
+    assert_survived(installation, kills=1000, seed=7)
+
+
+def assert_survived(installation, *, kills, seed):
+    said = []
+    run = Run(installation, seed=seed, say=said.append)
+    figures = run.until(kills)
+    print(figures)  # noqa: T201 - the figures of the run: `pytest -s` shows them
+    assert not run.faults, "\n\n".join(run.faults)
+    assert figures.kills >= kills
