@@ -1,4 +1,4 @@
-"""Random files for the harness: new rows, changed and unchanged ones, the same key again, bad lines."""
+"""Random files: new rows, changed and unchanged ones, the same key again, bad lines."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from tests.bulk.kills.oracle import Row, Tables
 
 DIMENSIONS = 384
-WORDS = "tea rain lisbon ferry ledger orchard signal harbour velvet copper lantern meadow".split()
+WORDS = ["tea", "rain", "lisbon", "ferry", "ledger", "orchard", "harbour", "copper", "meadow"]
 USERS, AGENTS = 9, 7
 
 

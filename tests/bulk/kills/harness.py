@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -150,6 +151,17 @@ class Installation:
     def revive(self) -> None:
         self.server.start(timeout_s=PATIENCE_S)
 
+    def make_organization(self, slug: str) -> UUID:
+        organization = uuid7()
+        with self.owner() as connection:
+            connection.execute(
+                "INSERT INTO accounts_organization "
+                "(id, name, slug, settings, created_at, updated_at, is_deleted) "
+                "VALUES (%s, %s, %s, '{}', now(), now(), false)",
+                [organization, slug, slug],
+            )
+        return organization
+
     @contextmanager
     def owner(self) -> Iterator[psycopg.Connection[Any]]:
         given = self.server.connection("agentmem_owner")
@@ -205,15 +217,8 @@ class World:
         self.story: list[str] = []
 
     def live(self, kills: int) -> None:
-        self.organization = uuid7()
         self.installation.revive()
-        with self.installation.owner() as connection:
-            connection.execute(
-                "INSERT INTO accounts_organization (id, name, slug, settings, "
-                "created_at, updated_at, is_deleted) "
-                "VALUES (%s, %s, %s, '{}', now(), now(), false)",
-                [self.organization, self.slug, self.slug],
-            )
+        self.organization = self.installation.make_organization(self.slug)
         for number in range(self.random.randrange(3, 6)):
             if self.figures.kills < kills:
                 self._one_file(number)
@@ -253,7 +258,6 @@ class World:
         path.unlink()
 
     def _command(self, file: File, rejects: Path | None) -> list[str]:
-        random = self.random
         command = ["bulk_upsert", file.resource, str(file.path)]
         command += [f"--organization={self.slug}", "--json", f"--batch-size={self.batch_size}"]
         if file.resource == "memories":

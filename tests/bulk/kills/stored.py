@@ -107,7 +107,7 @@ class Stored:
     def faults(self, oracle: Tables) -> list[str]:
         """In what the tables differ from the oracle."""
         told = [f"twice: {key}" for key in self.doubled]
-        expected = {k: r for k, r in oracle.rows.items()}
+        expected = dict(oracle.rows)
         for key, runs in oracle.runs.items():
             expected |= {("run", key[1], name): run for name, run in runs.items()}
         told += [f"lost: {key}" for key in expected.keys() - self.rows.keys()]
