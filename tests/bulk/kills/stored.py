@@ -80,6 +80,14 @@ def read(connection: psycopg.Connection[Any], organization: Any) -> "Stored":
             f"SELECT external_id FROM {table} WHERE organization_id = %s", [organization]
         ):
             names.append(name)
+    stored.ends = [
+        changes
+        for (changes,) in connection.execute(
+            "SELECT changes FROM accounts_auditevent WHERE organization_id = %s "
+            "AND action = 'loaded' AND status = 'success' ORDER BY created_at, id",
+            [organization],
+        )
+    ]
     stored.histories = {
         row_id: (count, last)
         for row_id, count, last in connection.execute(
@@ -102,6 +110,7 @@ class Stored:
         self.doubled: list[Key] = []
         self.users: list[str] = []
         self.agents: list[str] = []
+        self.ends: list[Row] = []  # what the audit events of finished loads say, oldest first
         self.histories: dict[Any, tuple[int, int]] = {}  # of a memory: rows, highest version
 
     def faults(self, oracle: Tables) -> list[str]:
