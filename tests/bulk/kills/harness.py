@@ -79,7 +79,7 @@ class Ended:
     said: str
     complained: str
     killed: str  # what, at which moment; "" if it came to its end undisturbed
-    was_early: bool
+    may_be_early: bool  # no connection of it was seen
 
     @property
     def report(self) -> dict[str, Any]:
@@ -110,6 +110,8 @@ class Installation:
         self.server = Server(folder, version=int(folder.name.removeprefix("postgres-")))
         given = self.server.connection("agentmem_app")
         self.proxy = Proxy(_socket(given)).__enter__()
+        # To the server itself, which a command then starts where it does not run.
+        self.without_door = environment
         self.environment = environment | {
             "DATABASE_URL": f"postgres://{given['USER']}:{given['PASSWORD']}@127.0.0.1:"
             f"{self.proxy.port}/{given['NAME']}",
@@ -262,6 +264,7 @@ class World:
         self.figures.lines += outcome.read
         self.story.append(f"{' '.join(command)} ({outcome.read} lines, {outcome.rejected} bad)")
         ended = self._until_well(command, file, planned=random.randrange(1, 9))
+        self.installation.revive()
         with self.installation.owner() as connection:
             after = read(connection, self.organization)
         reports = after.ends[len(before.ends) :]
@@ -278,6 +281,7 @@ class World:
 
     def _command(self, file: File, rejects: Path | None) -> list[str]:
         random, can = self.random, self.installation.can
+        self.has_door = random.random() < 0.85
         self.reads_stdin = can("--job") and random.random() < 0.2
         command = ["bulk_upsert", file.resource, "-" if self.reads_stdin else str(file.path)]
         command += [f"--organization={self.slug}", "--json", f"--batch-size={self.batch_size}"]
@@ -350,18 +354,18 @@ class World:
     def _check(self, ended: Ended) -> None:
         what, _, _ = ended.killed.partition(" at ")
         allowed = {*WELL, SIGNALLED.get(what, TEMPORARY)}
-        if ended.was_early:
+        if ended.may_be_early:
             # (A signal while Python itself starts is told by Python.)
             if "KeyboardInterrupt" in ended.complained:
                 return
             allowed |= EARLY
         if ended.code not in allowed or "Traceback" in ended.complained:
-            raise Fault(f"exit code {ended.code}: {ended.complained[-3000:]}")
+            raise Fault(f"exit code {ended.code}: {ended.complained[-1500:]}")
 
     def _run(self, command: list[str], kill: "Kill | None", file: File) -> Ended:
-        installation = self.installation
-        installation.revive()
-        proxy = installation.proxy
+        installation, proxy = self.installation, self.installation.proxy
+        if self.has_door:
+            installation.revive()
         met, killed = proxy.met, ""
         self.figures.commands += 1
         opened = file.path if self.reads_stdin else Path(os.devnull)
@@ -369,7 +373,7 @@ class World:
             opened.open("rb") as source,
             subprocess.Popen(
                 [sys.executable, str(ROOT / "manage.py"), *command],
-                env=installation.environment,
+                env=installation.environment if self.has_door else installation.without_door,
                 stdin=source,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -398,6 +402,8 @@ class World:
         random = self.random
         what = self.run.deal(KINDS, without=() if self.installation.disk else ["disk full"])
         when = self.run.deal(MOMENTS)
+        if not self.has_door:
+            what, when = random.choice(WITHOUT_DOOR), "time"
         batches = max(1, len(file.lines) // self.batch_size)
         if when not in ("time", "connect"):
             when += " " + random.choice(PLACES)
@@ -426,6 +432,7 @@ KINDS = {
 }
 
 
+WITHOUT_DOOR = ("client KILL", "client TERM", "client INT", "postmaster KILL", "postmaster stopped")
 MOMENTS = {"time": 3, "connect": 1, "copy": 3, "commit": 4}
 PLACES = ("before", "half", "sent", "sent", "answered", "half answered")
 
@@ -488,7 +495,6 @@ class Kill:
     def recover(self, installation: Installation) -> None:
         installation.free()
         installation.proxy.down_until = 0
-        installation.revive()
 
 
 def _faults_of_reports(ends: list[Row], last: Row, outcome: Outcome, again: Outcome) -> list[str]:
