@@ -27,7 +27,7 @@ def test_loads_survive_a_thousand_kills(installation):
 
 def assert_survived(installation, *, kills, seed):
     said = []
-    run = Run(installation, seed=seed, say=said.append)
+    run = Run(installation, seed=seed, say=said.append, most_faults=5)
     figures = run.until(kills)
     print(figures)  # noqa: T201 - the figures of the run: `pytest -s` shows them
     assert not run.faults, "\n\n".join(run.faults)

@@ -32,7 +32,6 @@ from tests.bulk.kills.stored import Stored, read
 ROOT = Path(__file__).resolve().parents[3]
 DISK_BYTES = 420 * 1024 * 1024  # enough for a cluster; little enough to be filled at once
 PATIENCE_S = 90
-MOST_FAULTS = 20
 WELL = {0, 3}
 TEMPORARY = 75
 # What a signal ends a command with; everything else is for a moment only.
@@ -79,6 +78,7 @@ class Ended:
     said: str
     complained: str
     killed: str  # what, at which moment; "" if it came to its end undisturbed
+    seconds: float
     may_be_early: bool  # no connection of it was seen
 
     @property
@@ -183,8 +183,16 @@ class Run:
     """Files and kills, from a seed, until as many kills as asked for have struck."""
 
     def __init__(
-        self, installation: Installation, *, seed: int, say: Callable[[str], None]
+        self,
+        installation: Installation,
+        *,
+        seed: int,
+        say: Callable[[str], None],
+        tells_all: bool = False,
+        most_faults: int = 1,
     ) -> None:
+        self.tells_all = tells_all
+        self.most_faults = most_faults
         self.installation = installation
         self.seed = seed
         self.say = say
@@ -205,7 +213,7 @@ class Run:
     def until(self, kills: int) -> Figures:
         began = time.monotonic()
         number = 0
-        while self.figures.kills < kills and len(self.faults) < MOST_FAULTS:
+        while self.figures.kills < kills and len(self.faults) < self.most_faults:
             world = World(self, Random(f"{self.seed}/{number}"), f"w{self.seed}-{number}")
             try:
                 world.live(kills)
@@ -213,6 +221,9 @@ class Run:
                 story = "\n  ".join(world.story)
                 self.faults.append(f"seed {self.seed}, world {number}:\n  {story}\n{fault}")
                 self.say(self.faults[-1])
+            else:
+                if self.tells_all:
+                    self.say("\n  ".join(world.story))
             number += 1
             self.figures.seconds = time.monotonic() - began
             self.say(str(self.figures))
@@ -341,7 +352,8 @@ class World:
             kill = self._choose(file) if planned else None
             planned -= bool(kill)
             ended = self._run(command, kill, file)
-            self.story.append(f"  {ended.killed or 'left alone'}: {ended.code}")
+            after = f"{ended.code} after {ended.seconds:.1f} s"
+            self.story.append(f"  {ended.killed or 'left alone'}: {after}")
             self._check(ended)
             if ended.code in WELL:
                 return ended
@@ -366,7 +378,7 @@ class World:
         installation, proxy = self.installation, self.installation.proxy
         if self.has_door:
             installation.revive()
-        met, killed = proxy.met, ""
+        met, killed, began = proxy.met, "", time.monotonic()
         self.figures.commands += 1
         opened = file.path if self.reads_stdin else Path(os.devnull)
         with (
@@ -390,13 +402,14 @@ class World:
                 proxy.trap = None
                 if timer:
                     timer.cancel()
+        seconds = time.monotonic() - began
         if kill and kill.struck:
             killed = str(kill)
             self.figures.kinds[kill.what] += 1
             self.figures.moments[kill.when] += 1
             kill.recover(installation)
         early = proxy.met == met
-        return Ended(process.returncode, said, complained, killed, early)
+        return Ended(process.returncode, said, complained, killed, seconds, early)
 
     def _choose(self, file: File) -> "Kill":
         random = self.random
