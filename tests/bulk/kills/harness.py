@@ -190,9 +190,11 @@ class Run:
         say: Callable[[str], None],
         tells_all: bool = False,
         most_faults: int = 1,
+        without: Sequence[str] = (),
     ) -> None:
         self.tells_all = tells_all
         self.most_faults = most_faults
+        self.without = [*without, *([] if installation.disk else ["disk full"])]
         self.installation = installation
         self.seed = seed
         self.say = say
@@ -201,12 +203,14 @@ class Run:
         self._random = Random(seed)
         self._decks: dict[str, list[str]] = {}
 
-    def deal(self, weights: dict[str, int], *, without: Sequence[str] = ()) -> str:
+    def deal(self, weights: dict[str, int]) -> str:
         """One of them by chance; of a short run, too, each in its share."""
         name = " ".join(weights)
         deck = self._decks.setdefault(name, [])
         if not deck:
-            deck += [word for word, n in weights.items() for _ in range(n) if word not in without]
+            deck += [
+                word for word, n in weights.items() for _ in range(n) if word not in self.without
+            ]
             self._random.shuffle(deck)
         return deck.pop()
 
@@ -413,7 +417,7 @@ class World:
 
     def _choose(self, file: File) -> "Kill":
         random = self.random
-        what = self.run.deal(KINDS, without=() if self.installation.disk else ["disk full"])
+        what = self.run.deal(KINDS)
         when = self.run.deal(MOMENTS)
         if not self.has_door:
             what, when = random.choice(WITHOUT_DOOR), "time"
