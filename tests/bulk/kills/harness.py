@@ -34,10 +34,12 @@ DISK_BYTES = 420 * 1024 * 1024  # enough for a cluster; little enough to be fill
 PATIENCE_S = 90
 WELL = {0, 3}
 TEMPORARY = 75
-# What a signal ends a command with; everything else is for a moment only.
-SIGNALLED = {"client KILL": -signal.SIGKILL, "client TERM": 143, "client INT": 130}
-# The process does not yet run our code, or is still reading it.
-EARLY = {-signal.SIGINT, -signal.SIGTERM}
+# What a signal ends a command with: 143 and 130, which is also what a shell makes of a death by it.
+SIGNALLED = {
+    "client KILL": {-signal.SIGKILL},
+    "client TERM": {143, -signal.SIGTERM},
+    "client INT": {130, -signal.SIGINT},
+}
 
 
 class Fault(AssertionError):
@@ -63,8 +65,9 @@ class Figures:
         def listed(counter: Counter[str]) -> str:
             return ", ".join(f"{name} {number}" for name, number in counter.most_common())
 
+        middle = sum(n for moment, n in self.moments.items() if moment in MID_COMMIT)
         return (
-            f"{self.kills} kills ({listed(self.kinds)}; at {listed(self.moments)}) in "
+            f"{self.kills} kills, {middle} of them in the middle of a COMMIT ({listed(self.kinds)}; at {listed(self.moments)}) in "
             f"{self.commands} commands over {self.files} files of {self.lines:,} lines, "
             f"{self.seconds:.0f} s"
         )
@@ -263,7 +266,7 @@ class World:
             before = read(connection, self.organization)
         rows = random.choice((1, 5, 60, 200, 400, 400, 800))
         self.batch_size = random.choice((7, 20, 50, 100)) if rows > 5 else 3
-        skips = self.installation.can("--on-error") and random.random() < 0.4
+        skips = self.installation.can("--on-error") and random.random() < 0.5
         path = self.installation.folder / f"{self.slug}-{number}.jsonl"
         if random.random() < 0.25:
             path = path.with_suffix(".jsonl.gz")
@@ -369,14 +372,13 @@ class World:
 
     def _check(self, ended: Ended) -> None:
         what, _, _ = ended.killed.partition(" at ")
-        allowed = {*WELL, SIGNALLED.get(what, TEMPORARY)}
-        if ended.may_be_early:
-            # (A signal while Python itself starts is told by Python.)
-            if "KeyboardInterrupt" in ended.complained:
-                return
-            allowed |= EARLY
-        if ended.code not in allowed or "Traceback" in ended.complained:
+        # (A signal while Python itself starts is told by Python.)
+        if ended.may_be_early and "KeyboardInterrupt" in ended.complained:
+            return
+        if ended.code not in WELL | SIGNALLED.get(what, {TEMPORARY}):
             raise Fault(f"exit code {ended.code}: {ended.complained[-1500:]}")
+        if "Traceback" in ended.complained:
+            raise Fault(f"a traceback: {ended.complained[-1500:]}")
 
     def _run(self, command: list[str], kill: "Kill | None", file: File) -> Ended:
         installation, proxy = self.installation, self.installation.proxy
@@ -451,7 +453,8 @@ KINDS = {
 
 WITHOUT_DOOR = ("client KILL", "client TERM", "client INT", "postmaster KILL", "postmaster stopped")
 MOMENTS = {"time": 3, "connect": 1, "copy": 3, "commit": 4}
-PLACES = ("before", "half", "sent", "sent", "answered", "half answered")
+PLACES = ("before", "before", "half", "sent", "sent", "answered", "half answered")
+MID_COMMIT = {f"commit {place}" for place in PLACES if place != "before"}
 
 
 @dataclass
