@@ -67,7 +67,8 @@ class Figures:
 
         middle = sum(n for moment, n in self.moments.items() if moment in MID_COMMIT)
         return (
-            f"{self.kills} kills, {middle} of them in the middle of a COMMIT ({listed(self.kinds)}; at {listed(self.moments)}) in "
+            f"{self.kills} kills, {middle} of them in the middle of a COMMIT "
+            f"({listed(self.kinds)}; at {listed(self.moments)}), in "
             f"{self.commands} commands over {self.files} files of {self.lines:,} lines, "
             f"{self.seconds:.0f} s"
         )
@@ -431,7 +432,7 @@ class World:
             when,
             nth=random.randint(1, 2 if when == "connect" else batches // 2 + 1),
             after_s=random.uniform(0, 0.5 + 0.02 * batches),
-            then=random.choice((0.2, 0.5, 1, 2)),
+            then=random.choice((0, 0, 0.1, 0.5, 2) if what == "network cut" else (0.2, 0.5, 1, 2)),
             is_met=random.random() < 0.5,
         )
 
