@@ -1,4 +1,4 @@
-"""PostgreSQL is killed in the middle of a load: what was committed is there, the rest is told."""
+"""What an operator sees of a load that is interrupted. (What is stored then: test_kills.py.)"""
 
 import json
 import os
@@ -6,82 +6,109 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import psycopg
 import pytest
 
 from agentmem_site import samples
-from agentmem_site.embedded import Server
+from tests.bulk.kills.harness import ROOT, Installation
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.embedded
 ROWS = 12_000
 
 
-@pytest.fixture
-def data_dir(tmp_path):
-    """An installation of its own, with an embedded server of its own."""
-    yield tmp_path / "data"
-    for folder in (tmp_path / "data").glob("postgres-*"):
-        Server(folder, version=int(folder.name.removeprefix("postgres-"))).stop()
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory):
+    with Installation(tmp_path_factory.mktemp("interrupted")) as installation:
+        yield installation
 
 
-@pytest.mark.embedded
-def test_a_killed_server_costs_one_batch_and_the_next_command_starts_it_again(data_dir, tmp_path):
-    unset = {"DATABASE_URL", "DATABASE_OWNER_URL"}
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment["AGENTMEM_DATA_DIR"] = str(data_dir)
-
-    def command(*arguments):
-        return [sys.executable, str(ROOT / "manage.py"), *arguments]
-
-    def run(*arguments):
-        return subprocess.run(
-            command(*arguments), env=environment, capture_output=True, text=True, check=True
-        ).stdout
-
-    run("migrate", "--verbosity=0")
-    run("create_organization", "acme")
-    file = tmp_path / "sessions.jsonl"
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("file") / "sessions.jsonl"
     file.write_bytes(b"".join(samples.lines("sessions", row_count=ROWS, seed=1)))
-    load = ["bulk_upsert", "sessions", str(file), "--organization=acme"]
-    (folder,) = data_dir.glob("postgres-*")
-    server = Server(folder, version=int(folder.name.removeprefix("postgres-")))
-
-    with subprocess.Popen(
-        command(*load, "--batch-size=500"), env=environment, stderr=subprocess.PIPE, text=True
-    ) as loading:
-        _await_rows(server, 1000)
-        pid = server.status().pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        _, said = loading.communicate(timeout=60)
-    assert loading.returncode == 75, said
-    assert "Run the same command again" in said
-    assert "Traceback" not in said
-
-    report = json.loads(run(*load, "--json"))
-    assert report["read"] == ROWS
-    assert report["unchanged"] >= 1000
-    assert report["unchanged"] % 500 == 0  # whole batches
-    assert report["inserted"] == ROWS - report["unchanged"]
-    assert _rows(server) == ROWS
+    return file
 
 
-def _rows(server):
-    settings = server.connection("agentmem_owner")
-    with psycopg.connect(
-        dbname=settings["NAME"],
-        user=settings["USER"],
-        password=settings["PASSWORD"],
-        host=settings["HOST"],
-        port=settings["PORT"],
-    ) as connection:
-        return connection.execute("SELECT count(*) FROM agent_sessions_session").fetchone()[0]
+def test_a_load_starts_its_killed_server_again(installation, file):
+    installation.make_organization("server")
+    with begin(installation, "server", file) as loading:
+        await_rows(installation, "server", 1000)
+        os.kill(installation.postmaster(), signal.SIGKILL)
+        said, complained = loading.communicate(timeout=90)
+    assert loading.returncode == 0, complained
+    assert "Traceback" not in complained
+    report = json.loads(said)
+    assert (report["read"], report["inserted"]) == (ROWS, ROWS)
+    assert report["retries"] >= 1
+    assert count_rows(installation, "server") == ROWS
 
 
-def _await_rows(server, count):
+@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stopped_load_goes_on_where_it_was(installation, file, name, code):
+    installation.make_organization(name.lower())
+    with begin(installation, name.lower(), file) as loading:
+        await_rows(installation, name.lower(), 1000)
+        loading.send_signal(signal.Signals[name])
+        _, complained = loading.communicate(timeout=60)
+    assert loading.returncode == code, complained
+    assert "Traceback" not in complained
+    if name != "SIGKILL":
+        assert "the batches that were done are committed" in complained
+        assert f"bulk_upsert sessions {file}" in complained
+    stored = count_rows(installation, name.lower())
+    assert 1000 <= stored < ROWS
+    assert stored % 500 == 0  # whole batches
+
+    with begin(installation, name.lower(), file) as again:
+        said, complained = again.communicate(timeout=90)
+    assert f"Goes on after line {stored:,}" in complained
+    report = json.loads(said)  # of both
+    assert (report["read"], report["inserted"], report["unchanged"]) == (ROWS, ROWS, 0)
+    assert report["batches"] == ROWS / 500
+    assert count_rows(installation, name.lower()) == ROWS
+
+
+@pytest.mark.slow
+def test_of_two_loads_of_one_job_the_second_is_told(installation, file):
+    installation.make_organization("twice")
+    with begin(installation, "twice", "-", "--job=nightly", stdin=subprocess.PIPE) as first:
+        with file.open("rb") as lines:
+            first.stdin.write("".join(next(lines).decode() for _ in range(600)))
+            first.stdin.flush()
+        await_rows(installation, "twice", 500)
+        with begin(installation, "twice", str(file), "--job=nightly") as second:
+            _, complained = second.communicate(timeout=60)
+        assert second.returncode == 75, complained
+        assert "Another process is loading the job 'nightly'" in complained
+        first.communicate()
+    assert first.returncode == 0
+    assert count_rows(installation, "twice") == 600
+
+
+def begin(installation, organization, file, *options, stdin=subprocess.DEVNULL):
+    """`bulk_upsert` by batches of 500, with a server that it starts itself."""
+    command = ["bulk_upsert", "sessions", str(file), f"--organization={organization}", "--json"]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "manage.py"), *command, "--batch-size=500", *options],
+        env=installation.without_door,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def count_rows(installation, organization):
+    with installation.owner() as connection:
+        return connection.execute(
+            "SELECT count(*) FROM agent_sessions_session WHERE organization_id = "
+            "(SELECT id FROM accounts_organization WHERE slug = %s)",
+            [organization],
+        ).fetchone()[0]
+
+
+def await_rows(installation, organization, number):
     deadline = time.monotonic() + 60
-    while _rows(server) < count:
+    while count_rows(installation, organization) < number:
         assert time.monotonic() < deadline, "the load does not get on"
         time.sleep(0.02)
