@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db import DatabaseError
 from django.db.models import Model
+from psycopg.sql import SQL
 
 from accounts.actors import Actor
 from accounts.bulk import USERS
@@ -80,12 +81,14 @@ def run_load(
     embed_first: int | None = EMBED_FIRST,
     job: str = "",
     is_new: bool = False,
+    is_index_apart: bool = False,
 ) -> LoadReport:
     """Loads and leaves one audit event with the counts. Of memories, those of the file's first
     `embed_first` lines (None: all) get their vectors with the load, the others from a worker.
 
     A load with the name `job` goes on where the last one of that name was interrupted, unless it
-    `is_new`. Called outside `tenant()`. Raises: LoadStopped.
+    `is_new`; with `is_index_apart` the caller builds the index of vectors after it
+    (memories/services/vector_index.py). Called outside `tenant()`. Raises: LoadStopped.
     """
     parts = LoadParts(
         job or f"once {uuid7()}", organization=organization, actor=actor, resource=resource
@@ -93,6 +96,9 @@ def run_load(
     own: dict[str, Any] = {"transaction": partial(tenant, organization)}
     if resource == MEMORIES.resource:
         own |= _for_memories(organization, embed_first, options)
+        if is_index_apart:
+            is_indexed = {"is_indexed": SQL("(s.embedding IS NOT NULL)")}
+            own["constants"] = {**own.get("constants", {}), **is_indexed}
     is_over = True
     with ExitStack() as stack:
         try:

@@ -45,7 +45,7 @@ class Stage:
 
     spec: LoadSpec
     columns: tuple[str, ...]
-    # Column -> what every new row bears there.
+    # Column -> what every new row bears there: a value, or SQL over the staged row {s}.
     constants: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -456,7 +456,10 @@ def _inserted(stage: Stage, stamp: Stamp) -> dict[str, sql.Composable]:
     values: dict[str, sql.Composable] = {
         name: sql.Identifier("s", name) for name in stage.columns if name not in apart
     }
-    values |= {name: sql.Literal(value) for name, value in stage.constants.items()}
+    values |= {
+        name: value if isinstance(value, sql.Composable) else sql.Literal(value)
+        for name, value in stage.constants.items()
+    }
     values["organization_id"] = sql.Literal(stamp.organization_id)
     values |= _audit_values(stamp)
     if stage.keeps_time:

@@ -40,6 +40,7 @@ from agentmem_site.bulk.loader import MAX_WORKERS, LoadOptions
 from agentmem_site.bulk.readers import (
     FORMATS,
     MAX_LINE_BYTES,
+    Source,
     UnreadableFile,
     open_source,
 )
@@ -59,6 +60,10 @@ from agentmem_site.bulk.report import (
 from agentmem_site.bulk.tables import csv_kinds
 from agentmem_site.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 from agentmem_site.management.load_progress import counts_in_words, progress
+from memories.bulk import MEMORIES
+from memories.management.progress import Tell
+from memories.management.progress import progress as show_progress
+from memories.services.vector_index import first_load
 
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
 _EXIT_CODES = {
@@ -93,6 +98,7 @@ _LEAST = {
     "max_retries": 0,
 }
 _EMBED = {"now": None, "later": 0}
+LARGE_BYTES = 64 * 1024 * 1024
 _STRAY = 20  # rejected lines told on the terminal, without a file for them
 
 _EPILOG = """\
@@ -303,6 +309,14 @@ class Command(BaseCommand):
             help="go on where the last run of the job was interrupted; --no-resume begins anew",
         )
         group.add_argument(
+            "--index",
+            choices=["auto", "after", "worker"],
+            default="auto",
+            help="the vectors of a first load of memories: into an index that is built after it, "
+            "or moved there by a worker (auto: after, where there are none yet and the file has "
+            f"{LARGE_BYTES // 2**20} MiB)",
+        )
+        group.add_argument(
             "--dry-run", action="store_true", help="do everything, then roll it back"
         )
 
@@ -334,6 +348,7 @@ class Command(BaseCommand):
                         max_bytes=options["max_bytes"],
                     )
                 )
+                is_index_apart = stack.enter_context(self._index_apart(source, options))
                 show: Callable[[LoadReport], None] = lambda report: None  # noqa: E731
                 if not options["no_progress"]:
                     show = stack.enter_context(progress(options["resource"], source))
@@ -350,6 +365,7 @@ class Command(BaseCommand):
                     embed_first=_EMBED.get(options["embed"], EMBED_FIRST),
                     job=_job(options),
                     is_new=not options["resume"],
+                    is_index_apart=is_index_apart,
                 )
         except UnreadableFile as error:
             raise CommandError(str(error), returncode=USAGE) from error
@@ -373,6 +389,29 @@ class Command(BaseCommand):
                 f"Goes on after line {report.last_line:,}; --no-resume would begin anew.",
                 self.style.NOTICE,
             )
+
+    @contextmanager
+    def _index_apart(self, source: Source, options: dict[str, Any]) -> Iterator[bool]:
+        """Whether the index of vectors is built after the load; then its end does so."""
+        if options["resource"] != MEMORIES.resource or options["dry_run"]:
+            yield False
+            return
+        is_large = (source.size or 0) >= LARGE_BYTES
+        with ExitStack() as late:
+            told: list[Tell] = []  # only one bar is live at a time: this comes after the load's
+
+            def tell(done: int, total: int, words: str) -> None:
+                if not told:
+                    bar = show_progress(self.stderr, total=None, is_silent=options["no_progress"])
+                    told.append(late.enter_context(bar))
+                told[0](done, words)
+
+            with first_load(
+                is_large={"auto": is_large, "after": True, "worker": False}[options["index"]],
+                on_progress=tell,
+                on_notice=lambda words: self.stderr.write(words, self.style.NOTICE),
+            ) as is_apart:
+                yield is_apart
 
     def _rejects(self, stack: ExitStack, path: Path | None) -> RejectFile | None:
         if path is None:
