@@ -138,13 +138,12 @@ def meet(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> 
     return _with_index_joins(
         sql.SQL(
             "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, coalesce({differs}, false) "
-            "FROM {source} s JOIN {table} t ON {same} WHERE {staged}"
+            "FROM {source} s, {looked_up} WHERE {staged}"
         ).format(
             met=stage.met,
             differs=_differs(stage, _OLD, _NEW, stamp),
             source=source,
-            table=stage.spec.table,
-            same=same,
+            looked_up=_looked_up(stage.spec, same),
             staged=_staged(stage.spec.keys, key),
         )
     )
@@ -276,6 +275,13 @@ def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Compo
         same=_same_row(key, stamp),
         staged=_staged(stage.spec.keys, key),
     )
+
+
+def _looked_up(spec: LoadSpec, same: sql.Composable) -> sql.Composed:
+    """The rows of the table `t` for each row before it. As a join a planner that takes an
+    organization for empty would begin with the table, and look through the batch for each of its
+    rows (seen: 550 ms for 2,500 lines, instead of 9); OFFSET keeps it from making one of this."""
+    return sql.SQL("LATERAL (SELECT * FROM {} t WHERE {} OFFSET 0) AS t").format(spec.table, same)
 
 
 def _with_index_joins(statement: sql.Composed) -> sql.Composed:
@@ -437,15 +443,17 @@ def seen_rows(
     nobody has changed since: whoever does moves `updated_at`. After INDEX_JOINS."""
     return sql.SQL(
         "SELECT p.place FROM unnest({keys}::text[], {hashes}::bytea[]) "
-        "WITH ORDINALITY AS p (key, hash, place) JOIN {table} t ON t.{key} = p.key "
-        "WHERE t.organization_id = {organization} AND NOT t.is_deleted "
-        "AND t.{line_hash} = p.hash || timestamptz_send(t.updated_at)"
+        "WITH ORDINALITY AS p (key, hash, place), {looked_up} "
+        "WHERE NOT t.is_deleted AND t.{line_hash} = p.hash || timestamptz_send(t.updated_at)"
     ).format(
         keys=sql.Literal(list(keys)),
         hashes=sql.Literal(list(hashes)),
-        table=spec.table,
-        key=sql.Identifier(spec.keys[0].columns[0]),
-        organization=sql.Literal(stamp.organization_id),
+        looked_up=_looked_up(
+            spec,
+            sql.SQL("t.organization_id = {} AND t.{} = p.key").format(
+                sql.Literal(stamp.organization_id), sql.Identifier(spec.keys[0].columns[0])
+            ),
+        ),
         line_hash=sql.Identifier(LINE_HASH),
     )
 
