@@ -29,17 +29,6 @@ def parse_json(body: bytes, *, called: str = "This") -> Any:
     return value
 
 
-def refuse_repeated_keys(body: str) -> None:
-    """For JSON that is decoded elsewhere, by a decoder to which a later key is as good as an
-    earlier one and any depth will do. Numbers are not looked at.
-
-    Raises: RefusedJson.
-    """
-    if body.count("{") + body.count("[") >= MAX_DEPTH:  # only then can it be so deep
-        parse_json(body.encode())
-    _keys_decoder.decode(body)
-
-
 def _refuse_unkept(value: Any) -> None:
     level: list[Any] = [value]
     depth = 0
@@ -88,8 +77,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-# (Python refuses to read a whole number of thousands of digits.)
-_keys_decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str)
+_decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str)
 _decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_real, parse_int=_whole, parse_constant=_constant
 )

@@ -25,7 +25,6 @@ from accounts.organization_settings import language_of
 from accounts.roles import permission
 from accounts.services.audit import record_event
 from accounts.services.records import MAX_IDS_IN_EVENT
-from accounts.strict_json import RefusedJson, parse_json, refuse_repeated_keys
 from accounts.tenancy import tenant
 from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder, Name, RawLine, Row
 from agentmem_site.bulk.growth import Growth
@@ -127,15 +126,9 @@ class _Adding:
 
     def decoded(self, items: Sequence[bytes]) -> list[DecodedLine]:
         lines = self._encoder.decode(starmap(RawLine, enumerate(items)), self._reject)
-        for index, line, *_ in lines:
-            try:
-                refuse_repeated_keys(items[index].decode())
-                if metadata := bytes(line.metadata):
-                    parse_json(metadata, called="metadata")
-            except RefusedJson as refusal:
-                self._reject(LineError("malformed_json", "", str(refusal), line=index))
-            line.updated_at = None  # the server's
-        return [decoded for decoded in lines if decoded.number not in self.added]
+        for decoded in lines:
+            decoded.line.updated_at = None  # the server's
+        return lines
 
     def store(self, lines: Sequence[DecodedLine]) -> None:
         """One transaction: what items refer to, rows, history, one audit event."""
