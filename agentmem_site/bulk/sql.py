@@ -25,6 +25,7 @@ INDEX_JOINS = sql.SQL(
     "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
     "SET LOCAL enable_seqscan = off"
 )
+LOOK_UPS = sql.SQL("SET LOCAL enable_seqscan = off")  # see _looked_up
 ANY_JOINS = sql.SQL(
     "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"
 )
@@ -135,17 +136,21 @@ def meet(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> 
         ).format(rows=stage.rows, met=parents.met, parent=parent)
         rest = replace(key, columns=key.columns[1:])
         same = sql.SQL("{} AND t.{} = s.met_parent").format(_same_row(rest, stamp), parent)
-    return _with_index_joins(
-        sql.SQL(
-            "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, coalesce({differs}, false) "
-            "FROM {source} s, {looked_up} WHERE {staged}"
-        ).format(
-            met=stage.met,
-            differs=_differs(stage, _OLD, _NEW, stamp),
-            source=source,
-            looked_up=_looked_up(stage.spec, same),
-            staged=_staged(stage.spec.keys, key),
-        )
+    return sql.SQL("; ").join(
+        [
+            LOOK_UPS,
+            sql.SQL(
+                "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, coalesce({differs}, false) "
+                "FROM {source} s, {looked_up} WHERE {staged}"
+            ).format(
+                met=stage.met,
+                differs=_differs(stage, _OLD, _NEW, stamp),
+                source=source,
+                looked_up=_looked_up(stage.spec, same),
+                staged=_staged(stage.spec.keys, key),
+            ),
+            ANY_JOINS,
+        ]
     )
 
 
@@ -282,12 +287,6 @@ def _looked_up(spec: LoadSpec, same: sql.Composable) -> sql.Composed:
     organization for empty would begin with the table, and look through the batch for each of its
     rows (seen: 550 ms for 2,500 lines, instead of 9); OFFSET keeps it from making one of this."""
     return sql.SQL("LATERAL (SELECT * FROM {} t WHERE {} OFFSET 0) AS t").format(spec.table, same)
-
-
-def _with_index_joins(statement: sql.Composed) -> sql.Composed:
-    """A plan made while the table was small would read all of it for every batch: the rows of a
-    batch are looked up in the index, one by one."""
-    return sql.SQL("; ").join([INDEX_JOINS, statement, ANY_JOINS])
 
 
 def count(stage: Stage) -> sql.Composed:
@@ -440,7 +439,7 @@ def seen_rows(
     spec: LoadSpec, keys: Sequence[str], hashes: Sequence[bytes], stamp: Stamp
 ) -> sql.Composed:
     """(place, from 1) of the keys whose row's last line was the one with that hash, and that
-    nobody has changed since: whoever does moves `updated_at`. After INDEX_JOINS."""
+    nobody has changed since: whoever does moves `updated_at`. After LOOK_UPS."""
     return sql.SQL(
         "SELECT p.place FROM unnest({keys}::text[], {hashes}::bytea[]) "
         "WITH ORDINALITY AS p (key, hash, place), {looked_up} "

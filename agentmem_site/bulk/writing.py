@@ -101,7 +101,7 @@ class Writer:
                     asked.append(probe)
                     hashes.append(line_hash(probe.raw.digest, referred))  # type: ignore[arg-type]
             keys = [probe.key for probe in asked]
-            self._execute(statements.INDEX_JOINS)
+            self._execute(statements.LOOK_UPS)
             self._execute(statements.seen_rows(self.spec, keys, hashes, stamp))
             return {asked[place - 1].raw.number for (place,) in self._fetch()}
 
