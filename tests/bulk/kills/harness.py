@@ -272,7 +272,12 @@ class World:
         if random.random() < 0.25:
             path = path.with_suffix(".jsonl.gz")
         file = make_file(
-            random, self.oracle, resource, path, rows=rows, bad_share=0.05 if skips else 0
+            random,
+            self.oracle,
+            resource,
+            path,
+            rows=rows,
+            bad_share=random.choice((0.05, 0.3)) if skips else 0,
         )
         rejects = path.with_suffix(".rejects") if skips else None
         command = self._command(file, rejects)
@@ -489,7 +494,9 @@ class Kill:
             timer.start()
             return timer
         moment, _, place = self.when.partition(" ")
-        installation.proxy.trap = Trap(moment, self.nth, place, act)
+        installation.proxy.trap = Trap(
+            moment, self.nth, place, act, is_the_end=self.what == "client KILL"
+        )
         return None
 
     def _strike(self, installation: Installation, process: subprocess.Popen[str]) -> None:
