@@ -69,9 +69,10 @@ def test_a_stopped_load_goes_on_where_it_was(installation, file, name, code):
     assert count_rows(installation, name.lower()) == ROWS
 
 
-def test_a_commit_whose_answer_is_lost_is_not_done_again(installation, file):
+def test_a_commit_that_nobody_knows_of_is_done_once(installation, file):
     installation.make_organization("answer")
-    for place in ("answered", "half answered"):
+    # The first two never get there, the others are done and not heard of.
+    for place in ("before", "half", "answered", "half answered"):
         began = installation.proxy.commits
         installation.proxy.trap = Trap("commit", 6, place, installation.proxy.drop)
         with begin(
@@ -85,6 +86,21 @@ def test_a_commit_whose_answer_is_lost_is_not_done_again(installation, file):
         assert report["read"] == report["inserted"] + report["unchanged"] == ROWS
         assert report["batches"] == ROWS / 500
     assert count_rows(installation, "answer") == ROWS
+
+
+def test_what_a_lost_commit_had_made_is_made_again(installation, tmp_path):
+    """The users that a batch refers to are made in its transaction, and gone with it."""
+    installation.make_organization("made")
+    for number in range(1, 6):  # whichever of its COMMITs is the batch's
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(f'{{"session_id": "s-{number}", "user_id": "user-{number}"}}\n')
+        installation.proxy.trap = Trap("commit", number, "before", installation.proxy.drop)
+        with begin(installation, "made", file, env=installation.environment) as loading:
+            said, complained = loading.communicate(timeout=60)
+        assert loading.returncode in (0, 75), complained
+        if loading.returncode == 0:
+            assert json.loads(said)["inserted"] == 1
+    assert count_rows(installation, "made") >= 4
 
 
 def test_a_reject_is_named_once_though_its_batch_is_loaded_twice(installation, tmp_path):
