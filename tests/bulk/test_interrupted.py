@@ -11,6 +11,7 @@ import pytest
 
 from agentmem_site import samples
 from tests.bulk.kills.harness import ROOT, Installation
+from tests.bulk.kills.proxy import Trap
 
 pytestmark = pytest.mark.embedded
 ROWS = 12_000
@@ -68,6 +69,64 @@ def test_a_stopped_load_goes_on_where_it_was(installation, file, name, code):
     assert count_rows(installation, name.lower()) == ROWS
 
 
+def test_a_commit_that_nobody_knows_of_is_done_once(installation, file):
+    installation.make_organization("answer")
+    # The first two never get there, the others are done and not heard of.
+    for place in ("before", "half", "answered", "half answered"):
+        began = installation.proxy.commits
+        installation.proxy.trap = Trap("commit", 6, place, installation.proxy.drop)
+        with begin(
+            installation, "answer", file, "--no-resume", env=installation.environment
+        ) as loading:
+            said, complained = loading.communicate(timeout=90)
+        assert loading.returncode == 0, complained
+        assert installation.proxy.commits > began + 6
+        assert installation.proxy.trap.is_sprung
+        report = json.loads(said)
+        assert report["read"] == report["inserted"] + report["unchanged"] == ROWS
+        assert report["batches"] == ROWS / 500
+    assert count_rows(installation, "answer") == ROWS
+
+
+def test_what_a_lost_commit_had_made_is_made_again(installation, tmp_path):
+    """The users that a batch refers to are made in its transaction, and gone with it."""
+    installation.make_organization("made")
+    for number in range(1, 6):  # whichever of its COMMITs is the batch's
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(f'{{"session_id": "s-{number}", "user_id": "user-{number}"}}\n')
+        installation.proxy.trap = Trap("commit", number, "before", installation.proxy.drop)
+        with begin(installation, "made", file, env=installation.environment) as loading:
+            said, complained = loading.communicate(timeout=60)
+        assert loading.returncode in (0, 75), complained
+        if loading.returncode == 0:
+            assert json.loads(said)["inserted"] == 1
+    assert count_rows(installation, "made") >= 4
+
+
+def test_a_reject_is_named_once_though_its_batch_is_loaded_twice(installation, tmp_path):
+    installation.make_organization("rejects")
+    file, rejects = tmp_path / "sessions.jsonl", tmp_path / "rejects"
+    lines = [{"session_id": f"s-{n}", **({"nonsense": 1} if n % 3 else {})} for n in range(3000)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = (installation, "rejects", file, "--on-error=skip", f"--rejects={rejects}")
+    with begin(*command, env=installation.environment) as loading:
+        # Its rejects are written, its rows are not committed.
+        installation.proxy.trap = Trap("commit", 5, "before", loading.kill, is_the_end=True)
+        loading.communicate(timeout=60)
+    assert loading.returncode == -signal.SIGKILL
+    stored = count_rows(installation, "rejects")
+    assert 0 < stored < rejects.read_text().count("\n") / 2
+    with rejects.open("a") as half:
+        half.write('{"line": 4, "byte')  # what a full disk leaves
+
+    with begin(*command, env=installation.environment) as again:
+        said, complained = again.communicate(timeout=60)
+    assert again.returncode == 3, complained
+    named = [json.loads(line)["line"] for line in rejects.read_text().splitlines()]
+    assert sorted(named) == [n + 1 for n in range(3000) if n % 3]
+    assert json.loads(said)["rejected"] == len(named)
+
+
 @pytest.mark.slow
 def test_of_two_loads_of_one_job_the_second_is_told(installation, file):
     installation.make_organization("twice")
@@ -85,12 +144,12 @@ def test_of_two_loads_of_one_job_the_second_is_told(installation, file):
     assert count_rows(installation, "twice") == 600
 
 
-def begin(installation, organization, file, *options, stdin=subprocess.DEVNULL):
-    """`bulk_upsert` by batches of 500, with a server that it starts itself."""
+def begin(installation, organization, file, *options, stdin=subprocess.DEVNULL, env=None):
+    """`bulk_upsert` by batches of 500, at a server that it starts itself."""
     command = ["bulk_upsert", "sessions", str(file), f"--organization={organization}", "--json"]
     return subprocess.Popen(
         [sys.executable, str(ROOT / "manage.py"), *command, "--batch-size=500", *options],
-        env=installation.without_door,
+        env=env or installation.without_door,
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.bulk.kills.oracle import Row, Tables
+from tests.bulk.kills.oracle import Row, Tables, key_of
 
 DIMENSIONS = 384
 WORDS = ["tea", "rain", "lisbon", "ferry", "ledger", "orchard", "harbour", "copper", "meadow"]
@@ -39,9 +40,16 @@ class File:
 
 
 def make_file(
-    random: Random, tables: Tables, resource: str, path: Path, *, rows: int, bad_share: float
+    random: Random,
+    tables: Tables,
+    resource: str,
+    path: Path,
+    *,
+    rows: int,
+    bad_share: float,
+    before: Sequence[Row] = (),
 ) -> File:
-    """A file on top of what the tables hold."""
+    """A file on top of what the tables hold; some lines as they stood in files `before`."""
     file = File(resource, path)
     lines: list[Row] = []
     make = {"sessions": _session, "memories": _memory, "messages": _message}[resource]
@@ -50,12 +58,17 @@ def make_file(
     # (Each once: which vector a row keeps depends on whether its lines are in one batch.)
     known = [key for key in tables.rows if key[0] == stored]
     random.shuffle(known)
+    # (Their last lines: a vector that was given since stays.)
+    said = {key_of(resource, line): line for line in before}
     for _ in range(rows):
         if lines and random.random() < repeats:
-            lines.append(_again(random, resource, random.choice(lines)))
+            at = random.randrange(len(lines))
+            lines[at], again = _twice(random, resource, lines[at])
+            lines.append(again)
         else:
             key = known.pop() if known and random.random() < 0.5 else None
-            lines.append(make(random, tables, key))
+            again = random.random() < 0.7 and said.get(key)
+            lines.append(again or make(random, tables, key))
     for line in lines:
         is_bad = random.random() < bad_share
         raw = _spoilt(random, tables, resource, line) if is_bad else json.dumps(line).encode()
@@ -157,8 +170,8 @@ def _message(random: Random, tables: Tables, key: Any) -> Row:
     return line
 
 
-def _again(random: Random, resource: str, line: Row) -> Row:
-    """The key of a line that stands before, with other values."""
+def _twice(random: Random, resource: str, line: Row) -> tuple[Row, Row]:
+    """The line, and another of its key with other values."""
     again = dict(line)
     if resource == "messages":
         again["text"] = _text(random)
@@ -168,8 +181,8 @@ def _again(random: Random, resource: str, line: Row) -> Row:
         # (Both with a vector: one without keeps what it finds, which would depend on whether both
         # are in one batch.)
         again |= {"importance": random.randrange(9) / 8} | _vector(random)
-        line.update(_vector(random))
-    return again
+        line = line | _vector(random)
+    return line, again
 
 
 def _spoilt(random: Random, tables: Tables, resource: str, line: Row) -> bytes:

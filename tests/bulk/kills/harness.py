@@ -248,6 +248,7 @@ class World:
         self.random = random
         self.slug = slug
         self.oracle = Tables()
+        self.said: dict[str, list[Row]] = {}  # by resource: the good lines of its files so far
         self.story: list[str] = []
 
     def live(self, kills: int) -> None:
@@ -264,6 +265,7 @@ class World:
         resource = random.choice(("sessions", "memories", "messages"))
         with self.installation.owner() as connection:
             self._throw_away(connection)
+            self._change(connection)
             before = read(connection, self.organization)
         rows = random.choice((1, 5, 60, 200, 400, 400, 800))
         self.batch_size = random.choice((7, 20, 50, 100)) if rows > 5 else 3
@@ -272,8 +274,15 @@ class World:
         if random.random() < 0.25:
             path = path.with_suffix(".jsonl.gz")
         file = make_file(
-            random, self.oracle, resource, path, rows=rows, bad_share=0.05 if skips else 0
+            random,
+            self.oracle,
+            resource,
+            path,
+            rows=rows,
+            bad_share=random.choice((0.05, 0.3)) if skips else 0,
+            before=self.said.setdefault(resource, []),
         )
+        self.said[resource] += [line for line, is_good in file.lines if is_good]
         rejects = path.with_suffix(".rejects") if skips else None
         command = self._command(file, rejects)
         outcome = self.oracle.apply(resource, file.lines)
@@ -350,6 +359,21 @@ class World:
                     f"UPDATE {table} {trash} {where} {column} = %s", [self.organization, key[1]]
                 )
             self.oracle.delete(key)
+
+    def _change(self, connection: psycopg.Connection[Any]) -> None:
+        """Some rows as somebody else would: a line that was loaded into them is news again."""
+        keys = [k for k in self.oracle.rows if k[0] != "memory" and k not in self.oracle.deleted]
+        for key in self.random.sample(keys, len(keys) // 20):
+            table, column, key_column = {
+                "session": ("agent_sessions_session", "name", "session_id"),
+                "message": ("agent_sessions_message", "text", "external_id"),
+            }[key[0]]
+            connection.execute(
+                f"UPDATE {table} SET {column} = 'changed', updated_at = now() "
+                f"WHERE organization_id = %s AND {key_column} = %s",
+                [self.organization, key[1]],
+            )
+            self.oracle.rows[key] = self.oracle.rows[key] | {column: "changed"}
 
     # -- commands ----------------------------------------------------------------------------------
 
@@ -489,7 +513,9 @@ class Kill:
             timer.start()
             return timer
         moment, _, place = self.when.partition(" ")
-        installation.proxy.trap = Trap(moment, self.nth, place, act)
+        installation.proxy.trap = Trap(
+            moment, self.nth, place, act, is_the_end=self.what == "client KILL"
+        )
         return None
 
     def _strike(self, installation: Installation, process: subprocess.Popen[str]) -> None:

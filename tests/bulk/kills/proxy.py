@@ -26,6 +26,7 @@ class Trap:
     nth: int
     place: str
     act: Callable[[], None]
+    is_the_end: bool = False  # of the client: nothing more of it passes
     seen: int = 0
     is_sprung: bool = False
 
@@ -134,6 +135,8 @@ class Proxy:
                     link.server.sendall(data[: len(data) // 2 if trap.place == "half" else 0])
                     rest = data[len(data) // 2 if trap.place == "half" else 0 :]
                     trap.act()
+                    if trap.is_the_end:
+                        break
                     self._flowing.wait()
                     link.server.sendall(rest)
                 elif trap.place == "sent":
