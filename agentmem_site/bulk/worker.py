@@ -6,8 +6,8 @@ in halves when PostgreSQL refuses a row of it without saying which.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -168,7 +168,7 @@ class Worker:
                     if checkpoint.read(self.part) == end:
                         break
                     is_unknown = False
-                with self._shared.transaction():
+                with self._forgetting(), self._shared.transaction():
                     tally = self._write(piece, end, retries)
                     is_unknown = True
                 break
@@ -210,6 +210,15 @@ class Worker:
         if not options.dry_run:
             self._writer.growth.tell_planner()
         return []
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """What a transaction has made is gone with it, at its COMMIT too."""
+        try:
+            yield
+        except BaseException:
+            self._writer.forget()
+            raise
 
     def _write(self, piece: Batch, end: Mark, retries: int) -> Tally:
         """Within the open transaction."""

@@ -66,16 +66,16 @@ class Writer:
         stamp = self._stamp()
         with connection.cursor() as cursor:
             self._open(cursor)
-            try:
-                self._resolve(batch, stamp)
-                rows, children = batch.finish(self._references.known)
-                counts, below = self._write(batch, rows, children, stamp)
-            except BaseException:
-                self._references.forget()
-                raise
+            self._resolve(batch, stamp)
+            rows, children = batch.finish(self._references.known)
+            counts, below = self._write(batch, rows, children, stamp)
         counts.duplicates = len(batch.rows) - len(rows)
         below.duplicates = batch.child_duplicates
         return counts, below
+
+    def forget(self) -> None:
+        """The last transaction is not committed, for all that is known."""
+        self._references.forget()
 
     def seen(self, probes: Sequence[Probe]) -> set[int]:
         """The numbers of the lines that the table has as they are."""
