@@ -50,7 +50,8 @@ class RejectFile:
                     break  # the write that was interrupted
                 whole += len(line)
                 self._known.update(_number(line))
-        self._file.truncate(whole)
+        if self._path.is_file():  # not a pipe
+            self._file.truncate(whole)
 
     def write(self, errors: Sequence[LineError]) -> None:
         """Raises: OSError."""

@@ -417,7 +417,7 @@ class Command(BaseCommand):
         if path is None:
             return None
         try:
-            return stack.enter_context(RejectFile(path))
+            return stack.enter_context(RejectFile(Path(path)))
         except OSError as error:
             message = f"{path}: {error.strerror or error}"
             raise CommandError(message, returncode=CANNOT_WRITE) from error
