@@ -295,7 +295,7 @@ class _told:
         if isinstance(error, TooSlow | WorkTaken):
             return Interrupted(message, report)
         if isinstance(error, OSError) and not isinstance(error, DatabaseError):
-            return CannotWriteRejects(message, report)
+            return CannotWriteRejects(f"Rejected lines: {error.strerror or message}", report)
         if isinstance(error, DatabaseError):
             kinds: dict[Verdict, Any] = {
                 Verdict.NOT_PERMITTED: NotPermitted,
