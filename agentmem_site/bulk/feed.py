@@ -83,6 +83,10 @@ class Feed:
         self._is_first = True
         self._knows_what_comes = threading.Event()
 
+    @property
+    def parts(self) -> int:
+        return len(self._marks)
+
     def batches(self, part: int) -> Iterator[Batch | Chunk]:
         """Those of one worker. Raises what reading them raised."""
         while (item := self._queues[part].get()) is not None:
@@ -120,7 +124,7 @@ class Feed:
             waiting.put(ending)
 
     def _read(self) -> None:
-        parts = len(self._marks)
+        parts = self.parts
         pending = [_Pending() for _ in self._marks]
         done_for_all = min(mark.line for mark in self._marks)
         to_check = {mark.checked_line: mark.digest for mark in self._marks if mark.checked_line}

@@ -168,6 +168,9 @@ class Worker:
                     if checkpoint.read(self.part) == end:
                         break
                     is_unknown = False
+                if self._shared.feed.parts > 1 and self._writer.lacks(piece):
+                    with self._forgetting(), self._shared.transaction():
+                        self._writer.resolve(piece)
                 with self._forgetting(), self._shared.transaction():
                     tally = self._write(piece, end, retries)
                     is_unknown = True

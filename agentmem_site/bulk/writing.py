@@ -73,6 +73,19 @@ class Writer:
         below.duplicates = batch.child_duplicates
         return counts, below
 
+    def lacks(self, batch: Batch) -> bool:
+        """Whether the batch names rows that are not known yet."""
+        known = self._references.known
+        columns = [reference.column for reference in self.spec.references]
+        return any(batch.wanted(column).keys() - known[column].keys() for column in columns)
+
+    def resolve(self, batch: Batch) -> None:
+        """Finds and makes what the batch names, in a transaction of its own: another worker that
+        makes the same waits for its end. Raises: LineError."""
+        with connection.cursor() as cursor:
+            self._open(cursor)
+            self._resolve(batch, self._stamp())
+
     def forget(self) -> None:
         """The last transaction is not committed, for all that is known."""
         self._references.forget()
