@@ -20,7 +20,7 @@ django.setup()
 
 from django.db import connection  # noqa: E402  (after setup)
 
-from tests.benchmarks import adding, bulk_sessions, encoders, growth, search  # noqa: E402
+from tests.benchmarks import adding, bulk, encoders, growth, search  # noqa: E402
 from tests.benchmarks.locomo import evaluate  # noqa: E402
 
 PAPER = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
@@ -61,7 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     sections = {
         "adding": lambda: in_database(lambda: adding.run(options.rows)),
-        "bulk_sessions": lambda: in_database(lambda: bulk_sessions.run(options.rows)),
+        "bulk_sessions": lambda: in_database(lambda: bulk.run_sessions(options.rows)),
+        "bulk_memories": lambda: in_database(lambda: bulk.run_memories(options.rows)),
         "growth": lambda: in_database(lambda: growth.run(options.rows)),
         "encoders": lambda: f"{conditions()}\n\n{encoders.run()}",
         "search": lambda: in_database(lambda: search.run(options.rows)),
