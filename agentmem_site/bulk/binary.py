@@ -16,6 +16,7 @@ TRAILER = b"\xff\xff"
 NULL = b"\xff\xff\xff\xff"
 
 _length = struct.Struct("!i").pack
+_jsonb_head = struct.Struct("!iB").pack
 _int2 = struct.Struct("!ih").pack
 _int4 = struct.Struct("!ii").pack
 _int8 = struct.Struct("!iq").pack
@@ -46,7 +47,7 @@ def uuid(value: Any) -> bytes:
 
 def jsonb(raw: bytes) -> bytes:
     """From JSON as bytes: the version byte, then the text as it stands."""
-    return _length(len(raw) + 1) + b"\1" + raw
+    return _jsonb_head(len(raw) + 1, 1) + raw
 
 
 def timestamptz(value: datetime) -> bytes:

@@ -27,6 +27,8 @@ from agentmem_site.bulk.spec import (
     LineError,
     LoadSpec,
     encoder_of,
+    json_array,
+    json_object,
     moment,
 )
 from agentmem_site.db.ids import uuid7_bytes
@@ -428,8 +430,12 @@ def _as_it_is(name: Any) -> Any:
 def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
     """For a JSON column: absent and null are its default, never JSON null."""
 
+    opening = {json_object: b"{", json_array: b"["}.get(encode)
+
     def encode_raw(value: msgspec.Raw) -> bytes:
         raw = bytes(value)
+        if raw[:1] == opening:
+            return binary.jsonb(raw)
         return encode(raw) if raw and raw != b"null" else missing
 
     return encode_raw

@@ -5,6 +5,7 @@ lines of one key stay in their order. On two cores Python's share is less than P
 two connections too (docs/decisions/0007).
 """
 
+import gc
 import queue
 import sys
 import threading
@@ -216,24 +217,30 @@ def _rejecting(rejected: list[LineError], skips_bad: bool) -> Reject:
     return rejected.append if skips_bad else refuse
 
 
-_at_work = 0
-_usual_interval = sys.getswitchinterval()
+_loads = 0
+_usual = sys.getswitchinterval(), gc.get_threshold()
 _counting = threading.Lock()
 
 
 @contextmanager
-def taking_turns() -> Iterator[None]:
-    """Python's threads take turns often: the one that talks to the database needs the interpreter
-    often and briefly, and waiting 5 ms for it each time it lost a tenth of the rows per second
-    (2 cores, Python 3.11)."""
-    global _at_work  # noqa: PLW0603  (it is the interpreter's setting, and loads run side by side)
+def busy_interpreter() -> Iterator[None]:
+    """Settings of the interpreter for as long as any load is at work.
+
+    Threads take turns often: the one that talks to the database needs the interpreter often and
+    briefly, and waiting 5 ms for it each time it lost a tenth of the rows per second. And the
+    garbage collector, which would walk all rows of a batch again and again and finds nothing in
+    them, took a quarter of the encoder's time (2 cores, Python 3.11).
+    """
+    global _loads  # noqa: PLW0603  (as the settings are)
     with _counting:
-        _at_work += 1
+        _loads += 1
         sys.setswitchinterval(0.0005)
+        gc.set_threshold(200_000, 10, 10)
     try:
         yield
     finally:
         with _counting:
-            _at_work -= 1
-            if not _at_work:
-                sys.setswitchinterval(_usual_interval)
+            _loads -= 1
+            if not _loads:
+                sys.setswitchinterval(_usual[0])
+                gc.set_threshold(*_usual[1])

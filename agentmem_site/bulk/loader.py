@@ -23,7 +23,7 @@ from django.db import transaction as django_transaction
 
 from agentmem_site.bulk.encode import Encoder, Mark
 from agentmem_site.bulk.faults import RETRIES, RetryPolicy, Verdict, verdict
-from agentmem_site.bulk.feed import Feed, FileChanged, taking_turns
+from agentmem_site.bulk.feed import Feed, FileChanged, busy_interpreter
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
 from agentmem_site.bulk.report import (
     MAX_REJECTS_KEPT,
@@ -141,7 +141,7 @@ def load(
     report = LoadReport(spec.resource, dry_run=options.dry_run)
     is_parted = options.workers > 1 and not options.dry_run
     states = [(Mark(), Tally())] * (options.workers if is_parted else 1)
-    with _told(report), taking_turns():
+    with _told(report), busy_interpreter():
         if checkpoint:
             states = checkpoint.begin(len(states))
         feed = Feed(
