@@ -30,7 +30,7 @@ from tests.bulk.kills.proxy import Proxy, Trap
 from tests.bulk.kills.stored import Stored, read
 
 ROOT = Path(__file__).resolve().parents[3]
-DISK_BYTES = 420 * 1024 * 1024  # enough for a cluster; little enough to be filled at once
+DISK_BYTES = 512 * 1024 * 1024  # enough for a cluster; little enough to be filled at once
 PATIENCE_S = 90
 WELL = {0, 3}
 TEMPORARY = 75
@@ -159,6 +159,11 @@ class Installation:
     def revive(self) -> None:
         self.server.start(timeout_s=PATIENCE_S)
 
+    def empty(self) -> None:
+        """Room on the small disk."""
+        with self.owner() as connection:
+            connection.execute("TRUNCATE accounts_organization CASCADE")
+
     def make_organization(self, slug: str) -> UUID:
         organization = uuid7()
         with self.owner() as connection:
@@ -253,6 +258,7 @@ class World:
 
     def live(self, kills: int) -> None:
         self.installation.revive()
+        self.installation.empty()
         self.organization = self.installation.make_organization(self.slug)
         for number in range(self.random.randrange(3, 6)):
             if self.figures.kills < kills:
