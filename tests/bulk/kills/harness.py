@@ -452,6 +452,8 @@ class World:
         random = self.random
         what = self.run.deal(KINDS)
         when = self.run.deal(MOMENTS)
+        if what == "network blinks" and random.random() < 0.75:
+            when = "commit"
         if not self.has_door:
             what, when = random.choice(WITHOUT_DOOR), "time"
         batches = max(1, len(file.lines) // self.batch_size)
@@ -462,7 +464,7 @@ class World:
             when,
             nth=random.randint(1, 2 if when == "connect" else batches // 2 + 1),
             after_s=random.uniform(0, 0.5 + 0.02 * batches),
-            then=random.choice((0, 0, 0.1, 0.5, 2) if what == "network cut" else (0.2, 0.5, 1, 2)),
+            then=random.choice((0.2, 0.5, 1, 2)),
             is_met=random.random() < 0.5,
         )
 
@@ -476,7 +478,8 @@ KINDS = {
     "backend KILL": 1,
     "postmaster KILL": 2,
     "postmaster stopped": 1,
-    "network cut": 4,
+    "network cut": 3,
+    "network blinks": 4,  # mostly in the middle of a COMMIT: the loader itself has to find out
     "network stalled": 2,
     "disk full": 1,
 }
@@ -538,6 +541,8 @@ class Kill:
                 threading.Thread(target=installation.revive, daemon=True).start()
         elif self.what == "network cut":
             proxy.drop(down_s=self.then, hard=self.is_met)
+        elif self.what == "network blinks":
+            proxy.drop(hard=self.is_met)
         elif self.what == "network stalled":
             proxy.stall(self.then)
         else:
