@@ -38,7 +38,7 @@ def test_sixteen_writers_over_the_same_keys(installation):
 
 @pytest.mark.slow
 def test_sixteen_writers_for_longer(installation):
-    for number in range(10):
+    for number in range(5):
         storm(installation, f"long-{number}", keys=1000, rounds=3, batch_size=200)
 
 
