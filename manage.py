@@ -4,7 +4,7 @@
 import os
 import sys
 
-TEMPORARY = 75
+TEMPORARY, INTERRUPTED = 75, 130
 MISSING = {"42P01", "42703"}  # undefined_table, undefined_column
 
 
@@ -20,6 +20,8 @@ def main() -> None:
     except EmbeddedError as error:  # the data directory, told before any command begins
         sys.exit(f"Error: {error}")
     # Of commands that do not tell it themselves.
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except OperationalError as error:
         if "--traceback" in sys.argv:
             raise

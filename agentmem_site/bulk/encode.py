@@ -41,6 +41,7 @@ Children = dict[Any, bytes]  # key within the parent -> row
 Known = dict[str, dict[Name, bytes]]  # column -> name -> the encoded id
 Reject = Callable[[LineError], None]
 
+_OPENINGS: dict[binary.Encode, bytes] = {json_object: b"{", json_array: b"["}
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _QUOTED = re.compile(r"`(.*)`")
 _ID_BYTES = slice(4, 20)  # of an encoded uuid, behind its length
@@ -430,7 +431,7 @@ def _as_it_is(name: Any) -> Any:
 def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
     """For a JSON column: absent and null are its default, never JSON null."""
 
-    opening = {json_object: b"{", json_array: b"["}.get(encode)
+    opening = _OPENINGS.get(encode)
 
     def encode_raw(value: msgspec.Raw) -> bytes:
         raw = bytes(value)

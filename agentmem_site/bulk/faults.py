@@ -52,6 +52,16 @@ def sqlstate(error: BaseException) -> str:
     return getattr(error.__cause__, "sqlstate", None) or ""
 
 
+def raise_interrupt(error: BaseException) -> None:
+    """A signal that comes while a COMMIT waits ends up behind an error of Django's, who wants to
+    roll back: raises it again."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            raise behind
+        behind = behind.__context__
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Tries of a batch after transient failures. They count anew after each commit."""

@@ -22,7 +22,7 @@ from django.db import connection
 from django.db import transaction as django_transaction
 
 from agentmem_site.bulk.encode import Encoder, Mark
-from agentmem_site.bulk.faults import RETRIES, RetryPolicy, Verdict, verdict
+from agentmem_site.bulk.faults import RETRIES, RetryPolicy, Verdict, raise_interrupt, verdict
 from agentmem_site.bulk.feed import Feed, FileChanged, busy_interpreter
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
 from agentmem_site.bulk.report import (
@@ -275,6 +275,8 @@ class _told:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error:
+            raise_interrupt(error)
         stopped = self._stopped(error) if error else None
         if stopped:
             raise stopped from error

@@ -15,7 +15,13 @@ from django.db import Error as DatabaseError
 from django.db import connection
 
 from agentmem_site.bulk.encode import Batch, Encoder, Mark
-from agentmem_site.bulk.faults import DISK_FULL_PAUSES_S, Verdict, sqlstate, verdict
+from agentmem_site.bulk.faults import (
+    DISK_FULL_PAUSES_S,
+    Verdict,
+    raise_interrupt,
+    sqlstate,
+    verdict,
+)
 from agentmem_site.bulk.feed import Chunk, Feed, decoded, finished
 from agentmem_site.bulk.report import Counts, Tally
 from agentmem_site.bulk.spec import LineError
@@ -157,29 +163,32 @@ class Worker:
 
     def _commit(self, piece: Batch) -> list[Batch]:
         """Stores the piece; or the smaller pieces that are to be stored in its place."""
-        options, checkpoint = self._shared.options, self._shared.checkpoint
-        failures = pauses = retries = 0
-        is_unknown = False  # whether the last try was committed
-        tally = Tally()
-        end = self._end_of(piece)
+        end, tries = self._end_of(piece), _Tries(self._shared.options)
+        # Of a try whose COMMIT went unanswered: its counts, and that is to be asked for.
+        sent: Tally | None = None
+        is_unanswered = False
         while True:
             try:
-                if is_unknown and checkpoint:
-                    if checkpoint.read(self.part) == end:
-                        break
-                    is_unknown = False
+                if sent and is_unanswered and self._is_committed(end):
+                    tally = sent
+                    break
+                is_unanswered = False
                 if self._shared.feed.parts > 1 and self._writer.lacks(piece):
                     with self._forgetting(), self._shared.transaction():
                         self._writer.resolve(piece)
                 with self._forgetting(), self._shared.transaction():
-                    tally = self._write(piece, end, retries)
-                    is_unknown = True
+                    tally = self._write(piece, end, tries.retries)
+                    sent, is_unanswered = tally, True
                 break
             except Overtaken:
-                retries += 1
-                is_unknown = False
+                tries.retries += 1
+            except WorkTaken:  # or was it this worker, whose COMMIT came through only now?
+                if not (sent and self._is_committed(end)):
+                    raise
+                tally = sent
+                break
             except LineError as error:
-                if not options.skips_bad:
+                if not self._shared.options.skips_bad:
                     error.offset = next(r.offset for r in piece.rows if r.number == error.line)
                     raise
                 piece.reject(error)
@@ -190,29 +199,34 @@ class Worker:
             except DatabaseError as error:
                 self._forget_connection(error)
                 match verdict(error):
-                    case Verdict.AGAIN | Verdict.AGAIN_LATER if options.dry_run:
-                        raise
-                    case Verdict.AGAIN if failures < options.retry.tries:
-                        failures += 1
-                        time.sleep(options.retry.pause_s(failures))
-                    case Verdict.AGAIN_LATER if pauses < len(DISK_FULL_PAUSES_S):
-                        time.sleep(DISK_FULL_PAUSES_S[pauses])
-                        pauses += 1
+                    case Verdict.AGAIN if tries.may_again():
+                        pass
+                    case Verdict.AGAIN_LATER if tries.may_again_later():
+                        pass
                     case Verdict.SMALLER:
                         return self._smaller(piece, error)
+                    case Verdict.FIND_ROW if len(piece.rows) > 1:
+                        return piece.cut(len(piece.rows) // 2)
                     case Verdict.FIND_ROW:
-                        if len(piece.rows) > 1:
-                            return piece.cut(len(piece.rows) // 2)
                         self._blame(piece, "refused", *_told(error), error)
                     case _:
                         raise
-                retries += 1
         self._mark, self._tally = end, self._tally.plus(tally)
         self._progress.add(self.part, end.line, tally, piece.rejected)
         self._suggest(tally)
-        if not options.dry_run:
-            self._writer.growth.tell_planner()
+        if not self._shared.options.dry_run:
+            self._tell_planner()
         return []
+
+    def _is_committed(self, end: Mark) -> bool:
+        checkpoint = self._shared.checkpoint
+        return checkpoint is not None and checkpoint.read(self.part) == end
+
+    def _tell_planner(self) -> None:
+        try:
+            self._writer.growth.tell_planner()
+        except DatabaseError as error:  # the batch is stored; the next one will see
+            self._forget_connection(error)
 
     @contextmanager
     def _forgetting(self) -> Iterator[None]:
@@ -290,22 +304,47 @@ class Worker:
 
     def _again(self, work: Callable[[], Any]) -> Any:
         """A look-up that is tried as often as a batch is."""
-        failures = 0
+        tries = _Tries(self._shared.options)
         while True:
             try:
                 return work()
             except DatabaseError as error:
                 self._forget_connection(error)
-                failures += 1
-                is_over = failures > self._shared.options.retry.tries
-                if is_over or verdict(error) is not Verdict.AGAIN:
+                if verdict(error) is not Verdict.AGAIN or not tries.may_again():
                     raise
-                time.sleep(self._shared.options.retry.pause_s(failures))
 
     def _forget_connection(self, error: DatabaseError) -> None:
-        """The next try connects anew, where there is nothing left to connect to."""
+        """The next try connects anew, where there is nothing left to connect to. Raises what
+        interrupted the work, where that is the cause."""
+        raise_interrupt(error)
         if not connection.in_atomic_block and not sqlstate(error).startswith(("22", "23", "57014")):
             connection.close()
+
+
+class _Tries:
+    """How often a batch may be done again, counted anew for each; pauses where it may."""
+
+    def __init__(self, options: "LoadOptions") -> None:
+        self._policy = options.retry
+        self._is_one = options.dry_run  # one transaction: what has failed is lost
+        self._failures = self._waits = 0
+        self.retries = 0
+
+    def may_again(self) -> bool:
+        if self._is_one or self._failures >= self._policy.tries:
+            return False
+        self._failures += 1
+        self.retries += 1
+        time.sleep(self._policy.pause_s(self._failures))
+        return True
+
+    def may_again_later(self) -> bool:
+        if self._is_one or self._waits >= len(DISK_FULL_PAUSES_S):
+            return False
+        time.sleep(DISK_FULL_PAUSES_S[self._waits])
+        self._waits += 1
+        self.retries += 1
+        return True
 
 
 def _told(error: DatabaseError) -> tuple[str, str]:
