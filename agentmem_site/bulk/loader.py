@@ -11,8 +11,8 @@ context); what a batch wrote, and how far the file is done, is there for good be
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -25,6 +25,7 @@ from agentmem_site.bulk.encode import Encoder, Mark
 from agentmem_site.bulk.faults import RETRIES, RetryPolicy, Verdict, raise_interrupt, verdict
 from agentmem_site.bulk.feed import Feed, FileChanged, busy_interpreter
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
+from agentmem_site.bulk.rejects import RejectsUnwritable
 from agentmem_site.bulk.report import (
     MAX_REJECTS_KEPT,
     BadLine,
@@ -265,44 +266,34 @@ def _run_side_by_side(workers: Sequence[Worker], feed: Feed) -> None:
         raise errors[0]
 
 
-class _told:
+# What stops a load, and what that is called outside. (Of the database's errors `verdict` says.)
+_STOPPED: dict[type[Exception], type[LoadStopped]] = {
+    LineError: BadLine,
+    TooManyRejects: BadLine,
+    FileChanged: ChangedFile,
+    UnreadableFile: Unreadable,
+    RejectsUnwritable: CannotWriteRejects,
+    TooSlow: Interrupted,
+    WorkTaken: Interrupted,
+}
+_STOPPED_BY_DATABASE: dict[Verdict, type[LoadStopped]] = {
+    Verdict.NOT_PERMITTED: NotPermitted,
+    Verdict.FIND_ROW: Refused,
+    Verdict.GIVE_UP: Refused,
+}
+
+
+@contextmanager
+def _told(report: LoadReport) -> Iterator[None]:
     """Turns what stops a load into the LoadStopped that says so."""
-
-    def __init__(self, report: LoadReport) -> None:
-        self._report = report
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error:
-            raise_interrupt(error)
-        stopped = self._stopped(error) if error else None
-        if stopped:
-            raise stopped from error
-
-    def _stopped(self, error: BaseException) -> LoadStopped | None:
-        report, message = self._report, str(error).strip()
-        if isinstance(error, LineError):
-            return BadLine(message, report, error)
-        if isinstance(error, TooManyRejects):
-            return BadLine(message, report)
-        if isinstance(error, FileChanged):
-            return ChangedFile(message, report)
-        if isinstance(error, UnreadableFile):
-            return Unreadable(message, report)
-        if isinstance(error, PreparationFailed):
-            kind: Any = Interrupted if error.is_temporary else Unprepared
-            return kind(message, report)
-        if isinstance(error, TooSlow | WorkTaken):
-            return Interrupted(message, report)
-        if isinstance(error, OSError) and not isinstance(error, DatabaseError):
-            return CannotWriteRejects(f"Rejected lines: {error.strerror or message}", report)
-        if isinstance(error, DatabaseError):
-            kinds: dict[Verdict, Any] = {
-                Verdict.NOT_PERMITTED: NotPermitted,
-                Verdict.FIND_ROW: Refused,
-                Verdict.GIVE_UP: Refused,
-            }
-            return kinds.get(verdict(error), Interrupted)(message, report)
-        return None
+    try:
+        yield
+    except PreparationFailed as error:
+        stopped = Interrupted if error.is_temporary else Unprepared
+        raise stopped(str(error), report) from error
+    except DatabaseError as error:
+        raise_interrupt(error)
+        kind = _STOPPED_BY_DATABASE.get(verdict(error), Interrupted)
+        raise kind(str(error).strip(), report) from error
+    except tuple(_STOPPED) as error:
+        raise _STOPPED[type(error)](str(error), report) from error

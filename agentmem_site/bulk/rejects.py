@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -21,15 +21,28 @@ def as_json(error: LineError) -> dict[str, Any]:
     }
 
 
+class RejectsUnwritable(Exception):
+    """Rejected lines have nowhere to go."""
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RejectsUnwritable(f"{path}: {error.strerror or error}") from error
+
+
 class RejectFile:
     """Written before the batch of the rejected lines is committed: what is committed is named
     here. A load that goes on leaves out what stands here already."""
 
     def __init__(self, path: Path) -> None:
-        """Raises: OSError."""
+        """Raises: RejectsUnwritable, as all of it does."""
         self._path = path
         self._known: set[int] = set()
-        self._file: IO[bytes] = path.open("ab")
+        with _named(path):
+            self._file: IO[bytes] = path.open("ab")
 
     def __enter__(self) -> Self:
         return self
@@ -44,23 +57,25 @@ class RejectFile:
             self._file.close()
 
     def begin(self, *, is_resumed: bool) -> None:
-        """A new load begins a new file. Raises: OSError."""
+        """A new load begins a new file."""
         whole = 0
-        if is_resumed:
-            for line in self._path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break  # the write that was interrupted
-                whole += len(line)
-                self._known.update(_number(line))
-        if self._path.is_file():  # not a pipe
-            self._file.truncate(whole)
+        with _named(self._path):
+            if is_resumed:
+                for line in self._path.read_bytes().splitlines(keepends=True):
+                    if not line.endswith(b"\n"):
+                        break  # the write that was interrupted
+                    whole += len(line)
+                    self._known.update(_number(line))
+            if self._path.is_file():  # not a pipe
+                self._file.truncate(whole)
 
     def write(self, errors: Sequence[LineError]) -> None:
-        """Raises: OSError."""
         new = [error for error in errors if error.line not in self._known]
-        self._file.write(b"".join(json.dumps(as_json(e)).encode() + b"\n" for e in new))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _named(self._path):
+            self._file.write(b"".join(json.dumps(as_json(e)).encode() + b"\n" for e in new))
+            self._file.flush()
+            if self._path.is_file():
+                os.fsync(self._file.fileno())
         self._known.update(error.line for error in new)
 
 

@@ -123,11 +123,12 @@ class LoadStopped(Exception):
 
 
 class BadLine(LoadStopped):
-    """A line cannot be loaded; nothing of its batch is stored."""
+    """A line cannot be loaded; nothing of its batch is stored. (Of too many rejected lines it has
+    no `error`.)"""
 
-    def __init__(self, message: str, report: LoadReport, error: LineError | None = None) -> None:
-        super().__init__(message, report)
-        self.error = error
+    @property
+    def error(self) -> LineError | None:
+        return self.__cause__ if isinstance(self.__cause__, LineError) else None
 
 
 class Unreadable(LoadStopped):

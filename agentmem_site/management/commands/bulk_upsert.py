@@ -44,7 +44,7 @@ from agentmem_site.bulk.readers import (
     UnreadableFile,
     open_source,
 )
-from agentmem_site.bulk.rejects import RejectFile
+from agentmem_site.bulk.rejects import RejectFile, RejectsUnwritable
 from agentmem_site.bulk.report import (
     BadLine,
     CannotWriteRejects,
@@ -418,9 +418,8 @@ class Command(BaseCommand):
             return None
         try:
             return stack.enter_context(RejectFile(Path(path)))
-        except OSError as error:
-            message = f"{path}: {error.strerror or error}"
-            raise CommandError(message, returncode=CANNOT_WRITE) from error
+        except RejectsUnwritable as error:
+            raise CommandError(str(error), returncode=CANNOT_WRITE) from error
 
     def _stop(self, stopped: LoadStopped, options: dict[str, Any]) -> NoReturn:
         report = stopped.report
