@@ -271,7 +271,7 @@ class Command(BaseCommand):
             default=1,
             metavar="N",
             help="connections that load side by side; rows of one key stay in their order "
-            "(default 1; two are about 1.4 times as fast on two cores)",
+            "(default 1; two are 1.2 to 1.4 times as fast on two cores)",
         )
         group.add_argument(
             "--timeout",
