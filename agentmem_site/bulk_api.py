@@ -231,8 +231,7 @@ def _spooled(body: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _check_packing(source: Source, packing: str) -> None:
-    start = source.prefix()
-    if start and not start.startswith(_MAGIC[packing]):
+    if source.head and not source.head.startswith(_MAGIC[packing]):
         raise UnreadableFile(f"`Content-Encoding` says {packing}, and the body is not that.")
 
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from agentmem_site.bulk.packing import UnreadableFile, stream_input
-from agentmem_site.bulk.readers import MAX_LINE_BYTES, NumberedLine, Position, Source
+from agentmem_site.bulk.readers import MAX_LINE_BYTES, NumberedLine, Source
 from agentmem_site.bulk.spec import LineError
 
-_START = Position()
 _MAX_DEPTH = 64  # deeper ones are found by steps
 _BOM = b"\xef\xbb\xbf"
 
@@ -50,17 +49,14 @@ class ArraySource(Source):
     ) -> None:
         self.name = name
         self._input = stream_input(stream, name=name, size=None, max_bytes=None)
+        self.head = self._input.head
         self._max_line_bytes = max_line_bytes
 
-    def lines(self, after: Position = _START) -> Iterator[NumberedLine]:
-        found = array_lines(self._input.blocks(), max_bytes=self._max_line_bytes)
-        return (line for line in found if line[0] > after.line)
+    def lines(self) -> Iterator[NumberedLine]:
+        return array_lines(self._input.blocks(), max_bytes=self._max_line_bytes)
 
     def bytes_read(self) -> int:
         return self._input.position
-
-    def prefix(self, size: int | None = None) -> bytes:
-        return self._input.prefix(size)
 
 
 def array_lines(

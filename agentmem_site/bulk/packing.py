@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO
 
 BLOCK_BYTES = 256 * 1024
-PREFIX_BYTES = 1024 * 1024
 # A small file that unpacks to a large one: gzip can reach 1,000 to 1, zstd far more.
 MAX_RATIO = 200
 RATIO_MATTERS_FROM = 64 * 1024 * 1024
@@ -53,7 +52,6 @@ class Input:
         self._fd = fd  # of a file that can be read at any place
         self._max_bytes = max_bytes
         self._ahead: deque[bytes] = deque()
-        self._kept = bytearray()
         head = self._look(6)
         for magic, what in _NOT_TEXT.items():
             if head.startswith(magic):
@@ -65,27 +63,11 @@ class Input:
             self.packing = "zstd"
         self.head = head
 
-    @property
-    def can_seek(self) -> bool:
-        return self._fd is not None and not self.packing
-
-    def seek(self, offset: int) -> None:
-        """Only where `can_seek`."""
-        if self._fd is not None:
-            os.lseek(self._fd, offset, os.SEEK_SET)
-            self._ahead.clear()
-            self.position = offset
-
-    def prefix(self, size: int | None) -> bytes:
-        if self._fd is not None:
-            return os.pread(self._fd, PREFIX_BYTES if size is None else size, 0)
-        if size is not None and self.position == 0:
-            self._look(size)
-        return bytes(self._kept[:size])
-
     def reopened(self) -> IO[bytes] | None:
         """The file once more, where it is one that is not packed: the caller's to close."""
-        return os.fdopen(os.dup(self._fd), "rb") if self.can_seek and self._fd is not None else None
+        if self._fd is None or self.packing:
+            return None
+        return os.fdopen(os.dup(self._fd), "rb")
 
     def blocks(self) -> Iterator[bytes]:
         """What is unpacked, as it comes: a live pipe is not waited for until a block is full.
@@ -147,12 +129,9 @@ class Input:
 
     def _fetch(self) -> bytes:
         try:
-            block = self._read(BLOCK_BYTES)
+            return self._read(BLOCK_BYTES)
         except OSError as error:
             raise UnreadableFile(f"{self.name}: {error.strerror or error}") from error
-        if self._fd is None and (room := PREFIX_BYTES - len(self._kept)) > 0:
-            self._kept += block[:room]
-        return block
 
     def _look(self, size: int) -> bytes:
         """The next bytes, which stay to be read."""

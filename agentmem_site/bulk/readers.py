@@ -6,7 +6,6 @@ what stands in tables (CSV, Parquet) `tables`'.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import PurePath
 from typing import IO, Any
@@ -18,7 +17,6 @@ from agentmem_site.bulk.tables import CsvRows, ParquetRows, csv_kinds, row_line,
 __all__ = [
     "MAX_LINE_BYTES",
     "NumberedLine",
-    "Position",
     "Source",
     "UnreadableFile",
     "csv_kinds",
@@ -36,23 +34,15 @@ FORMATS = ("auto", "jsonl", "csv", "parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """The last line that is done with: its number and where it starts, as `lines` gave them."""
-
-    line: int = 0
-    offset: int = 0
-
-
 class Source:
     """Lines to load. Read once: `lines` is called a single time."""
 
     name: str
     size: int | None = None  # bytes on disk, where they are known
-    can_seek = False  # `lines` goes straight to a position; otherwise it reads up to it
+    head = b""  # the first few bytes as they lie there, by which packings are told apart
 
-    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
-        """The lines behind that one. Blank ones are counted and not given.
+    def lines(self) -> Iterator[NumberedLine]:
+        """All lines. Blank ones are counted and not given.
 
         Raises: UnreadableFile.
         """
@@ -61,15 +51,6 @@ class Source:
     def bytes_read(self) -> int:
         """How far into the file on disk: through compression, the compressed bytes."""
         return 0
-
-    def prefix(self, size: int | None = None) -> bytes:
-        """The first bytes of the file as it lies on disk; they stay to be read by `lines`.
-
-        Without a size up to 1 MiB, of a stream only what was read so far (a live pipe is not
-        waited for). With one, as many as that, if the file has them: what a resumed job asks for,
-        before `lines`.
-        """
-        return b""
 
 
 @contextmanager
@@ -134,16 +115,14 @@ def source_of_rows(rows: Iterable[Any], *, name: str = "rows") -> Source:
 def lines_of(
     blocks: Iterable[bytes],
     *,
-    begin: Position = Position(),
-    after: int = 0,
     max_line_bytes: int = MAX_LINE_BYTES,
     keeps_blank: bool = False,
 ) -> Iterator[NumberedLine]:
-    """The lines of what begins with the line at `begin`, those up to number `after` left out.
+    """The lines of these blocks, wherever the blocks end.
 
     Raises: UnreadableFile, with the number of the last whole line.
     """
-    number, start = max(begin.line - 1, 0), begin.offset
+    number = start = 0
     held: list[bytes] = []  # the beginning of a line whose end is still to come,
     held_bytes = 0  # or nothing of it but its length, once it is too long
     try:
@@ -155,8 +134,7 @@ def lines_of(
                     ended[0] = b"".join([*held, ended[0]])
                 else:
                     number += 1
-                    if number > after:
-                        yield number, too_long(max_line_bytes, line=number), start
+                    yield number, too_long(max_line_bytes, line=number), start
                     start += held_bytes + len(ended.pop(0)) + 1
                 held.clear()
                 held_bytes = 0
@@ -166,7 +144,7 @@ def lines_of(
             for line in ended:
                 number += 1
                 size = len(line)
-                if number > after and (keeps_blank or (line and not line.isspace())):
+                if keeps_blank or (line and not line.isspace()):
                     if size > max_line_bytes:
                         yield number, too_long(max_line_bytes, line=number), start
                     else:
@@ -184,62 +162,41 @@ def lines_of(
 
 class _JsonLines(Source):
     def __init__(self, found: Input, max_line_bytes: int) -> None:
-        self.name, self.size = found.name, found.size
-        self.can_seek = found.can_seek
+        self.name, self.size, self.head = found.name, found.size, found.head
         self._input = found
         self._max_line_bytes = max_line_bytes
 
-    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
-        begin = Position()
-        if self.can_seek and after.line:
-            self._input.seek(after.offset)
-            begin = after
-        return lines_of(
-            self._input.blocks(),
-            begin=begin,
-            after=after.line,
-            max_line_bytes=self._max_line_bytes,
-        )
+    def lines(self) -> Iterator[NumberedLine]:
+        return lines_of(self._input.blocks(), max_line_bytes=self._max_line_bytes)
 
     def bytes_read(self) -> int:
         return self._input.position
-
-    def prefix(self, size: int | None = None) -> bytes:
-        return self._input.prefix(size)
 
 
 class _Csv(_JsonLines):
     def __init__(self, found: Input, max_line_bytes: int, **table: Any) -> None:
         super().__init__(found, max_line_bytes)
-        self.can_seek = False  # the header comes first
         self._table = table
 
-    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+    def lines(self) -> Iterator[NumberedLine]:
         physical = lines_of(
             self._input.blocks(), max_line_bytes=self._max_line_bytes, keeps_blank=True
         )
-        records = CsvRows(
-            physical, name=self.name, max_line_bytes=self._max_line_bytes, **self._table
+        return iter(
+            CsvRows(physical, name=self.name, max_line_bytes=self._max_line_bytes, **self._table)
         )
-        return (record for record in records if record[0] > after.line)
 
 
 class _Parquet(Source):
-    can_seek = True
-
     def __init__(self, found: Input, rows: ParquetRows) -> None:
-        self.name, self.size = found.name, found.size
-        self._input = found
+        self.name, self.size, self.head = found.name, found.size, found.head
         self._rows = rows
 
-    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
-        return self._rows.rows_after(after.line)
+    def lines(self) -> Iterator[NumberedLine]:
+        return iter(self._rows)
 
     def bytes_read(self) -> int:
         return (self.size or 0) * self._rows.rows_read // max(self._rows.rows, 1)
-
-    def prefix(self, size: int | None = None) -> bytes:
-        return self._input.prefix(size)
 
 
 class _Rows(Source):
@@ -247,13 +204,12 @@ class _Rows(Source):
         self.name = name
         self._rows = rows
 
-    def lines(self, after: Position = Position()) -> Iterator[NumberedLine]:
+    def lines(self) -> Iterator[NumberedLine]:
         for number, row in enumerate(self._rows, start=1):
-            if number > after.line:
-                try:
-                    yield number, row_line(row), 0
-                except LineError as error:
-                    yield number, error, 0
+            try:
+                yield number, row_line(row), 0
+            except LineError as error:
+                yield number, error, 0
 
 
 def _source(

@@ -179,31 +179,23 @@ class ParquetRows:
         self.rows_read = 0
         self.rows = self._file.metadata.num_rows
 
-    def rows_after(self, after: int) -> Iterator[Numbered]:
+    def __iter__(self) -> Iterator[Numbered]:
         metadata = self._file.metadata
-        group, number = 0, 0
-        while group < metadata.num_row_groups:  # whole groups are left out unread
-            if number + metadata.row_group(group).num_rows > after:
-                break
-            number += metadata.row_group(group).num_rows
-            group += 1
-        groups = range(group, metadata.num_row_groups)
-        bytes_in_all = sum(metadata.row_group(g).total_byte_size for g in groups)
-        bytes_each = bytes_in_all // max(self.rows - number, 1) + 1
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        bytes_each = sum(group.total_byte_size for group in groups) // max(self.rows, 1) + 1
+        number = 0
         try:
             for batch in self._file.iter_batches(
                 batch_size=min(max(PARQUET_BYTES // bytes_each, 1), PARQUET_ROWS),
-                row_groups=list(groups),
                 columns=[name for name, _ in self._columns if name],
                 use_threads=False,
             ):
                 for line in self._lines(batch):
                     number += 1
                     self.rows_read = number
-                    if number > after:
-                        if isinstance(line, LineError):
-                            line.line = number
-                        yield number, line, 0
+                    if isinstance(line, LineError):
+                        line.line = number
+                    yield number, line, 0
         except (self._pyarrow.ArrowException, OSError) as error:
             raise UnreadableFile(
                 f"{self._name} is damaged: {error} (The last whole row is row {number:,}.)"

@@ -1,4 +1,4 @@
-"""Files and streams as numbered lines: each format, packed or not, from the start or midway."""
+"""Files and streams as numbered lines: each format, packed or not."""
 
 import datetime
 import decimal
@@ -20,7 +20,6 @@ import zstandard
 
 from accounts.bulk import USERS
 from agentmem_site.bulk.readers import (
-    Position,
     UnreadableFile,
     csv_kinds,
     lines_of,
@@ -34,12 +33,11 @@ from tests.bulk.loading import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
-START = Position()
 
 
-def read(file: Path, after: Position = START, **options):
+def read(file: Path, **options):
     with open_source(str(file), **options) as source:
-        return list(source.lines(after))
+        return list(source.lines())
 
 
 def rows(file: Path, **options):
@@ -93,30 +91,6 @@ def test_a_line_as_long_as_is_allowed_is_given_and_one_more_byte_is_not(tmp_path
     assert (second[0], second[1].code, second[2]) == (2, "line_too_long", 101)
     assert second[1].message == "Over 100 bytes; --max-line allows longer lines"
     assert third == (3, b"z", 203)
-
-
-def test_reading_goes_on_behind_any_line(tmp_path):
-    data = b'\xef\xbb\xbf{"a": 1}\n\n{"b": 2}\n{"c": "' + b"x" * 99 + b'"}\n{"d": 4}'
-    for file, pack in PACKED.items():
-        path = tmp_path / file
-        path.write_bytes(pack(data))
-        whole = [(n, getattr(w, "code", w), at) for n, w, at in read(path, max_line_bytes=50)]
-        assert [number for number, *_ in whole] == [1, 3, 4, 5]
-        for done, (number, _, offset) in enumerate(whole, start=1):
-            rest = read(path, Position(number, offset), max_line_bytes=50)
-            assert [(n, getattr(w, "code", w), at) for n, w, at in rest] == whole[done:]
-
-
-def test_a_plain_file_goes_on_without_reading_what_is_done(tmp_path):
-    file = tmp_path / "users.jsonl"
-    file.write_bytes(b"x" * 99 + b"\n" + b"y\n" * 100_000)
-    with open_source(str(file)) as source:
-        assert source.can_seek
-        (*_, (number, _, offset)) = source.lines()
-    with file.open("r+b") as changed:  # (nobody looks at it)
-        changed.write(b"\n" * 90)
-    with open_source(str(file)) as source:
-        assert list(source.lines(Position(number - 1, offset - 2))) == [(number, b"y", offset)]
 
 
 # -- packed --------------------------------------------------------------------------------------
@@ -250,23 +224,26 @@ def test_a_live_pipe_is_not_waited_for_until_a_block_is_full(pack):
             assert list(lines) == []
 
 
-def test_the_first_bytes_of_a_stream_are_looked_at_and_not_lost(tmp_path):
-    data = b"".join(b'{"n": %d}\n' % n for n in range(200_000))
-    packed = gzip.compress(data)
-    for given in (data, packed):
-        with source_of(io.BytesIO(given), name="body") as source:
-            assert source.prefix(1000) == given[:1000]
-            lines = source.lines()
-            assert b"".join(line + b"\n" for _, line, _ in lines) == data
-            assert source.prefix() == given[:MIB]
-            assert source.prefix(1000) == given[:1000]
-            assert source.bytes_read() == len(given)
-    file = tmp_path / "f.gz"
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_the_first_bytes_are_looked_at_and_not_lost(tmp_path, pack):
+    class Slow(io.BytesIO):
+        def read1(self, size=-1):
+            return super().read1(1)
+
+    data = b"".join(b'{"n": %d}\n' % n for n in range(1000))
+    packed = pack(data)
+    file = tmp_path / "users.jsonl"
     file.write_bytes(packed)
-    with open_source(str(file)) as source:
-        assert source.prefix() == packed[:MIB]
-        next(source.lines())
-        assert source.prefix(77) == packed[:77]
+    for opened in (
+        open_source(str(file)),
+        source_of(io.BytesIO(packed), name="body"),
+        source_of(Slow(packed), name="body"),
+    ):
+        with opened as source:
+            assert len(source.head) >= 4
+            assert packed.startswith(source.head)
+            assert b"".join(line + b"\n" for _, line, _ in source.lines()) == data
+            assert source.bytes_read() == len(packed)
 
 
 def test_a_stream_that_breaks_is_told_with_its_last_whole_line():
@@ -291,7 +268,7 @@ def test_standard_input_is_read_as_a_file_is(tmp_path):
         "import django; django.setup()\n"
         "from agentmem_site.bulk.readers import open_source\n"
         "with open_source('-') as source:\n"
-        "    print(source.size, source.can_seek, len(list(source.lines())), source.name)"
+        "    print(source.size, len(list(source.lines())), source.name)"
     )
     file = tmp_path / "users.jsonl"
     file.write_bytes(b'{"a": 1}\n' * 1000)
@@ -307,9 +284,9 @@ def test_standard_input_is_read_as_a_file_is(tmp_path):
         )
         return done.stdout.decode().strip()
 
-    assert run(input=zstandard.compress(file.read_bytes())) == "None False 1000 standard input"
+    assert run(input=zstandard.compress(file.read_bytes())) == "None 1000 standard input"
     with file.open("rb") as stdin:
-        assert run(stdin=stdin) == "9000 True 1000 standard input"
+        assert run(stdin=stdin) == "9000 1000 standard input"
 
 
 # -- memory --------------------------------------------------------------------------------------
@@ -408,7 +385,6 @@ def test_a_record_has_the_number_of_the_line_it_starts_on(tmp_path):
     ]
     (*_, (_, _, offset)) = read(tmp_path / "rows.csv", fields=USER_FIELDS)
     assert (tmp_path / "rows.csv").read_bytes()[offset:].startswith(b'"c"')
-    assert [n for n, *_ in read(tmp_path / "rows.csv", Position(2), fields=USER_FIELDS)] == [6, 7]
 
 
 @pytest.mark.parametrize(
@@ -530,16 +506,13 @@ def test_columns_of_every_type_become_json(tmp_path):
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_rows_of_parquet_are_numbered_and_reading_goes_on_behind_any(tmp_path, pack):
+def test_rows_of_parquet_are_numbered_through_all_groups(tmp_path, pack):
     table = {"external_id": [f"u{n}" for n in range(1, 11)]}
     file = parquet(tmp_path, table, row_group_size=3)
     file.write_bytes(pack(file.read_bytes()))
-    whole = read(file, fields=USER_FIELDS)
-    assert [(n, line) for n, line, _ in whole] == [
+    assert [(n, line) for n, line, _ in read(file, fields=USER_FIELDS)] == [
         (n, b'{"external_id":"u%d"}' % n) for n in range(1, 11)
     ]
-    for done in range(11):
-        assert read(file, Position(done), fields=USER_FIELDS) == whole[done:]
 
 
 def test_bad_cells_of_parquet_are_told_by_row(tmp_path):
@@ -609,8 +582,6 @@ def test_rows_are_lines_of_json_and_bad_ones_are_told():
         (6, "lone_surrogate"),
         (7, b'{"a":1}'),
     ]
-    behind = source_of_rows(iter(given)).lines(Position(6))
-    assert list(behind) == [(7, b'{"a":1}', 0)]
 
 
 def test_rows_are_taken_as_they_are_wanted():
