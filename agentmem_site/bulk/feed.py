@@ -29,7 +29,7 @@ from agentmem_site.bulk.readers import NumberedLine
 from agentmem_site.bulk.spec import LineError
 
 # A batch takes at most so many bytes of lines, that its cost in memory does not hang on the file.
-MAX_BATCH_BYTES = 16 * 1024 * 1024
+MAX_BATCH_BYTES = 12 * 1024 * 1024
 FIRST_ROWS = 500  # of a load: it tells what is coming, and shows soon that it goes on
 
 
