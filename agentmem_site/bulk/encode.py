@@ -197,7 +197,7 @@ class Batch:
         (row,) = (row for row in self.rows if row.number == error.line)
         error.offset = row.offset
         self.rows = [other for other in self.rows if other is not row]
-        self.rejected.append(error)
+        self.rejected.append(error.bare())
 
 
 class Encoder:

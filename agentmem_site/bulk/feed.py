@@ -214,7 +214,7 @@ def finished(
 
 
 def _rejecting(rejected: list[LineError], skips_bad: bool) -> Reject:
-    return rejected.append if skips_bad else refuse
+    return (lambda error: rejected.append(error.bare())) if skips_bad else refuse
 
 
 _loads = 0

@@ -7,7 +7,7 @@ is not in the file. JSON columns are `msgspec.Raw`: their bytes go through untou
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 import msgspec
@@ -40,6 +40,11 @@ class LineError(Exception):
         self.message = message
         self.line = line
         self.offset = offset  # of the line's first byte, where lines are bytes of a file
+
+    def bare(self) -> Self:
+        """Without what led to it: a traceback keeps the whole batch in memory."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line else ""

@@ -235,6 +235,13 @@ def test_a_row_that_only_postgresql_refuses_is_found_and_named(acme, monkeypatch
     assert (report.read, len(names(acme))) == (16, 14)
 
 
+def test_rejected_lines_keep_nothing_of_their_batch(acme):
+    report = run(acme, [{"external_id": ""}, *users(3), {"nmae": 1}], skips_bad=True)
+    for error in report.rejects:
+        assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+    assert len(report.rejects) == 2
+
+
 # -- a failing database ---------------------------------------------------------------------------
 
 
