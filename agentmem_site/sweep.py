@@ -14,7 +14,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from accounts.actors import Actor
-from accounts.models import Organization
+from accounts.models import LoadPart, Organization
 from accounts.organization_settings import Retention, retention_of
 from accounts.services.keys import api_keys
 from accounts.services.records import Records
@@ -26,6 +26,7 @@ from memories.services.memories import memories
 from sessions.services.conversations import messages, runs, sessions
 
 BATCH_SIZE = 1000
+ABANDONED_AFTER = timedelta(days=30)  # an interrupted load that did not go on
 
 # Children first: purging a parent then finds none of its own to take along in one statement.
 _PURGED: tuple[Records[Any], ...] = (
@@ -53,11 +54,12 @@ class Swept:
     unfound: int = 0
     purged: dict[str, int] = field(default_factory=dict)  # by model
     cached_vectors: int = 0
+    abandoned_loads: int = 0  # workers of loads that nobody went on with
 
     @property
     def total(self) -> int:
         trashed = self.expired + self.aged + self.unfound
-        return trashed + sum(self.purged.values()) + self.cached_vectors
+        return trashed + sum(self.purged.values()) + self.cached_vectors + self.abandoned_loads
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,6 +94,9 @@ def sweep(*, organization: Organization, actor: Actor, is_dry_run: bool = False)
     vectors = CachedVector.objects.for_organization(organization).filter(created_at__lt=since)
     # (Nothing that a person would name: no event.)
     swept.cached_vectors = take(vectors, "created_at", lambda found: found._raw_delete(found.db))
+    loads = LoadPart.objects.for_organization(organization)
+    loads = loads.filter(created_at__lt=now - ABANDONED_AFTER, updated_at__lt=now - ABANDONED_AFTER)
+    swept.abandoned_loads = take(loads, "created_at", lambda found: found._raw_delete(found.db))
     return swept
 
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 import agentmem_site.sweep
 from accounts.actors import command_actor
 from accounts.errors import Invalid
-from accounts.models import AuditEvent, User
+from accounts.models import AuditEvent, LoadPart, User
 from accounts.organization_settings import check_settings
 from accounts.services.organizations import organizations
 from accounts.services.users import users
@@ -27,6 +27,7 @@ from tests.makers import (
     TESTER,
     make_agent,
     make_cached_vector,
+    make_load_part,
     make_memory,
     make_message,
     make_organization,
@@ -35,7 +36,14 @@ from tests.makers import (
     make_user,
 )
 
-NOTHING = {"expired": 0, "aged": 0, "unfound": 0, "purged": {}, "cached_vectors": 0}
+NOTHING = {
+    "expired": 0,
+    "aged": 0,
+    "unfound": 0,
+    "purged": {},
+    "cached_vectors": 0,
+    "abandoned_loads": 0,
+}
 
 
 def days_ago(number):
@@ -160,6 +168,14 @@ def test_what_lies_in_the_trash_for_too_long_is_removed_for_good_with_all_that_h
         events = AuditEvent.objects.for_organization(acme).filter(action="purged")
         assert {e.resource_type for e in events} == set(purged)
     assert swept(acme) == NOTHING
+
+
+def test_a_load_that_nobody_went_on_with_is_forgotten_after_30_days(acme):
+    make_load_part(acme, created_at=days_ago(31))
+    make_load_part(acme, created_at=days_ago(31), updated_at=days_ago(31))
+    assert swept(acme) == {**NOTHING, "abandoned_loads": 1}
+    with tenant(acme):
+        assert LoadPart.objects.for_organization(acme).count() == 1
 
 
 def test_cached_vectors_are_kept_for_180_days_or_as_long_as_is_set(acme):

@@ -58,6 +58,7 @@ def _sentence(swept: Swept) -> str:
         "over the age": swept.aged,
         "unfound": swept.unfound,
         "cached vectors": swept.cached_vectors,
+        "abandoned loads": swept.abandoned_loads,
     }
     said = [f"{number:,} {name}" for name, number in parts.items() if number]
     if purged:
