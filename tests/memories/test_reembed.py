@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.utils import timezone
 
 from accounts.models import AuditEvent
 from accounts.services.organizations import organizations
@@ -111,7 +112,7 @@ def test_a_row_that_has_changed_meanwhile_does_not_get_the_old_text_s_vector(acm
     def encode_and_change(texts):
         with tenant(acme):
             rows = Memory.objects.for_organization(acme).filter(pk=memory.pk)
-            rows.update(hash=b"x" * 32, content="after")
+            rows.update(hash=b"x" * 32, content="after", updated_at=timezone.now())
         compass["east"].encode = lambda texts: pytest.fail("It was read again.")
         with tenant(acme):
             rows.update(embedding=None, embedding_state="pending", embedding_model="")
