@@ -66,6 +66,8 @@ from memories.management.progress import progress as show_progress
 from memories.services.vector_index import first_load
 
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
+MAX_THROTTLE_MS = 3_600_000
+MAX_LINE_LIMIT = 2**30  # what PostgreSQL keeps in one value
 _EXIT_CODES = {
     BadLine: BAD_DATA,
     ChangedFile: BAD_DATA,
@@ -329,8 +331,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         load_options = _load_options(options)
         try:
-            organization = organization_by_slug(options["organization"])
-            actor = _actor(options["actor"])
+            organization = organization_by_slug(_writable(options["organization"]))
+            actor = _actor(options["actor"] and _writable(options["actor"]))
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
@@ -352,7 +354,7 @@ class Command(BaseCommand):
                 show: Callable[[LoadReport], None] = lambda report: None  # noqa: E731
                 if not options["no_progress"]:
                     show = stack.enter_context(progress(options["resource"], source))
-                rejects = self._rejects(stack, options["rejects"])
+                rejects = self._rejects(stack, options["rejects"], options["file"])
                 report = run_load(
                     options["resource"],
                     source.lines(),
@@ -413,9 +415,11 @@ class Command(BaseCommand):
             ) as is_apart:
                 yield is_apart
 
-    def _rejects(self, stack: ExitStack, path: Path | None) -> RejectFile | None:
+    def _rejects(self, stack: ExitStack, path: Path | None, file: str) -> RejectFile | None:
         if path is None:
             return None
+        if file != "-" and path.is_file() and path.samefile(file):
+            raise CommandError(f"--rejects is the file to load, {file}", returncode=USAGE)
         try:
             return stack.enter_context(RejectFile(Path(path)))
         except RejectsUnwritable as error:
@@ -467,7 +471,8 @@ def _load_options(options: dict[str, Any]) -> LoadOptions:
     } | {
         f"--timeout is 0 to {MAX_TIMEOUT_S:,}": not 0 <= options["timeout"] <= MAX_TIMEOUT_S,
         f"--workers is 1 to {MAX_WORKERS}": options["workers"] > MAX_WORKERS,
-        "--throttle is not negative": not options["throttle"] >= 0,
+        f"--throttle is 0 to {MAX_THROTTLE_MS:,}": not 0 <= options["throttle"] <= MAX_THROTTLE_MS,
+        f"--max-line is at most {MAX_LINE_LIMIT:,}": options["max_line"] > MAX_LINE_LIMIT,
         "--embed is for memories": bool(options["embed"]) and options["resource"] != "memories",
         "--rejects and --max-rejects are for --on-error skip": options["on_error"] == "stop"
         and (options["rejects"] is not None or options["max_rejects"] is not None),
@@ -514,11 +519,16 @@ def _actor(email: str | None) -> Actor:
 
 def _job(options: dict[str, Any]) -> str:
     if options["job"] is not None:
-        return str(options["job"])[:255]
+        return _writable(options["job"])[:255]
     if options["file"] == "-":
         return ""
-    name = f"{options['resource']} {Path(options['file']).resolve()}"
+    name = _writable(f"{options['resource']} {Path(options['file']).resolve()}")
     return name if len(name) <= 255 else hashlib.sha256(name.encode()).hexdigest()
+
+
+def _writable(name: str) -> str:
+    """Of a name that is no UTF-8: what can be."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _goes_on(options: dict[str, Any]) -> str:
