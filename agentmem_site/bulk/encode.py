@@ -26,6 +26,7 @@ from agentmem_site.bulk.spec import (
     KeyText,
     LineError,
     LoadSpec,
+    echoed,
     encoder_of,
     json_array,
     json_object,
@@ -491,11 +492,13 @@ def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:
     if quoted and message.startswith("Object contains unknown field"):
         place = f"{path}." if path else ""
         allowed = ", ".join(_allowed(spec, path))
-        return LineError("unknown_field", place + quoted[1], f"Unknown field; allowed: {allowed}")
+        return LineError(
+            "unknown_field", echoed(place + quoted[1]), f"Unknown field; allowed: {allowed}"
+        )
     if quoted and message.startswith("Object missing required field"):
         place = f"{path}." if path else ""
         return LineError("missing_field", place + quoted[1], "Missing")
-    return LineError("invalid_value", path, message)
+    return LineError("invalid_value", path, echoed(message))
 
 
 def _allowed(spec: LoadSpec, path: str) -> Iterator[str]:

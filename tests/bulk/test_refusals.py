@@ -254,3 +254,15 @@ def test_a_file_whose_name_is_no_text_is_loaded(acme, tmp_path):
 def test_a_value_that_nothing_can_be_done_with_is_told(acme, tmp_path, option, complaint):
     with pytest.raises(CommandError, match=complaint):
         load(tmp_path, "users", [{"external_id": "u1"}], **option)
+
+
+def test_a_reject_is_no_copy_of_its_line(acme, tmp_path):
+    bad = [
+        {"external_id": "u1", "x" * 100_000: 1},
+        {"external_id": "u2", "status": "x" * 100_000},
+        {"external_id": "u3", "metadata": {"x" * 100_000: "\0"}},
+    ]
+    rejects = tmp_path / "rejects.jsonl"
+    with pytest.raises(CommandError, match="3 lines are rejected"):
+        load(tmp_path, "users", bad, on_error="skip", rejects=rejects)
+    assert [line.count(b"x") < 205 for line in rejects.read_bytes().splitlines()] == [True] * 3
