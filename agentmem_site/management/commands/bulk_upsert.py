@@ -418,10 +418,11 @@ class Command(BaseCommand):
     def _rejects(self, stack: ExitStack, path: Path | None, file: str) -> RejectFile | None:
         if path is None:
             return None
+        path = Path(path)
         if file != "-" and path.is_file() and path.samefile(file):
             raise CommandError(f"--rejects is the file to load, {file}", returncode=USAGE)
         try:
-            return stack.enter_context(RejectFile(Path(path)))
+            return stack.enter_context(RejectFile(path))
         except RejectsUnwritable as error:
             raise CommandError(str(error), returncode=CANNOT_WRITE) from error
 
@@ -429,11 +430,11 @@ class Command(BaseCommand):
         report = stopped.report
         if report.read or report.rejected:
             self._print(report, options)
-        committed = (
-            f"Lines up to {report.last_line:,} are committed."
-            if report.last_line and not report.dry_run
-            else "Nothing is stored."
-        )
+        committed = "Nothing is stored."
+        if report.read and not report.dry_run:
+            committed = f"Lines up to {report.last_line:,} are committed."
+            if not report.last_line:  # a worker has not come to any
+                committed = f"{report.read:,} lines are committed, not yet all from the first on."
         advice = _ADVICE[type(stopped)]
         if isinstance(stopped, Interrupted):
             advice = _goes_on(options)
