@@ -26,6 +26,7 @@ from agentmem_site.bulk.spec import (
     KeyText,
     LineError,
     LoadSpec,
+    echoed,
     encoder_of,
     json_array,
     json_object,
@@ -78,6 +79,14 @@ class Probe(NamedTuple):
     repeated: int  # children more
 
 
+class Seen(NamedTuple):
+    """A line that the table has as it is."""
+
+    number: int
+    children: int  # of different keys
+    repeated: int  # children more
+
+
 class Row(NamedTuple):
     """One line, encoded: its key is what tells it from other rows."""
 
@@ -118,9 +127,7 @@ class Batch:
     rows: list[_Parts]
     end: Mark = START  # once it is stored
     rejected: list[LineError] = field(default_factory=list)
-    # Lines that the table has as they are, and their children.
-    seen: int = 0
-    seen_below: Counts = field(default_factory=Counts)
+    seen: list[Seen] = field(default_factory=list)
     # Of the rows that `finish` gave: the line of each.
     row_lines: list[int] = field(default_factory=list)
     child_lines: list[int] = field(default_factory=list)
@@ -128,7 +135,15 @@ class Batch:
 
     @property
     def read(self) -> int:
-        return len(self.rows) + len(self.rejected) + self.seen
+        return len(self.rows) + len(self.rejected) + len(self.seen)
+
+    @property
+    def seen_below(self) -> Counts:
+        """The children of the lines seen."""
+        return Counts(
+            unchanged=sum(line.children for line in self.seen),
+            duplicates=sum(line.repeated for line in self.seen),
+        )
 
     def wanted(self, column: str) -> dict[Name, int]:
         """What the lines call rows of that column: the first line that names each."""
@@ -187,9 +202,11 @@ class Batch:
         middle = self.end._replace(line=last, checked_line=0, digest=b"")
         early = [error for error in self.rejected if error.line <= last]
         late = [error for error in self.rejected if error.line > last]
+        seen = [line for line in self.seen if line.number <= last]
+        seen_later = [line for line in self.seen if line.number > last]
         return [
-            replace(self, rows=first, end=middle, rejected=early),
-            replace(self, rows=rest, rejected=late, seen=0, seen_below=Counts()),
+            replace(self, rows=first, end=middle, rejected=early, seen=seen),
+            replace(self, rows=rest, rejected=late, seen=seen_later),
         ]
 
     def reject(self, error: LineError) -> None:
@@ -491,11 +508,13 @@ def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:
     if quoted and message.startswith("Object contains unknown field"):
         place = f"{path}." if path else ""
         allowed = ", ".join(_allowed(spec, path))
-        return LineError("unknown_field", place + quoted[1], f"Unknown field; allowed: {allowed}")
+        return LineError(
+            "unknown_field", echoed(place + quoted[1]), f"Unknown field; allowed: {allowed}"
+        )
     if quoted and message.startswith("Object missing required field"):
         place = f"{path}." if path else ""
         return LineError("missing_field", place + quoted[1], "Missing")
-    return LineError("invalid_value", path, message)
+    return LineError("invalid_value", path, echoed(message))
 
 
 def _allowed(spec: LoadSpec, path: str) -> Iterator[str]:

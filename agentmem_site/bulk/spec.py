@@ -23,6 +23,7 @@ ABSENT = msgspec.Raw()
 LINE_HASH = "line_hash"  # the column that notes a row's last line
 OVERWRITE = "{new}.{column}"
 DIFFERENT = "{old}.{column} IS DISTINCT FROM {new}.{column}"
+MAX_ECHOED = 200  # characters
 NO_MOMENT = "Expected a moment between 1970 and 2200"
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
@@ -49,6 +50,11 @@ class LineError(Exception):
     def __str__(self) -> str:
         place = f"line {self.line}: " if self.line else ""
         return f"{place}{self.field}: {self.message}" if self.field else f"{place}{self.message}"
+
+
+def echoed(content: str) -> str:
+    """What is said again of what a line holds: a reject is no copy of it."""
+    return content if len(content) <= MAX_ECHOED else f"{content[: MAX_ECHOED - 3]}..."
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):

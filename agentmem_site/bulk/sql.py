@@ -305,6 +305,23 @@ def count_orphans(stage: Stage, parents: Stage) -> sql.Composed:
     ).format(stage.rows, parents.met, sql.Identifier(stage.spec.parent_column))
 
 
+def forget_lines(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
+    """A row of which a child lies in the trash is not as its line says: that is looked at again."""
+    return sql.SQL(
+        "UPDATE {table} t SET {line_hash} = NULL WHERE t.organization_id = {organization} "
+        "AND t.id IN (SELECT p.id FROM {met} k JOIN {rows} c ON c.id = k.staged_id "
+        "JOIN {met_parents} p ON p.staged_id = c.{parent} WHERE k.is_deleted AND p.is_written)"
+    ).format(
+        table=stage.spec.table,
+        line_hash=sql.Identifier(LINE_HASH),
+        organization=sql.Literal(stamp.organization_id),
+        met=children.met,
+        rows=children.rows,
+        met_parents=stage.met,
+        parent=sql.Identifier(children.spec.parent_column),
+    )
+
+
 def changed_rows(stage: Stage) -> sql.Composed:
     """(id, change_type) of the rows written."""
     return sql.SQL(

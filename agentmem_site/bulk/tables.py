@@ -272,7 +272,7 @@ def columns_of(
         if not field:
             raise UnreadableFile(f"{name}: column {place} of its header has no name.")
         if field in header[: place - 1]:
-            raise UnreadableFile(f"{name}: its header has the column {field!r} twice.")
+            raise UnreadableFile(f"{name}: its header has the column {field[:80]!r} twice.")
         if fields is not None and field not in fields and not ignore_unknown:
             raise UnreadableFile(
                 f"{name}: there is no field {field[:80]!r} of its header; allowed, with commas "

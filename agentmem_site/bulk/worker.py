@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from agentmem_site.bulk.encode import Batch, Encoder, Mark
+from agentmem_site.bulk.encode import Batch, Encoder, Mark, Seen
 from agentmem_site.bulk.faults import (
     DISK_FULL_PAUSES_S,
     Verdict,
@@ -113,18 +113,20 @@ class Worker:
 
     def _encoded(self, chunk: Chunk) -> Batch:
         """Its lines, but for those that the table has as they are."""
-        shared, lines, seen, seen_below = self._shared, chunk.lines, 0, Counts()
+        shared, lines = self._shared, chunk.lines
+        seen: list[Seen] = []
         skips_bad = shared.options.skips_bad
         if chunk.probes:
             there = self._again(lambda: self._seen(chunk))
-            known = [p for p in chunk.probes if p.raw.number in there]
-            seen = len(known)
-            seen_below.unchanged = sum(p.children for p in known)
-            seen_below.duplicates = sum(p.repeated for p in known)
+            seen = [
+                Seen(p.raw.number, p.children, p.repeated)
+                for p in chunk.probes
+                if p.raw.number in there
+            ]
             unseen = [p.raw for p in chunk.probes if p.raw.number not in there]
             lines = sorted([*lines, *unseen]) if unseen else lines
         if shared.feed.probes:
-            is_worth_it = seen >= _HARDLY * (len(chunk.probes) + len(chunk.lines))
+            is_worth_it = len(seen) >= _HARDLY * (len(chunk.probes) + len(chunk.lines))
             self._vain_probes += not is_worth_it
             shared.feed.go_on(probing=is_worth_it)
         rows, rejected = decoded(shared.encoder, lines, skips_bad=skips_bad)
@@ -134,7 +136,7 @@ class Worker:
             if early:
                 shared.preparation.complete(early)
         batch = finished(shared.encoder, rows, rejected, chunk.end, skips_bad=skips_bad)
-        batch.seen, batch.seen_below = seen, seen_below
+        batch.seen = seen
         return batch
 
     def _seen(self, chunk: Chunk) -> set[int]:
@@ -243,7 +245,7 @@ class Worker:
         counts, below = Counts(), Counts()
         if piece.rows:
             counts, below = self._writer.write(piece)
-        counts.unchanged += piece.seen
+        counts.unchanged += len(piece.seen)
         below.add(piece.seen_below)
         children = shared.encoder.spec.children
         tally = Tally(

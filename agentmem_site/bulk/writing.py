@@ -18,7 +18,7 @@ from agentmem_site.bulk.encode import Batch, Encoder, Probe, line_hash
 from agentmem_site.bulk.growth import Growth
 from agentmem_site.bulk.references import References
 from agentmem_site.bulk.report import Counts
-from agentmem_site.bulk.spec import LineError, LoadSpec, Reference
+from agentmem_site.bulk.spec import LINE_HASH, LineError, LoadSpec, Reference, echoed
 from agentmem_site.bulk.sql import Stage, Stamp
 
 # Brings rows of a model back from the trash, by their ids, with all that went there with them.
@@ -143,7 +143,7 @@ class Writer:
                     "unknown_reference",
                     reference.column,
                     f"There is no {reference.model._meta.verbose_name} "
-                    f"{name[1] if isinstance(name, tuple) else name!r}",
+                    f"{echoed(name[1] if isinstance(name, tuple) else repr(name))}",
                     line=number,
                 )
 
@@ -214,6 +214,8 @@ class Writer:
                 self._execute(statements.count_orphans(below, stage))
                 ((orphans,),) = self._fetch()
             counts_below, _ = self._count(below, children - orphans)
+            if counts_below.deleted and LINE_HASH in stage.columns:
+                self._execute(statements.forget_lines(stage, below, stamp))
             counts_below.deleted += orphans
         return counts, counts_below if below else Counts()
 

@@ -14,6 +14,8 @@ from agentmem_site.bulk.readers import FORMATS, MAX_LINE_BYTES
 from agentmem_site.loads import EMBED_FIRST, LINKS
 
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
+MAX_THROTTLE_MS = 3_600_000
+MAX_LINE_LIMIT = 2**30  # what PostgreSQL keeps in one value
 LARGE_BYTES = 64 * 1024 * 1024
 EMBED = {"now": None, "later": 0}
 _LEAST = {
@@ -78,7 +80,8 @@ def chosen_options(options: dict[str, Any]) -> LoadOptions:
     } | {
         f"--timeout is 0 to {MAX_TIMEOUT_S:,}": not 0 <= options["timeout"] <= MAX_TIMEOUT_S,
         f"--workers is 1 to {MAX_WORKERS}": options["workers"] > MAX_WORKERS,
-        "--throttle is not negative": not options["throttle"] >= 0,
+        f"--throttle is 0 to {MAX_THROTTLE_MS:,}": not 0 <= options["throttle"] <= MAX_THROTTLE_MS,
+        f"--max-line is at most {MAX_LINE_LIMIT:,}": options["max_line"] > MAX_LINE_LIMIT,
         "--embed is for memories": bool(options["embed"]) and options["resource"] != "memories",
         "--rejects and --max-rejects are for --on-error skip": options["on_error"] == "stop"
         and (options["rejects"] is not None or options["max_rejects"] is not None),

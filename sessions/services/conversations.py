@@ -43,8 +43,37 @@ class MessageRecords(Records[Message]):
         return changed | followed
 
 
+class SessionRecords(AddressedRecords[Session]):
+    """Sessions are locked before what hangs on them, in the order of their key: so do all loads,
+    and who waits for a run holds its session."""
+
+    def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
+        with transaction.atomic():
+            _lock(rows.for_organization(organization))
+            return super().purge(rows, organization=organization, actor=actor)
+
+    def _move(
+        self,
+        action: str,
+        rows: Any,
+        narrow: Narrow,
+        stamp: Mapping[str, Any],
+        organization: Organization,
+        actor: Actor,
+    ) -> Counts:
+        _lock(narrow(rows))
+        return super()._move(action, rows, narrow, stamp, organization, actor)
+
+
 class RunRecords(AddressedRecords[Run]):
     """A session of which a run has changed has changed."""
+
+    def update(
+        self, record: Run, *, organization: Organization, actor: Actor, values: Mapping[str, Any]
+    ) -> Run:
+        with transaction.atomic():
+            _lock(Session.objects.for_organization(organization).filter(pk=record.session_id))
+            return super().update(record, organization=organization, actor=actor, values=values)
 
     def after_update(self, record: Run, changed: frozenset[str]) -> None:
         _touch(
@@ -73,12 +102,18 @@ class RunRecords(AddressedRecords[Run]):
         return super()._move(action, rows, narrow, stamp, organization, actor)
 
 
+def _lock(sessions: Any) -> None:
+    locked = sessions.order_by("session_id").select_for_update(of=("self",))
+    for _ in locked.values_list("pk").iterator():  # (however many there are)
+        pass
+
+
 def _touch(organization_id: UUID, session_ids: Any, *, at: datetime, by: UUID | None) -> None:
     rows = Session.objects.for_organization(organization_id).filter(pk__in=session_ids)
     rows.update(updated_at=at, last_updated_by_id=by)
 
 
-sessions = AddressedRecords(Session, "session_id")
+sessions = SessionRecords(Session, "session_id")
 runs = RunRecords(Run, "run_id", "last")
 messages = MessageRecords(Message)
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from zlib import crc32
 
 import pytest
 from django.core.management import CommandError
@@ -40,7 +41,17 @@ def lines(rows, *, broken_after=None):
         yield number, json.dumps(row).encode(), 0
 
 
-def run(organization, rows, *, job="", is_new=False, broken_after=None, on_begin=None, **options):
+def run(
+    organization,
+    rows,
+    *,
+    job="",
+    is_new=False,
+    broken_after=None,
+    on_begin=None,
+    on_batch=None,
+    **options,
+):
     return run_load(
         "users",
         lines(rows, broken_after=broken_after),
@@ -48,6 +59,7 @@ def run(organization, rows, *, job="", is_new=False, broken_after=None, on_begin
         actor=TESTER,
         options=LoadOptions(**{"batch_size": 3, "retry": AT_ONCE, **options}),
         on_begin=on_begin or (lambda report: None),
+        on_batch=on_batch or (lambda report: None),
         job=job,
         is_new=is_new,
     )
@@ -162,6 +174,18 @@ def test_a_bad_line_stops_all_workers():
     with pytest.raises(BadLine, match="line 51"):
         run(acme, [*users(50), {"external_id": ""}, *users(50)], workers=3)
     assert len(names(acme)) < 50
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_one_of_two_workers_has_stored_is_told(tmp_path):
+    acme = make_organization("acme")
+    here, there = (
+        [u for u in users(40) if crc32(u["external_id"].encode()) % 2 == n] for n in (0, 1)
+    )
+    with pytest.raises(CommandError) as told:
+        load(tmp_path, "users", [*here, {**there[0], "nmae": "x"}], workers=2, batch_size=4)
+    assert len(names(acme)) >= 4
+    assert f"{len(names(acme))} lines are committed" in str(told.value)
 
 
 # -- bad lines ------------------------------------------------------------------------------------
@@ -316,6 +340,29 @@ def test_a_batch_as_small_as_it_may_get_stops_the_load(acme, failing):
     failing(errors.QueryCanceled, lambda rows, tries: True)
     with pytest.raises(Interrupted, match="A batch of 2 rows takes longer than 30 s"):
         run(acme, users(8), batch_size=8, min_batch_size=2)
+
+
+def test_lines_seen_before_count_once_when_a_smaller_batch_is_the_last(acme, failing):
+    known = users(12)
+    run(acme, known, batch_size=12)
+    rows = [
+        row for pair in zip(known, users(24)[12:], strict=True) for row in pair
+    ]  # every other line is known
+    # A batch of 24 is written in pieces of 3; after the first two the database is away.
+    failing(errors.QueryCanceled, lambda rows, tries: rows > 3)
+    interrupted = iter([False, False, True])
+
+    def is_away(report):
+        if next(interrupted, False):
+            raise UnreadableFile("The cable is out.")
+
+    with pytest.raises(Unreadable) as stopped:
+        run(acme, rows, job="nightly", batch_size=24, min_batch_size=1, on_batch=is_away)
+    report = stopped.value.report
+    assert report.read == report.last_line
+    report = run(acme, rows, job="nightly", batch_size=24, min_batch_size=1)
+    counts = report.counts
+    assert (report.read, counts.inserted, counts.unchanged) == (24, 12, 12)
 
 
 # -- the trash ------------------------------------------------------------------------------------

@@ -222,3 +222,47 @@ def test_a_number_that_jsonb_cannot_hold_is_refused_by_line_and_field(acme, tmp_
         load(tmp_path, "sessions", [good[0], *good, bad])
     assert "line 5: runs[0].metadata.n: " in str(refusal.value)
     assert refusal.value.returncode == 65
+
+
+def test_the_file_of_rejects_is_never_the_file_to_load(acme, tmp_path):
+    file = tmp_path / "users.jsonl"
+    file.write_text('{"external_id": "u1"}\n')
+    (link := tmp_path / "rejects.jsonl").symlink_to(file)
+    with pytest.raises(CommandError, match="--rejects is the file to load") as refusal:
+        load_file(file, "users", on_error="skip", rejects=link)
+    assert refusal.value.returncode == 2
+    assert file.read_text() == '{"external_id": "u1"}\n'
+
+
+def test_a_file_whose_name_is_no_text_is_loaded(acme, tmp_path):
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    file.write_text('{"external_id": "u1"}\n')
+    assert load_file(file, "users")["inserted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ({"throttle": float("inf")}, "--throttle is 0 to 3,600,000"),
+        ({"throttle": float("nan")}, "--throttle is 0 to 3,600,000"),
+        ({"max_line": 2**63}, "--max-line is at most 1,073,741,824"),
+        ({"organization": "\udcff"}, "There is no organization"),
+        ({"actor": "\udcff"}, "There is no active member"),
+    ],
+    ids=str,
+)
+def test_a_value_that_nothing_can_be_done_with_is_told(acme, tmp_path, option, complaint):
+    with pytest.raises(CommandError, match=complaint):
+        load(tmp_path, "users", [{"external_id": "u1"}], **option)
+
+
+def test_a_reject_is_no_copy_of_its_line(acme, tmp_path):
+    bad = [
+        {"external_id": "u1", "x" * 100_000: 1},
+        {"external_id": "u2", "status": "x" * 100_000},
+        {"external_id": "u3", "metadata": {"x" * 100_000: "\0"}},
+    ]
+    rejects = tmp_path / "rejects.jsonl"
+    with pytest.raises(CommandError, match="3 lines are rejected"):
+        load(tmp_path, "users", bad, on_error="skip", rejects=rejects)
+    assert [line.count(b"x") < 205 for line in rejects.read_bytes().splitlines()] == [True] * 3

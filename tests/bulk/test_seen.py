@@ -130,6 +130,20 @@ def test_a_deleted_run_comes_back_with_restore(acme, tmp_path):
         assert not _run(acme).is_deleted
 
 
+def test_a_line_whose_run_stayed_in_the_trash_is_not_known(acme, tmp_path):
+    load(tmp_path, "sessions", ROWS["sessions"])
+    with tenant(acme):
+        one = Run.objects.for_organization(acme).filter(run_id="r1")
+        runs.delete(one, organization=acme, actor=TESTER)
+    renamed = [{**ROWS["sessions"][0], "name": "Tea"}]
+    for updated in (1, 0):  # the session is written, and is as it was
+        report = load(tmp_path, "sessions", renamed)
+        assert (report["updated"], report["runs"]["deleted"]) == (updated, 1)
+    assert load(tmp_path, "sessions", renamed, restore=True)["runs"]["updated"] == 1
+    with tenant(acme):
+        assert not _run(acme).is_deleted
+
+
 def test_the_same_line_under_other_options_is_another(acme, tmp_path):
     row = {"external_id": "u1", "created_at": "2020-01-01T00:00:00Z"}
     load(tmp_path, "users", [row])

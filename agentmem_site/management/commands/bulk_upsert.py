@@ -129,8 +129,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         load_options = chosen_options(options)
         try:
-            organization = organization_by_slug(options["organization"])
-            actor = _actor(options["actor"])
+            organization = organization_by_slug(_writable(options["organization"]))
+            actor = _actor(options["actor"] and _writable(options["actor"]))
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
@@ -152,7 +152,7 @@ class Command(BaseCommand):
                 show: Callable[[LoadReport], None] = lambda report: None  # noqa: E731
                 if not options["no_progress"]:
                     show = stack.enter_context(progress(options["resource"], source))
-                rejects = self._rejects(stack, options["rejects"])
+                rejects = self._rejects(stack, options["rejects"], options["file"])
                 report = run_load(
                     options["resource"],
                     source.lines(),
@@ -213,11 +213,14 @@ class Command(BaseCommand):
             ) as is_apart:
                 yield is_apart
 
-    def _rejects(self, stack: ExitStack, path: Path | None) -> RejectFile | None:
+    def _rejects(self, stack: ExitStack, path: Path | None, file: str) -> RejectFile | None:
         if path is None:
             return None
+        path = Path(path)
+        if file != "-" and path.is_file() and path.samefile(file):
+            raise CommandError(f"--rejects is the file to load, {file}", returncode=USAGE)
         try:
-            return stack.enter_context(RejectFile(Path(path)))
+            return stack.enter_context(RejectFile(path))
         except RejectsUnwritable as error:
             raise CommandError(str(error), returncode=CANNOT_WRITE) from error
 
@@ -225,11 +228,11 @@ class Command(BaseCommand):
         report = stopped.report
         if report.read or report.rejected:
             self._print(report, options)
-        committed = (
-            f"Lines up to {report.last_line:,} are committed."
-            if report.last_line and not report.dry_run
-            else "Nothing is stored."
-        )
+        committed = "Nothing is stored."
+        if report.read and not report.dry_run:
+            committed = f"Lines up to {report.last_line:,} are committed."
+            if not report.last_line:  # a worker has not come to any
+                committed = f"{report.read:,} lines are committed, not yet all from the first on."
         advice = _ADVICE[type(stopped)]
         if isinstance(stopped, Interrupted):
             advice = _goes_on(options)
@@ -267,11 +270,16 @@ def _actor(email: str | None) -> Actor:
 
 def _job(options: dict[str, Any]) -> str:
     if options["job"] is not None:
-        return str(options["job"])[:255]
+        return _writable(options["job"])[:255]
     if options["file"] == "-":
         return ""
-    name = f"{options['resource']} {Path(options['file']).resolve()}"
+    name = _writable(f"{options['resource']} {Path(options['file']).resolve()}")
     return name if len(name) <= 255 else hashlib.sha256(name.encode()).hexdigest()
+
+
+def _writable(name: str) -> str:
+    """Of a name that is no UTF-8: what can be."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _goes_on(options: dict[str, Any]) -> str:
