@@ -143,7 +143,7 @@ class Writer:
                     "unknown_reference",
                     reference.column,
                     f"There is no {reference.model._meta.verbose_name} "
-                    f"{echoed(name[1] if isinstance(name, tuple) else repr(name))}",
+                    f"{echoed(repr(name[1] if isinstance(name, tuple) else name))}",
                     line=number,
                 )
 
