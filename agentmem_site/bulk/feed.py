@@ -173,8 +173,7 @@ class Feed:
         self._is_wanted[part].acquire()
         if self._stopped.is_set():
             return
-        is_prepared = lines[0].number > self._prepares_until
-        if self.probes or not is_prepared:
+        if self.probes or lines[0].number <= self._prepares_until:
             probes, others = self._encoder.probes(lines) if self.probes else ([], lines)
             self._queues[part].put(Chunk(others, probes, end))
         else:
