@@ -18,6 +18,7 @@ _DISK_FULL = "53100"
 _TOO_SLOW = "57014"
 LIMIT_EXCEEDED = "54"  # the class of SQLSTATEs
 _OF_A_ROW = ("22", "23", LIMIT_EXCEEDED)  # data exception, integrity constraint
+GONE = "23503"  # foreign_key_violation
 _NOT_PERMITTED = ("28", "3D", "42501")
 
 

@@ -17,6 +17,7 @@ from django.db import connection
 from agentmem_site.bulk.encode import Batch, Encoder, Mark, Seen
 from agentmem_site.bulk.faults import (
     DISK_FULL_PAUSES_S,
+    GONE,
     Verdict,
     raise_interrupt,
     sqlstate,
@@ -209,6 +210,8 @@ class Worker:
                         return self._smaller(piece, error)
                     case Verdict.FIND_ROW if len(piece.rows) > 1:
                         return piece.cut(len(piece.rows) // 2)
+                    case Verdict.FIND_ROW if sqlstate(error) == GONE and tries.may_again():
+                        pass  # what it names was purged since it was looked up
                     case Verdict.FIND_ROW:
                         self._blame(piece, "refused", *_told(error), error)
                     case _:

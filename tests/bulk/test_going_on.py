@@ -10,6 +10,7 @@ from django.db import IntegrityError, OperationalError
 from psycopg import errors
 
 from accounts.models import AuditEvent, LoadPart, User
+from accounts.services.users import users as users_of_agents
 from accounts.tenancy import tenant
 from agentmem_site.bulk import LoadOptions, bulk_upsert, worker
 from agentmem_site.bulk.faults import RetryPolicy
@@ -340,6 +341,26 @@ def test_a_batch_as_small_as_it_may_get_stops_the_load(acme, failing):
     failing(errors.QueryCanceled, lambda rows, tries: True)
     with pytest.raises(Interrupted, match="A batch of 2 rows takes longer than 30 s"):
         run(acme, users(8), batch_size=8, min_batch_size=2)
+
+
+def test_what_a_line_names_is_made_again_when_it_was_purged_meanwhile(acme):
+    from sessions.bulk import MESSAGES
+
+    def purge(report):
+        if report.read == 1:
+            with tenant(acme):
+                everyone = User.objects.for_organization(acme)
+                users_of_agents.purge(everyone, organization=acme, actor=TESTER)
+
+    report = bulk_upsert(
+        MESSAGES,
+        [{"external_id": f"m{n}", "role": "user", "user_id": "u"} for n in range(3)],
+        organization_id=acme.pk,
+        transaction=partial(tenant, acme),
+        options=LoadOptions(batch_size=1, retry=AT_ONCE),
+        on_batch=purge,
+    )
+    assert (report.counts.inserted, report.tally.retries) == (3, 1)
 
 
 def test_lines_seen_before_count_once_when_a_smaller_batch_is_the_last(acme, failing):
