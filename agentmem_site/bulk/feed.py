@@ -30,6 +30,7 @@ from agentmem_site.bulk.spec import LineError
 
 # A batch takes at most so many bytes of lines, that its cost in memory does not hang on the file.
 MAX_BATCH_BYTES = 12 * 1024 * 1024
+LEAST_BYTES = 400  # of a line: as a row it takes more than a short one is long
 FIRST_ROWS = 500  # of a load: it tells what is coming, and shows soon that it goes on
 
 
@@ -145,7 +146,7 @@ class Feed:
                 continue
             mine = pending[part]
             mine.lines.append(raw)
-            mine.bytes += len(line) if isinstance(line, bytes) else 0
+            mine.bytes += max(len(line), LEAST_BYTES) if isinstance(line, bytes) else LEAST_BYTES
             rows = min(FIRST_ROWS, self._batch_size) if self._is_first else self._batch_size
             if len(mine.lines) >= rows or mine.bytes >= limit:
                 pending[part] = _Pending()
