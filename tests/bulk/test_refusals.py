@@ -4,10 +4,13 @@ import gzip
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from django.core.management import CommandError
+from django.db import ProgrammingError, connection
+from psycopg import errors
 
 from accounts.models import User
 from accounts.tenancy import tenant
@@ -266,3 +269,17 @@ def test_a_reject_is_no_copy_of_its_line(acme, tmp_path):
     with pytest.raises(CommandError, match="3 lines are rejected"):
         load(tmp_path, "users", bad, on_error="skip", rejects=rejects)
     assert [line.count(b"x") < 205 for line in rejects.read_bytes().splitlines()] == [True] * 3
+
+
+@pytest.mark.parametrize("table", ["accounts_organization", "accounts_auditevent"])
+def test_a_role_that_may_not_is_told(acme, tmp_path, table):
+    denied = connection.execute_wrapper(partial(_deny, table))
+    with denied, pytest.raises(CommandError, match="permission denied") as refusal:
+        load(tmp_path, "users", [{"external_id": "u1"}])
+    assert refusal.value.returncode == 77
+
+
+def _deny(table, execute, statement, parameters, many, context):
+    if table in str(statement):
+        raise ProgrammingError("permission denied") from errors.InsufficientPrivilege()
+    return execute(statement, parameters, many, context)

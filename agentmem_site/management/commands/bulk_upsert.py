@@ -16,6 +16,7 @@ from django.core.management.base import (
     CommandError,
     CommandParser,
 )
+from django.db import Error as DatabaseError
 from django.db import OperationalError
 
 from accounts.access import member_actor, member_by_email, organization_by_slug
@@ -33,6 +34,7 @@ from accounts.management.ending import (
     USAGE,
 )
 from accounts.roles import ALL_PERMISSIONS
+from agentmem_site.bulk.faults import Verdict, verdict
 from agentmem_site.bulk.readers import (
     Source,
     UnreadableFile,
@@ -96,6 +98,18 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM."""
 
 
+@contextmanager
+def _denials_told() -> Iterator[None]:
+    """Around the load: what it meets on its way it tells itself."""
+    try:
+        yield
+    except DatabaseError as error:
+        if verdict(error) is not Verdict.NOT_PERMITTED:
+            raise
+        advice = _ADVICE[NotPermitted]
+        raise CommandError(f"{str(error).strip()}\n{advice}", returncode=PERMISSION) from error
+
+
 class Command(BaseCommand):
     help = (
         "Loads a file: rows that are new are inserted, rows that really differ are updated,\n"
@@ -126,6 +140,7 @@ class Command(BaseCommand):
         )
         add_load_options(parser)
 
+    @_denials_told()
     def handle(self, *args: Any, **options: Any) -> None:
         load_options = chosen_options(options)
         try:
