@@ -20,8 +20,6 @@ def main() -> None:
     except EmbeddedError as error:  # the data directory, told before any command begins
         sys.exit(f"Error: {error}")
     # Of commands that do not tell it themselves.
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     except OperationalError as error:
         if "--traceback" in sys.argv:
             raise
@@ -35,4 +33,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

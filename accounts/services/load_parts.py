@@ -59,24 +59,24 @@ class LoadParts:
     """The checkpoint of one job (agentmem_site/bulk/loader.py)."""
 
     def __init__(self, job: str, *, organization: Organization, actor: Actor, resource: str):
-        self.job = job
+        self._job = f"{resource} {job}"[:255]  # one name may serve several resources
         self._organization = organization
         self._actor = actor
         self._resource = resource
 
     @property
     def _rows(self) -> Any:
-        return LoadPart.objects.for_organization(self._organization).filter(job=self.job)
+        return LoadPart.objects.for_organization(self._organization).filter(job=self._job)
 
     def begin(self, workers: int) -> list[tuple[Mark, Tally]]:
         with tenant(self._organization):
-            kept = list(self._rows.filter(resource=self._resource).order_by("part"))
+            kept = list(self._rows.order_by("part"))
             if not kept or len(kept) != kept[0].parts:
                 self._rows.delete()
                 LoadPart.objects.bulk_create(
                     LoadPart(
                         organization=self._organization,
-                        job=self.job,
+                        job=self._job,
                         resource=self._resource,
                         part=part,
                         parts=workers,

@@ -17,6 +17,7 @@ from accounts.actors import Actor
 from accounts.errors import Conflict, Invalid, NotFound, named_violations
 from accounts.models import Organization
 from accounts.services.audit import record_event
+from accounts.tenancy import LoadedModel
 from agentmem_site.db.fields import TenantForeignKey
 
 M = TypeVar("M", bound=models.Model)
@@ -240,7 +241,9 @@ def _descend(
             if child.has_trash or for_good:
                 yield from _descend(narrow(below), organization, narrow, for_good=for_good)
         elif for_good:
-            below.update(**{reference.name: None})
+            # (What a file said of it is no longer so.)
+            said = {"line_hash": None} if issubclass(child, LoadedModel) else {}
+            below.update(**{reference.name: None, **said})
     yield rows
 
 

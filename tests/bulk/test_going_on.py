@@ -129,6 +129,13 @@ def test_a_load_without_a_name_leaves_nothing_to_go_on_with(acme):
     assert parts(acme) == 0
 
 
+def test_one_name_serves_several_resources(acme, tmp_path):
+    with pytest.raises(Unreadable):
+        run(acme, users(9), job="nightly", broken_after=7)
+    load(tmp_path, "agents", [{"external_id": "a"}], job="nightly")
+    assert run(acme, users(9), job="nightly").resumed_after == 6
+
+
 def test_a_load_that_another_process_has_taken_over_stops(acme):
     def take_over(report):
         with tenant(acme):
