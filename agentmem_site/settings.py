@@ -51,8 +51,9 @@ EMBEDDED_SERVER = (
 )
 if EMBEDDED_SERVER is None:
     _application = env.db("DATABASE_URL")
-    _application["HOST"] = unquote(_application["HOST"])  # %2Frun%2Fpostgresql: a socket's folder
     _owner = env.db("DATABASE_OWNER_URL") if env.str("DATABASE_OWNER_URL", "") else {}
+    for _server in filter(None, (_application, _owner)):
+        _server["HOST"] = unquote(_server["HOST"])  # %2Frun%2Fpostgresql: a socket's folder
 else:
     _application = EMBEDDED_SERVER.connection("agentmem_app")
     _owner = EMBEDDED_SERVER.connection("agentmem_owner")

@@ -367,10 +367,12 @@ def test_a_load_that_is_killed_leaves_nothing_that_the_next_command_cannot_mend(
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert loading.stdout.readline() == "True\n"
-    assert index_state() == "missing"
-    loading.kill()
-    loading.communicate()
+    try:
+        assert loading.stdout.readline() == "True\n"
+        assert index_state() == "missing"
+    finally:
+        loading.kill()
+        loading.communicate()
     with tenant(acme):
         Memory.objects.for_organization(acme).update(is_indexed=True)  # as it had written them
     assert found(acme, limit=3) == ["1", "2", "3"]
