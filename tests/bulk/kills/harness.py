@@ -100,6 +100,7 @@ class Installation:
         self.folder = folder
         self.data = folder / "data"
         self.disk = folder / "data" if _mount(folder / "data") else None
+        self._filling = threading.Lock()
 
     def __enter__(self) -> "Installation":
         unset = {"DATABASE_URL", "DATABASE_OWNER_URL", "DJANGO_SETTINGS_MODULE"}
@@ -144,14 +145,15 @@ class Installation:
         return self.data / "postgres-filler"
 
     def fill(self) -> None:
-        with self.filler.open("wb") as file, suppress(OSError):
+        with self._filling, self.filler.open("wb") as file, suppress(OSError):
             while True:
                 left = os.statvfs(self.data)
                 os.posix_fallocate(file.fileno(), file.tell(), left.f_bavail * left.f_frsize)
                 file.seek(0, os.SEEK_END)
 
     def free(self) -> None:
-        self.filler.unlink(missing_ok=True)
+        with self._filling:  # (the proxy's thread may still be at it)
+            self.filler.unlink(missing_ok=True)
 
     def postmaster(self) -> int:
         return int((self.server.pgdata / "postmaster.pid").read_text().split()[0])
@@ -269,6 +271,7 @@ class World:
     def _one_file(self, number: int) -> None:
         random = self.random
         resource = random.choice(("sessions", "memories", "messages"))
+        self.installation.free()  # of a fault that came when its command had ended
         with self.installation.owner() as connection:
             self._throw_away(connection)
             self._change(connection)
