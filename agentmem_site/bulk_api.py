@@ -20,7 +20,7 @@ from accounts.api.schema import RecordSchema
 from accounts.api.shapes import Query, Strict
 from accounts.api.views import TenantViewSet
 from agentmem_site.bulk import LineError, LoadOptions, LoadReport, LoadStopped
-from agentmem_site.bulk.json_array import ArraySource
+from agentmem_site.bulk.json_array import array_source
 from agentmem_site.bulk.loader import DEFAULTS
 from agentmem_site.bulk.readers import Source, UnreadableFile, source_of
 from agentmem_site.bulk.rejects import as_json
@@ -211,7 +211,7 @@ def body_source(request: HttpRequest, *, is_whole: bool) -> Iterator[Source]:
             body = stack.enter_context(_spooled(body))
         source: Source
         if kind == ARRAY:
-            source = ArraySource(body, name=_NAME)
+            source = array_source(body, name=_NAME)
         else:
             source = stack.enter_context(source_of(body, name=_NAME, format="jsonl"))
         _check_packing(source, packing)

@@ -17,7 +17,7 @@ from accounts.models import AuditEvent, Organization
 from accounts.organization_settings import language_of
 from accounts.roles import permission
 from accounts.services.audit import record_event
-from accounts.services.load_parts import JobTaken, LoadParts, alone
+from accounts.services.load_parts import JobTaken, LoadParts
 from accounts.services.records import Records
 from accounts.services.users import users
 from accounts.tenancy import tenant
@@ -99,11 +99,10 @@ def run_load(
         if is_index_apart:
             is_indexed = {"is_indexed": SQL("(s.embedding IS NOT NULL)")}
             own["constants"] = {**own.get("constants", {}), **is_indexed}
-    is_over = True
     with ExitStack() as stack:
         try:
             if job and not options.dry_run:
-                stack.enter_context(alone(job, organization=organization))
+                stack.enter_context(parts.alone())
             if is_new:
                 with tenant(organization):
                     parts.forget()

@@ -5,10 +5,10 @@ compare-and-set: after a crash they say exactly what is stored, and of two proce
 same job one is told.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 from django.db import connection
@@ -20,6 +20,7 @@ from accounts.tenancy import tenant
 from agentmem_site.bulk.encode import Mark
 from agentmem_site.bulk.report import Tally
 
+_MAX_NAME = 255
 _GONE_WITHIN_S = 10.0  # a killed loader's connection, once PostgreSQL notices
 
 
@@ -27,39 +28,12 @@ class JobTaken(Exception):
     """Another process is loading this job."""
 
 
-@contextmanager
-def alone(job: str, *, organization: Organization) -> Iterator[None]:
-    """No other process loads this job meanwhile.
-
-    The lock is a transaction's, on a connection of its own that does nothing else: it goes with
-    its process, and stands behind a transaction pooler too. Raises: JobTaken.
-    """
-    key = hashlib.sha256(f"{organization.pk} {job}".encode()).digest()[:8]
-    own = connection.copy()
-    try:
-        with own.cursor() as cursor:
-            cursor.execute("BEGIN")
-            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-            deadline = time.monotonic() + _GONE_WITHIN_S
-            while True:
-                cursor.execute(
-                    "SELECT pg_try_advisory_xact_lock(%s)", [int.from_bytes(key, signed=True)]
-                )
-                if cursor.fetchone()[0]:
-                    break
-                if time.monotonic() > deadline:
-                    raise JobTaken(f"Another process is loading the job {job!r}.")
-                time.sleep(0.2)
-        yield
-    finally:
-        own.close()
-
-
 class LoadParts:
     """The checkpoint of one job (agentmem_site/bulk/loader.py)."""
 
     def __init__(self, job: str, *, organization: Organization, actor: Actor, resource: str):
-        self._job = f"{resource} {job}"[:255]  # one name may serve several resources
+        name = f"{resource} {job}"  # one name may serve several resources
+        self._job = name if len(name) <= _MAX_NAME else sha256(name.encode()).hexdigest()
         self._organization = organization
         self._actor = actor
         self._resource = resource
@@ -67,6 +41,33 @@ class LoadParts:
     @property
     def _rows(self) -> Any:
         return LoadPart.objects.for_organization(self._organization).filter(job=self._job)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process loads this job meanwhile.
+
+        The lock is a transaction's, on a connection of its own that does nothing else: it goes
+        with its process, and stands behind a transaction pooler too. Raises: JobTaken.
+        """
+        key = sha256(f"{self._organization.pk} {self._job}".encode()).digest()[:8]
+        own = connection.copy()
+        try:
+            with own.cursor() as cursor:
+                cursor.execute("BEGIN")
+                cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+                deadline = time.monotonic() + _GONE_WITHIN_S
+                while True:
+                    cursor.execute(
+                        "SELECT pg_try_advisory_xact_lock(%s)", [int.from_bytes(key, signed=True)]
+                    )
+                    if cursor.fetchone()[0]:
+                        break
+                    if time.monotonic() > deadline:
+                        raise JobTaken(f"Another process is loading the job {self._job!r}.")
+                    time.sleep(0.2)
+            yield
+        finally:
+            own.close()
 
     def begin(self, workers: int) -> list[tuple[Mark, Tally]]:
         with tenant(self._organization):

@@ -46,6 +46,9 @@ class Records(Generic[M]):
     def after_update(self, record: M, changed: frozenset[str]) -> None:
         """Carries a change on to rows that repeat it, in the same transaction."""
 
+    def before_move(self, rows: Rows, *, organization: Organization, actor: Actor) -> None:
+        """Before `rows` go to the trash, come back or are purged, in the same transaction."""
+
     # -- verbs -----------------------------------------------------------------------------------
 
     def create(self, *, organization: Organization, actor: Actor, values: Mapping[str, Any]) -> M:
@@ -139,6 +142,7 @@ class Records(Generic[M]):
         rows = rows.for_organization(organization)
         counts: Counts = {}
         with transaction.atomic(), named_violations(self.model):
+            self.before_move(rows, organization=organization, actor=actor)
             ids = _first_ids(rows)
             for below in _descend(rows, organization, _all, for_good=True):
                 # Not .delete(): Django would collect the rows in Python and go by id alone.
@@ -177,6 +181,7 @@ class Records(Generic[M]):
         """Stamps `rows` and what hangs on them, the deepest first: parents still tell their own."""
         counts: Counts = {}
         now = timezone.now()
+        self.before_move(narrow(rows), organization=organization, actor=actor)
         ids = _first_ids(narrow(rows))
         with named_violations(self.model):
             for below in _descend(narrow(rows), organization, narrow):

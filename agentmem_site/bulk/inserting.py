@@ -39,7 +39,7 @@ def insert_new(
     inserted: set[UUID] = set()
     taken: dict[UUID, Taken] = {}
     with connection.cursor() as cursor:
-        create = sql.SQL("{}; {}").format(stage.create_rows(), statements.INDEX_JOINS)
+        create = sql.SQL("{}; {}").format(stage.create_rows(), statements.LOOK_UPS)
         copy_rows(cursor, create, stage, [row.data for row in rows], [row.number for row in rows])
         for _ in range(_ATTEMPTS):
             for key in stage.spec.keys:
@@ -53,5 +53,5 @@ def insert_new(
                             taken[staged_id] = Taken(row_id, is_deleted, compared)
             if len(inserted) + len(taken) == len(rows):
                 break
-        cursor.execute(sql.SQL("DROP TABLE {}; {}").format(stage.rows, statements.ANY_JOINS))
+        cursor.execute(sql.SQL("DROP TABLE {}; {}").format(stage.rows, statements.ANY_PLANS))
     return inserted, taken

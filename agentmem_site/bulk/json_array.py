@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from agentmem_site.bulk.packing import UnreadableFile, stream_input
-from agentmem_site.bulk.readers import MAX_LINE_BYTES, NumberedLine, Source
+from agentmem_site.bulk.readers import MAX_LINE_BYTES, NumberedLine, Source, source_from
 from agentmem_site.bulk.spec import LineError
 
 _MAX_DEPTH = 64  # deeper ones are found by steps
@@ -38,25 +38,13 @@ _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _IN_BARE = re.compile(_BARE)
 
 
-class ArraySource(Source):
+def array_source(stream: IO[bytes], *, name: str, max_line_bytes: int = MAX_LINE_BYTES) -> Source:
     """The elements of an array, gzip and zstd unpacked. A line's number is the element's, from 1.
 
     Raises: UnreadableFile, here and in `lines`.
     """
-
-    def __init__(
-        self, stream: IO[bytes], *, name: str, max_line_bytes: int = MAX_LINE_BYTES
-    ) -> None:
-        self.name = name
-        self._input = stream_input(stream, name=name, size=None, max_bytes=None)
-        self.head = self._input.head
-        self._max_line_bytes = max_line_bytes
-
-    def lines(self) -> Iterator[NumberedLine]:
-        return array_lines(self._input.blocks(), max_bytes=self._max_line_bytes)
-
-    def bytes_read(self) -> int:
-        return self._input.position
+    found = stream_input(stream, name=name, size=None, max_bytes=None)
+    return source_from(found, array_lines(found.blocks(), max_bytes=max_line_bytes))
 
 
 def array_lines(

@@ -221,11 +221,8 @@ class _Progress:
             report.read_here += tally.read
             room = MAX_REJECTS_KEPT - len(report.rejects)
             report.rejects.extend(rejected[:room])
-            self.tell_time()
+            report.seconds = time.monotonic() - self._started
             self._on_batch(report)
-
-    def tell_time(self) -> None:
-        self._report.seconds = time.monotonic() - self._started
 
     @property
     def rejected(self) -> int:

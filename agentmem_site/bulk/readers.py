@@ -4,27 +4,16 @@ A file of any size costs a few blocks of memory. How a file is packed is `packin
 what stands in tables (CSV, Parquet) `tables`'.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import PurePath
 from typing import IO, Any
 
 from agentmem_site.bulk.packing import Input, UnreadableFile, file_input, stream_input
 from agentmem_site.bulk.spec import LineError
-from agentmem_site.bulk.tables import CsvRows, ParquetRows, csv_kinds, row_line, too_long
-
-__all__ = [
-    "MAX_LINE_BYTES",
-    "NumberedLine",
-    "Source",
-    "UnreadableFile",
-    "csv_kinds",
-    "lines_of",
-    "open_source",
-    "source_of",
-    "source_of_rows",
-]
+from agentmem_site.bulk.tables import CsvRows, ParquetRows, row_line, too_long
 
 # Number from 1, the line without its end (or why it cannot be had), and where it starts in the
 # unpacked stream.
@@ -34,23 +23,25 @@ FORMATS = ("auto", "jsonl", "csv", "parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
+@dataclass(frozen=True, slots=True)
 class Source:
-    """Lines to load. Read once: `lines` is called a single time."""
+    """Lines to load. Blank ones are counted and not given."""
 
     name: str
+    _lines: Iterable[NumberedLine]
     size: int | None = None  # bytes on disk, where they are known
-    head = b""  # the first few bytes as they lie there, by which packings are told apart
+    head: bytes = b""  # the first few bytes as they lie there, by which packings are told apart
+    # How far into the file on disk: through compression, the compressed bytes.
+    bytes_read: Callable[[], int] = lambda: 0
 
     def lines(self) -> Iterator[NumberedLine]:
-        """All lines. Blank ones are counted and not given.
+        """All of them; once. Raises: UnreadableFile."""
+        return iter(self._lines)
 
-        Raises: UnreadableFile.
-        """
-        raise NotImplementedError
 
-    def bytes_read(self) -> int:
-        """How far into the file on disk: through compression, the compressed bytes."""
-        return 0
+def source_from(found: Input, lines: Iterable[NumberedLine]) -> Source:
+    """The lines that are read from `found`."""
+    return Source(found.name, lines, found.size, found.head, lambda: found.position)
 
 
 @contextmanager
@@ -109,7 +100,7 @@ def source_of(
 
 def source_of_rows(rows: Iterable[Any], *, name: str = "rows") -> Source:
     """Rows from Python: dicts, whose numpy arrays, dates and decimals become JSON."""
-    return _Rows(rows, name)
+    return Source(name, _lines_of_rows(rows))
 
 
 def lines_of(
@@ -160,56 +151,12 @@ def lines_of(
         raise UnreadableFile(f"{error} (The last whole line is line {number:,}.)") from error
 
 
-class _JsonLines(Source):
-    def __init__(self, found: Input, max_line_bytes: int) -> None:
-        self.name, self.size, self.head = found.name, found.size, found.head
-        self._input = found
-        self._max_line_bytes = max_line_bytes
-
-    def lines(self) -> Iterator[NumberedLine]:
-        return lines_of(self._input.blocks(), max_line_bytes=self._max_line_bytes)
-
-    def bytes_read(self) -> int:
-        return self._input.position
-
-
-class _Csv(_JsonLines):
-    def __init__(self, found: Input, max_line_bytes: int, **table: Any) -> None:
-        super().__init__(found, max_line_bytes)
-        self._table = table
-
-    def lines(self) -> Iterator[NumberedLine]:
-        physical = lines_of(
-            self._input.blocks(), max_line_bytes=self._max_line_bytes, keeps_blank=True
-        )
-        return iter(
-            CsvRows(physical, name=self.name, max_line_bytes=self._max_line_bytes, **self._table)
-        )
-
-
-class _Parquet(Source):
-    def __init__(self, found: Input, rows: ParquetRows) -> None:
-        self.name, self.size, self.head = found.name, found.size, found.head
-        self._rows = rows
-
-    def lines(self) -> Iterator[NumberedLine]:
-        return iter(self._rows)
-
-    def bytes_read(self) -> int:
-        return (self.size or 0) * self._rows.rows_read // max(self._rows.rows, 1)
-
-
-class _Rows(Source):
-    def __init__(self, rows: Iterable[Any], name: str) -> None:
-        self.name = name
-        self._rows = rows
-
-    def lines(self) -> Iterator[NumberedLine]:
-        for number, row in enumerate(self._rows, start=1):
-            try:
-                yield number, row_line(row), 0
-            except LineError as error:
-                yield number, error, 0
+def _lines_of_rows(rows: Iterable[Any]) -> Iterator[NumberedLine]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield number, row_line(row), 0
+        except LineError as error:
+            yield number, error, 0
 
 
 def _source(
@@ -219,10 +166,16 @@ def _source(
         format = _format(path, found)
     if format == "parquet":
         rows = ParquetRows(found, stack, max_line_bytes=max_line_bytes, **table)
-        return _Parquet(found, rows)
+        return replace(
+            source_from(found, rows),
+            bytes_read=lambda: (found.size or 0) * rows.rows_read // max(rows.rows, 1),
+        )
+    blocks = found.blocks()
     if format == "csv":
-        return _Csv(found, max_line_bytes, **table)
-    return _JsonLines(found, max_line_bytes)
+        physical = lines_of(blocks, max_line_bytes=max_line_bytes, keeps_blank=True)
+        records = CsvRows(physical, name=found.name, max_line_bytes=max_line_bytes, **table)
+        return source_from(found, records)
+    return source_from(found, lines_of(blocks, max_line_bytes=max_line_bytes))
 
 
 def _format(path: str, found: Input) -> str:

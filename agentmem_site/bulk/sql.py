@@ -20,15 +20,9 @@ from agentmem_site.db.roles import ADMIN
 _OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
 _EXCLUDED = sql.SQL("EXCLUDED")
 _AND, _OR, _COMMA = sql.SQL(" AND "), sql.SQL(" OR "), sql.SQL(", ")
-_NOTHING = sql.SQL("")
-INDEX_JOINS = sql.SQL(
-    "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "
-    "SET LOCAL enable_seqscan = off"
-)
-LOOK_UPS = sql.SQL("SET LOCAL enable_seqscan = off")  # see _looked_up
-ANY_JOINS = sql.SQL(
-    "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on; SET LOCAL enable_seqscan = on"
-)
+# Before and after statements that look rows up (`_looked_up`).
+LOOK_UPS = sql.SQL("SET LOCAL enable_seqscan = off")
+ANY_PLANS = sql.SQL("SET LOCAL enable_seqscan = on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +143,7 @@ def meet(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> 
                 looked_up=_looked_up(stage.spec, same),
                 staged=_staged(stage.spec.keys, key),
             ),
-            ANY_JOINS,
+            ANY_PLANS,
         ]
     )
 
@@ -182,8 +176,7 @@ def bring_back(stage: Stage) -> sql.Composed:
 
 
 def insert(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """Inserts all staged rows, which are thought to be new; their ids are not noted. Where one is
-    not it fails, and another statement is needed."""
+    """Inserts the staged rows of this key, in its order. Fails where one of them is there."""
     values = _inserted(stage, stamp)
     return sql.SQL(
         "INSERT INTO {table} ({names}) SELECT {values} FROM {rows} s WHERE {staged} "
@@ -251,33 +244,19 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -
 
 
 def insert_new(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """Inserts the staged rows of this key that no row stands in the way of, in the order of the
-    key as `upsert` does; their ids."""
-    insert = _inserted(stage, stamp)
-    return sql.SQL(
-        "INSERT INTO {table} AS t ({names}) SELECT {values} FROM {rows} s WHERE {staged} "
-        "ORDER BY {order} ON CONFLICT DO NOTHING RETURNING t.id"
-    ).format(
-        table=stage.spec.table,
-        names=_COMMA.join(map(sql.Identifier, insert)),
-        values=_COMMA.join(insert.values()),
-        rows=stage.rows,
-        staged=_staged(stage.spec.keys, key),
-        order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
-    )
+    """The same, but for those that a row stands in the way of; the ids of the others."""
+    return sql.SQL("{} ON CONFLICT DO NOTHING RETURNING id").format(insert(stage, key, stamp))
 
 
 def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Composed:
     """(staged id, id, is_deleted, the column `compare`) of the rows that stand where staged ones
     would."""
     return sql.SQL(
-        "SELECT s.id, t.id, t.is_deleted, t.{compare} FROM {rows} s JOIN {table} t ON {same} "
-        "WHERE {staged}"
+        "SELECT s.id, t.id, t.is_deleted, t.{compare} FROM {rows} s, {looked_up} WHERE {staged}"
     ).format(
         compare=sql.Identifier(compare),
         rows=stage.rows,
-        table=stage.spec.table,
-        same=_same_row(key, stamp),
+        looked_up=_looked_up(stage.spec, _same_row(key, stamp)),
         staged=_staged(stage.spec.keys, key),
     )
 
@@ -333,13 +312,9 @@ def changed_rows(stage: Stage) -> sql.Composed:
 def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     """Staged ids that the table has under another value of this key; one at most."""
     columns = list(map(sql.Identifier, key.columns))
-    return sql.SQL(
-        "SELECT s.id FROM {rows} s JOIN {table} t ON t.id = s.id "
-        "WHERE t.organization_id = {organization} AND ({differ}) LIMIT 1"
-    ).format(
+    return sql.SQL("SELECT s.id FROM {rows} s, {looked_up} WHERE {differ} LIMIT 1").format(
         rows=stage.rows,
-        table=stage.spec.table,
-        organization=sql.Literal(stamp.organization_id),
+        looked_up=_looked_up(stage.spec, _same_row(Key(("id",)), stamp)),
         differ=_OR.join(sql.SQL("t.{0} IS DISTINCT FROM s.{0}").format(c) for c in columns),
     )
 
@@ -347,11 +322,10 @@ def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
 def keys_of_another_id(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     """Staged ids whose value of this key another row has; one at most."""
     return sql.SQL(
-        "SELECT s.id FROM {rows} s JOIN {table} t ON {same} WHERE {staged} AND t.id <> s.id LIMIT 1"
+        "SELECT s.id FROM {rows} s, {looked_up} WHERE {staged} AND t.id <> s.id LIMIT 1"
     ).format(
         rows=stage.rows,
-        table=stage.spec.table,
-        same=_same_row(key, stamp),
+        looked_up=_looked_up(stage.spec, _same_row(key, stamp)),
         staged=_staged_live(stage.spec, key),
     )
 

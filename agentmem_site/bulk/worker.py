@@ -213,7 +213,7 @@ class Worker:
                     case Verdict.FIND_ROW if sqlstate(error) == GONE and tries.may_again():
                         pass  # what it names was purged since it was looked up
                     case Verdict.FIND_ROW:
-                        self._blame(piece, "refused", *_told(error), error)
+                        self._blame(piece, "refused", *_as_postgresql_says(error), error)
                     case _:
                         raise
         self._mark, self._tally = end, self._tally.plus(tally)
@@ -322,7 +322,8 @@ class Worker:
         """The next try connects anew, where there is nothing left to connect to. Raises what
         interrupted the work, where that is the cause."""
         raise_interrupt(error)
-        if not connection.in_atomic_block and not sqlstate(error).startswith(("22", "23", "57014")):
+        is_of_the_batch = verdict(error) in (Verdict.SMALLER, Verdict.FIND_ROW)
+        if not (connection.in_atomic_block or is_of_the_batch):
             connection.close()
 
 
@@ -352,8 +353,8 @@ class _Tries:
         return True
 
 
-def _told(error: DatabaseError) -> tuple[str, str]:
-    """(column, sentence) of what PostgreSQL says."""
+def _as_postgresql_says(error: DatabaseError) -> tuple[str, str]:
+    """(column, sentence)"""
     diagnosis: Any = getattr(error.__cause__, "diag", None)
     if not diagnosis:
         return "", str(error).strip()

@@ -59,7 +59,7 @@ class Writer:
         below = encoder.children
         self._child_stage = Stage(below.spec, below.columns) if below else None
         self._references = References(self.spec)
-        self._are_new: dict[str, bool] = {}  # were all rows of the last batch new, by resource?
+        self._was_new = False  # all of the last batch
 
     def write(self, batch: Batch) -> tuple[Counts, Counts]:
         """What became of the batch's rows and of their children. Raises: LineError, Overtaken."""
@@ -158,14 +158,13 @@ class Writer:
             self._check_ids(stage, rows, batch.row_lines, stamp)
             if below:
                 self._check_ids(below, children, batch.child_lines, stamp)
-        were_new = self._are_new.get(self.spec.resource, False)
-        if were_new and self._insert_all(stamp):
+        if self._was_new and self._insert_all(stamp):
             counts, counts_below = Counts(inserted=len(rows)), Counts(inserted=len(children))
             if self.spec.journal:
                 self._execute(statements.note_all(stage))
         else:
             counts, counts_below = self._upsert(len(rows), len(children), stamp)
-        self._are_new[self.spec.resource] = counts.inserted == len(rows)
+        self._was_new = counts.inserted == len(rows)
         self.growth.note(self.spec.model, counts.inserted)
         if self.spec.children:
             self.growth.note(self.spec.children.spec.model, counts_below.inserted)
@@ -254,7 +253,7 @@ class Writer:
                 line = lines[ids.index(row_id)]
                 raise LineError("id_taken", "id", message.format(row_id), line=line)
 
-        self._execute(statements.INDEX_JOINS)
+        self._execute(statements.LOOK_UPS)
         for key in stage.spec.natural_keys:
             named = " and ".join(key.columns)
             if not key.partial:
@@ -264,7 +263,7 @@ class Writer:
             refuse_found(f"A row of this {named} has another id than {{}}")
             self._execute(statements.keys_staged_twice(stage, key))
             refuse_found(f"Another line of this {named} has another id than {{}}")
-        self._execute(statements.ANY_JOINS)
+        self._execute(statements.ANY_PLANS)
         self._execute(statements.enter_platform())
         self._execute(statements.ids_of_others(stage, ids, stamp))
         refuse_found("{} is the id of a row of another organization")

@@ -30,9 +30,20 @@ def progress(stderr: Writer, *, total: int | None, is_silent: bool = False) -> I
 @contextmanager
 def _bar(total: int | None) -> Iterator[Tell]:
     from rich.console import Console  # noqa: PLC0415  (costs 50 ms; a service never sees it)
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (BarColumn(), TextColumn("{task.fields[words]}"), TimeElapsedColumn())
+    columns = (
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total, words="")
         yield lambda done, words: bar.update(task, completed=done, words=words)

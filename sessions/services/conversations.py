@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.actors import Actor
 from accounts.errors import Invalid, NotFound
 from accounts.models import Organization
-from accounts.services.records import Counts, M, Narrow, Records
+from accounts.services.records import M, Records
 from sessions.models import Message, Run, Session
 
 
@@ -47,22 +47,8 @@ class SessionRecords(AddressedRecords[Session]):
     """Sessions are locked before what hangs on them, in the order of their key: so do all loads,
     and who waits for a run holds its session."""
 
-    def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
-        with transaction.atomic():
-            _lock(rows.for_organization(organization))
-            return super().purge(rows, organization=organization, actor=actor)
-
-    def _move(
-        self,
-        action: str,
-        rows: Any,
-        narrow: Narrow,
-        stamp: Mapping[str, Any],
-        organization: Organization,
-        actor: Actor,
-    ) -> Counts:
-        _lock(narrow(rows))
-        return super()._move(action, rows, narrow, stamp, organization, actor)
+    def before_move(self, rows: Any, *, organization: Organization, actor: Actor) -> None:
+        _lock(rows)
 
 
 class RunRecords(AddressedRecords[Run]):
@@ -83,23 +69,9 @@ class RunRecords(AddressedRecords[Run]):
             by=record.last_updated_by_id,
         )
 
-    def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
-        with transaction.atomic():
-            _touch(organization.pk, rows.values("session_id"), at=timezone.now(), by=actor.id)
-            return super().purge(rows, organization=organization, actor=actor)
-
-    def _move(
-        self,
-        action: str,
-        rows: Any,
-        narrow: Narrow,
-        stamp: Mapping[str, Any],
-        organization: Organization,
-        actor: Actor,
-    ) -> Counts:
-        moved = narrow(rows).order_by().values("session_id")
+    def before_move(self, rows: Any, *, organization: Organization, actor: Actor) -> None:
+        moved = rows.order_by().values("session_id")
         _touch(organization.pk, moved, at=timezone.now(), by=actor.id)
-        return super()._move(action, rows, narrow, stamp, organization, actor)
 
 
 def _lock(sessions: Any) -> None:

@@ -21,13 +21,13 @@ import zstandard
 from accounts.bulk import USERS
 from agentmem_site.bulk.readers import (
     UnreadableFile,
-    csv_kinds,
     lines_of,
     open_source,
     source_of,
     source_of_rows,
 )
 from agentmem_site.bulk.spec import LineError
+from agentmem_site.bulk.tables import csv_kinds
 from memories.bulk import MEMORIES, TOOLS
 from tests.bulk.loading import load_file
 

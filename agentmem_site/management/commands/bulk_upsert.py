@@ -1,21 +1,16 @@
 """`manage.py bulk_upsert`: a file into the database."""
 
-import hashlib
 import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from django.core.management.base import (
-    BaseCommand,
-    CommandError,
-    CommandParser,
-)
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 from django.db import OperationalError
 
@@ -35,11 +30,7 @@ from accounts.management.ending import (
 )
 from accounts.roles import ALL_PERMISSIONS
 from agentmem_site.bulk.faults import Verdict, verdict
-from agentmem_site.bulk.readers import (
-    Source,
-    UnreadableFile,
-    open_source,
-)
+from agentmem_site.bulk.readers import Source, UnreadableFile, open_source
 from agentmem_site.bulk.rejects import RejectFile, RejectsUnwritable
 from agentmem_site.bulk.report import (
     BadLine,
@@ -63,10 +54,9 @@ from agentmem_site.management.load_options import (
     add_load_options,
     chosen_options,
 )
-from agentmem_site.management.load_progress import counts_in_words, progress
+from agentmem_site.management.load_progress import counts_in_words, load_progress
 from memories.bulk import MEMORIES
-from memories.management.progress import Tell
-from memories.management.progress import progress as show_progress
+from memories.management.progress import Tell, progress
 from memories.services.vector_index import first_load
 
 _EXIT_CODES = {
@@ -164,9 +154,9 @@ class Command(BaseCommand):
                     )
                 )
                 is_index_apart = stack.enter_context(self._index_apart(source, options))
-                show: Callable[[LoadReport], None] = lambda report: None  # noqa: E731
-                if not options["no_progress"]:
-                    show = stack.enter_context(progress(options["resource"], source))
+                show = stack.enter_context(
+                    load_progress(self.stderr, source, is_silent=options["no_progress"])
+                )
                 rejects = self._rejects(stack, options["rejects"], options["file"])
                 report = run_load(
                     options["resource"],
@@ -217,7 +207,7 @@ class Command(BaseCommand):
 
             def tell(done: int, total: int, words: str) -> None:
                 if not told:
-                    bar = show_progress(self.stderr, total=None, is_silent=options["no_progress"])
+                    bar = progress(self.stderr, total=None, is_silent=options["no_progress"])
                     told.append(late.enter_context(bar))
                 told[0](done, words)
 
@@ -285,11 +275,10 @@ def _actor(email: str | None) -> Actor:
 
 def _job(options: dict[str, Any]) -> str:
     if options["job"] is not None:
-        return _writable(options["job"])[:255]
+        return _writable(options["job"])
     if options["file"] == "-":
         return ""
-    name = _writable(f"{options['resource']} {Path(options['file']).resolve()}")
-    return name if len(name) <= 255 else hashlib.sha256(name.encode()).hexdigest()
+    return _writable(str(Path(options["file"]).resolve()))
 
 
 def _writable(name: str) -> str:
