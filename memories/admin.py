@@ -338,14 +338,20 @@ class MemoryAdmin(TenantAdmin):
         return obj.get_memory_type_display()
 
     @display(
-        description="Embedding", label={"Ready": "success", "Pending": "info", "Failed": "danger"}
+        description="Embedding",
+        label={
+            "Ready": "success",
+            "Pending": "info",
+            "Failed": "danger",
+            "Unreadable": "warning",
+        },
     )
     def embedded(self, obj: Memory) -> str:
         return obj.get_embedding_state_display()
 
     @display(description="Embedding")
     def embedding_badge(self, obj: Memory) -> Any:
-        kinds = {"ready": "good", "pending": "info", "failed": "bad"}
+        kinds = {"ready": "good", "pending": "info", "failed": "bad", "unreadable": "warn"}
         return show.badge(obj.get_embedding_state_display(), kinds[obj.embedding_state])
 
     @display(description="Last found")

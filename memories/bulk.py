@@ -225,7 +225,8 @@ class MemoryLine(Line):
         else:
             self.set_vector(halves(self.embedding), self.embedding_model or encoder_name())
 
-    def set_vector(self, vector: bytes, encoder: str) -> None:
+    def set_vector(self, vector: bytes | None, encoder: str) -> None:
+        """None: the encoder cannot read the content."""
         self.embedding = vector  # type: ignore[assignment]
         self.embedding_model = encoder
 
@@ -235,7 +236,9 @@ class MemoryLine(Line):
 
     @property
     def embedding_state(self) -> str:
-        return "pending" if self.embedding is None else "ready"
+        if self.embedding is None:
+            return "unreadable" if self.embedding_model else "pending"
+        return "ready"
 
 
 NO_VECTOR = "An embedding is an array of numbers, or base64 of little-endian float32."
@@ -301,7 +304,10 @@ class RestoredMemoryLine(MemoryLine, kw_only=True):
     embedding_error: str | None = None
 
     def __post_init__(self) -> None:
+        encoder = self.embedding_model
         MemoryLine.__post_init__(self)
+        if self.embedding_state == Memory.EmbeddingState.UNREADABLE:
+            self.embedding_model = encoder
         if (self.embedding is None) == (self.embedding_state == Memory.EmbeddingState.READY):
             raise ValueError from LineError(
                 "invalid_value", "embedding_state", "It is `ready` with an embedding, else not"

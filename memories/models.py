@@ -230,6 +230,8 @@ class Memory(LoadedModel):
         PENDING = "pending", "Pending"
         READY = "ready", "Ready"
         FAILED = "failed", "Failed"
+        # Its encoder knows nearly nothing of what it says: found by its words alone.
+        UNREADABLE = "unreadable", "Unreadable"
 
     external_id = models.CharField(max_length=255, null=True, blank=True)
     user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="memories")
@@ -250,9 +252,10 @@ class Memory(LoadedModel):
     expires_at = models.DateTimeField(null=True, blank=True)
     version = models.IntegerField(default=1, editable=False)
     embedding = HalfVectorField(dimensions=EMBEDDING_DIM, null=True, editable=False)
+    # The encoder that made the vector, or that could not read what it says.
     embedding_model = models.CharField(max_length=64, blank=True, default="", editable=False)
     embedding_state = models.CharField(
-        max_length=8,
+        max_length=16,
         choices=EmbeddingState.choices,
         default=EmbeddingState.PENDING,
         editable=False,
@@ -335,7 +338,10 @@ class Memory(LoadedModel):
             models.CheckConstraint(
                 name="memories_memory_embedding_state",
                 condition=Q(embedding_state="ready", embedding__isnull=False)
-                | Q(embedding_state__in=["pending", "failed"], embedding__isnull=True),
+                | Q(
+                    embedding_state__in=["pending", "failed", "unreadable"],
+                    embedding__isnull=True,
+                ),
             ),
         ]
         indexes = [
@@ -375,6 +381,12 @@ class Memory(LoadedModel):
                 fields=["organization", "created_at"],
                 condition=Q(embedding_state="pending", is_deleted=False),
                 name="memories_memory_pending",
+            ),
+            # What has no vector and waits for none: counted, embedded anew by another encoder.
+            models.Index(
+                fields=["organization", "embedding_state", "embedding_model"],
+                condition=Q(embedding_state__in=["failed", "unreadable"], is_deleted=False),
+                name="memories_memory_without",
             ),
             # The sweep: what has expired.
             models.Index(
@@ -426,6 +438,30 @@ class CachedVector(TenantModel):
 
     def __str__(self) -> str:
         return f"{self.encoder} {bytes(self.hash).hex()[:12]}"
+
+
+class EmbedVisit(TenantModel):
+    """When a worker last came for the organization's pending memories (`updated_at`).
+
+    A row, so that a worker is seen from every server and through any pooler; one that was killed
+    is known by the age of its last visit.
+    """
+
+    is_failing = models.BooleanField(default=False)  # the encoder could not be used then
+
+    has_trash = False
+
+    class Meta:
+        constraints = [
+            *TenantModel.Meta.constraints,
+            models.UniqueConstraint(
+                fields=["organization"], name="memories_embedvisit_organization_unique"
+            ),
+        ]
+        indexes = [*TenantModel.Meta.indexes]
+
+    def __str__(self) -> str:
+        return f"{self.updated_at:%Y-%m-%d %H:%M:%S}"
 
 
 class MemoryHistory(TenantModel):

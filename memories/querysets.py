@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.contrib.postgres.search import SearchQuery
 from django.db import connection, models
+from django.db.models.functions import Now
 from psycopg import sql
 
 from accounts.organization_settings import LANGUAGES
@@ -30,6 +31,14 @@ class MemoryQuerySet(TenantQuerySet):
     # What comes back is put into the HNSW index by the worker: a hundred thousand at once would
     # take minutes.
     set_by_move = {"is_indexed": False}
+
+    def unexpired(self) -> Self:
+        """Without live rows past their `expires_at`: nobody is shown them, and the sweep takes
+        them. (What lies in the trash is there whatever it says.)"""
+        return self.exclude(is_deleted=False, expires_at__lte=Now())
+
+    def expired(self) -> Self:
+        return self.filter(expires_at__lte=Now())
 
     def matching(self, words: str, *, languages: Sequence[str] = LANGUAGES) -> Self:
         """Full text: speaker, content and context, as a person types into a search box, each row

@@ -10,7 +10,7 @@ from accounts.services.keys import issue_key
 from accounts.services.organizations import members, organizations
 from accounts.services.users import users
 from accounts.tenancy import platform, tenant
-from memories.models import EMBEDDING_DIM, Agent, Block, CachedVector, Memory, Tool
+from memories.models import EMBEDDING_DIM, Agent, Block, CachedVector, EmbedVisit, Memory, Tool
 from memories.services.agents import agents, blocks, tools
 from memories.services.memories import memories
 from sessions.models import Message, Run, Session
@@ -77,6 +77,11 @@ def make_cached_vector(organization: Organization, **over: Any) -> CachedVector:
         return CachedVector.objects.create(
             **{"organization": organization, "embedding": vector, **values, **over}
         )
+
+
+def make_embed_visit(organization: Organization, **over: Any) -> EmbedVisit:
+    with tenant(organization):
+        return EmbedVisit.objects.create(**{"organization": organization, **over})
 
 
 def make_load_part(organization: Organization, **over: Any) -> LoadPart:

@@ -95,7 +95,7 @@ class BatchAnswerSerializer(Strict):
     duplicates = serializers.IntegerField()
     rejected = serializers.IntegerField()
     embedded = serializers.BooleanField(
-        help_text="All that were created have their vectors; otherwise a worker makes them."
+        help_text="None that was created waits for a worker to make its vector."
     )
 
 

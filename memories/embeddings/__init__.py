@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 VECTOR_DIM = 384  # what the column holds
 MAX_NAME_LENGTH = 64
+# Of a text's letters, that many stand in words that the encoder knows, or it cannot be read
+# (docs/decisions/0009).
+MIN_KNOWN_SHARE = 0.15
 _HALFVEC_HEADER_BYTES = 4
 
 
@@ -50,6 +53,10 @@ class Encoder(Protocol):
 
         Raises: EncoderError
         """
+
+    def known_shares(self, texts: Sequence[str]) -> list[float]:
+        """What share of each text's letters, as far as it is read, stands in words that the
+        encoder knows, from 0 to 1. All that it does not know has one vector, whatever it says."""
 
 
 def get_encoder(name: str = "") -> Encoder:
@@ -103,6 +110,11 @@ def encode_texts(texts: Sequence[str], encoder: Encoder | None = None) -> "NDArr
     vectors = (encoder or get_encoder()).encode(texts)
     missing = VECTOR_DIM - vectors.shape[1]
     return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
+
+
+def are_readable(texts: Sequence[str], encoder: Encoder) -> list[bool]:
+    """Whether the encoder knows enough of each text for its vector to say what the text does."""
+    return [share >= MIN_KNOWN_SHARE for share in encoder.known_shares(texts)]
 
 
 def read_halfvecs(sent: Sequence[bytes]) -> "NDArray[np.float32]":

@@ -61,6 +61,9 @@ class MiniLMEncoder:
             rows[done] = result.result()
         return rows
 
+    def known_shares(self, texts: Sequence[str]) -> list[float]:
+        return self._words.known_shares(texts)
+
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[list[int]]]]:
         """(places in texts, token ids): texts of about one length together, longest first."""
         for start in range(0, len(texts), _CHUNK):

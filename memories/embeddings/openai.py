@@ -99,6 +99,10 @@ class OpenAIEncoder:
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
+    def known_shares(self, texts: Sequence[str]) -> list[float]:
+        """Its models read bytes: there is no word that they do not know."""
+        return [1.0] * len(texts)
+
     def _batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """One request, tried again while what went wrong may pass."""
         # An empty text is refused there, with all of its batch.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memories.embeddings import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError
+from memories.embeddings import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError, files
 
 try:
     import sentence_transformers
@@ -57,3 +57,13 @@ class SentenceTransformersEncoder:
                 convert_to_numpy=True,
                 show_progress_bar=False,
             ).astype(np.float32)
+
+    def known_shares(self, texts: Sequence[str]) -> list[float]:
+        """A tokenizer without an unknown token reads bytes, one in Python does not tell places."""
+        tokenizer = getattr(self._model, "tokenizer", None)
+        words = getattr(tokenizer, "backend_tokenizer", None)
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if words is None or unknown is None:
+            return [1.0] * len(texts)
+        with self._turn:
+            return [files.known_share(words, unknown, text) for text in texts]

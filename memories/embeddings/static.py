@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from memories.embeddings import files
 
 MAX_TOKENS = 512
-VECTORS, TOKENIZER, UNKNOWN = "vectors.npy", "tokenizer.json", "[UNK]"
+VECTORS, TOKENIZER = "vectors.npy", "tokenizer.json"
 _CHUNK = 256  # texts at a time: bounds what the vectors of their words take
 
 
@@ -24,7 +24,7 @@ class StaticEncoder:
         path = files.checked(folder, VECTORS)
         self._words = files.Words(files.checked(folder, TOKENIZER), MAX_TOKENS, has_marks=False)
         # Its vector is zero: unknown words count for nothing.
-        self._nothing = [self._words.id_of(UNKNOWN) or 0]
+        self._nothing = [self._words.id_of(files.UNKNOWN) or 0]
         try:
             self._vectors = np.load(path, mmap_mode="r")  # one copy for all processes
         except ValueError as error:
@@ -44,3 +44,6 @@ class StaticEncoder:
         rows[~rows.any(axis=1), -1] = 1
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
+
+    def known_shares(self, texts: Sequence[str]) -> list[float]:
+        return self._words.known_shares(texts)

@@ -2,10 +2,10 @@
 
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
-from django.db.models import BooleanField, Func, Value
+from django.db.models import BooleanField, Func, Q, Value
 from django.db.models.functions import Cast, Coalesce
 
 from agentmem_site.db.fields import RealField
@@ -45,11 +45,24 @@ class MemoryFilter:
     def is_empty(self) -> bool:
         return all(getattr(self, field.name) is None for field in fields(self))
 
+    def of_whom(self) -> Self:
+        """Narrowed by what an index finds alone."""
+        return type(self)(
+            agent_id=self.agent_id,
+            user_id=self.user_id,
+            session_id=self.session_id,
+            with_common=self.with_common,
+        )
+
     def narrow(self, rows: Any) -> Any:
-        """The rows of a queryset that pass; `as_of` and `with_common` are for searches alone."""
+        """The rows of a queryset that pass; `as_of` is for searches alone."""
+        for name in ("agent_id", "user_id"):
+            if (value := getattr(self, name)) is not None:
+                own = Q(**{name: value})
+                rows = rows.filter(
+                    own | Q(**{f"{name}__isnull": True}) if self.with_common else own
+                )
         lookups = {
-            "agent_id": self.agent_id,
-            "user_id": self.user_id,
             "session_id": self.session_id,
             "memory_type__in": self.memory_types,
             "scope__in": self.scopes,

@@ -63,7 +63,7 @@ class Added(msgspec.Struct, frozen=True):
     status: Literal["created", "duplicate", "rejected"]
     id: UUID | None = None
     error: Fault | None = None
-    is_embedded: bool = False  # it was created, and its vector with it
+    is_embedded: bool = False  # it was created, and waits for no worker
 
 
 def add_memories(
@@ -146,7 +146,7 @@ class _Adding:
             for row in rows:
                 line, leader = by_number[row.number], first[row.key]
                 if row.id in inserted:
-                    has_vector = line.embedding is not None
+                    has_vector = line.embedding_state != Memory.EmbeddingState.PENDING
                     self.added[row.number] = Added(
                         row.number, "created", row.id, is_embedded=has_vector
                     )

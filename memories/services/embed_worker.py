@@ -37,6 +37,7 @@ class Work:
     """What a worker has done so far."""
 
     embedded: int = 0
+    unreadable: int = 0  # memories of which the encoder knows nearly nothing
     failures: int = 0  # attempts, not memories
     indexed: int = 0  # vectors moved into the HNSW index
     started: float = field(default_factory=time.monotonic)
@@ -166,7 +167,8 @@ class EmbedWorker:
             with suppress(Error):  # the lease runs out by itself
                 claimed.release()
             raise
-        self.work.embedded += written
+        self.work.embedded += written.embedded
+        self.work.unreadable += written.unreadable
         self.work.failures += len(encoded.failures)
         self._on_batch(self.work)
         return True

@@ -5,7 +5,7 @@ Called outside `tenant()`: no database connection is held while an encoder is at
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -16,9 +16,9 @@ from django.db import connection
 from accounts.models import Organization
 from accounts.tenancy import is_inside, tenant
 from memories.embeddings import (
-    VECTOR_DIM,
     Encoder,
     EncoderError,
+    are_readable,
     encode_texts,
     get_encoder,
     read_halfvecs,
@@ -43,11 +43,11 @@ _asking = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """`rows` (n, VECTOR_DIM) float32, unit rows padded with zeros; comparable with other vectors
-    of the same `encoder` alone."""
+    """`rows` are unit vectors (VECTOR_DIM,) float32, padded with zeros; None for what the `encoder`
+    cannot read. Comparable with other vectors of the same encoder alone."""
 
     encoder: str
-    rows: "NDArray[np.float32]"
+    rows: "list[NDArray[np.float32] | None]"
 
 
 def embed(said: Sequence[Said], *, organization: Organization, encoder: str = "") -> Vectors:
@@ -55,12 +55,20 @@ def embed(said: Sequence[Said], *, organization: Organization, encoder: str = ""
 
     Raises: EncoderError.
     """
-    import numpy as np  # noqa: PLC0415  (a tenth of a second, at the start of every command)
-
     _refuse_inside()
     model = get_encoder(encoder)
+    # (A speaker that can be read would not make it less alike to all else that cannot.)
+    readable = are_readable([_content(s) for s in said], model)
+    to_embed = [s for s, it_is in zip(said, readable, strict=True) if it_is]
+    vectors = iter(_embed(to_embed, model, organization))
+    return Vectors(model.name, [next(vectors) if it_is else None for it_is in readable])
+
+
+def _embed(
+    said: Sequence[Said], model: Encoder, organization: Organization
+) -> "Iterable[NDArray[np.float32]]":
     if model.is_cheap:
-        return Vectors(model.name, encode_texts([embedded_text(*s) for s in said], model))
+        return encode_texts([embedded_text(*s) for s in said], model)
     hashes = [content_hash(*s) for s in said]
     known = find_vectors(set(hashes), organization=organization, encoder=model.name)
     missing = {h: s for h, s in zip(hashes, said, strict=True) if h not in known}
@@ -68,14 +76,19 @@ def embed(said: Sequence[Said], *, organization: Organization, encoder: str = ""
         vectors = encode_texts([embedded_text(*s) for s in missing.values()], model)
         known |= dict(zip(missing, vectors, strict=True))
         keep_vectors({h: known[h] for h in missing}, organization=organization, encoder=model.name)
-    rows = np.stack([known[h] for h in hashes]) if hashes else np.empty((0, VECTOR_DIM), np.float32)
-    return Vectors(model.name, rows)
+    return [known[h] for h in hashes]
+
+
+def _content(said: Said) -> str:
+    _, content = said
+    return embedded_text(None, content)
 
 
 def embed_queries(
     queries: Sequence[str], *, organization: Organization, encoder: str = ""
-) -> list[QueryVector]:
-    """The vectors of questions, in order. A process remembers the last ones: an agent asks again.
+) -> list[QueryVector | None]:
+    """The vectors of questions, in order; None for one that the encoder cannot read. A process
+    remembers the last ones: an agent asks again.
 
     Raises: EncoderError.
     """
@@ -84,7 +97,8 @@ def embed_queries(
     _refuse_inside()
     model = get_encoder(encoder)
     known = {q: v for q in queries if (v := _asked.get((organization.pk, model.name, q)))}
-    missing = [q for q in dict.fromkeys(queries) if q not in known]
+    new = [q for q in dict.fromkeys(queries) if q not in known]
+    missing = [q for q, it_is in zip(new, are_readable(new, model), strict=True) if it_is]
     if missing:
         for query, vector in zip(missing, _encode_questions(missing, model), strict=True):
             known[query] = as_text(vector)
@@ -92,7 +106,7 @@ def embed_queries(
             _asked.update({(organization.pk, model.name, q): known[q] for q in missing})
             while len(_asked) > _MAX_ASKED:
                 del _asked[next(iter(_asked))]
-    return [QueryVector(model.name, known[q]) for q in queries]
+    return [QueryVector(model.name, known[q]) if q in known else None for q in queries]
 
 
 def _encode_questions(queries: Sequence[str], model: Encoder) -> "NDArray[np.float32]":
@@ -159,3 +173,13 @@ def as_text(vector: "NDArray[np.float32]") -> str:
     """A vector of length 1 in PostgreSQL's spelling, as fine as half precision is. (Short numbers:
     reading them is most of what storing a vector costs.)"""
     return msgspec.json.encode(vector.astype("float64").round(6).tolist()).decode()
+
+
+def forget_vectors(hashes: Sequence[bytes], *, organization: Organization, encoder: str) -> None:
+    """Takes vectors out of the cache. Within tenant()."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM memories_cachedvector "
+            "WHERE organization_id = %s AND encoder = %s AND hash = ANY (%s)",
+            [organization.pk, encoder, list(hashes)],
+        )

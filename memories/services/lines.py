@@ -15,13 +15,13 @@ from memories.services.embedding import embed
 
 
 def embed_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> None:
-    """Gives a vector to each line that brings none. Raises: EncoderError."""
+    """Gives a vector to each line that brings none and can be read. Raises: EncoderError."""
     bare = [line for line in lines if line.embedding is None]
     if not bare:
         return
     vectors = embed([(line.speaker, line.content) for line in bare], organization=organization)
-    for line, row in zip(bare, vectors.rows.astype(">f2"), strict=True):
-        line.set_vector(row.tobytes(), vectors.encoder)
+    for line, row in zip(bare, vectors.rows, strict=True):
+        line.set_vector(None if row is None else row.astype(">f2").tobytes(), vectors.encoder)
 
 
 def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> None:

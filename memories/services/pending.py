@@ -54,7 +54,8 @@ RETURNING m.embedding_due_at, m.id, m.hash, m.speaker, m.content, m.embedding_at
 """
 
 # The rows are locked in the order of their ids: two writers wait for each other, never in a ring.
-# `replaced` is the encoder whose vectors give way; NULL: the rows are pending.
+# `replaced` is the encoder whose vectors give way; NULL: the rows are pending. A vector that is
+# NULL: the encoder cannot read the row.
 _WRITE = """
 WITH said AS MATERIALIZED (
     SELECT m.id, v.embedding FROM memories_memory m
@@ -62,13 +63,16 @@ WITH said AS MATERIALIZED (
         AS v (id, hash, embedding) ON v.id = m.id AND v.hash = m.hash
     WHERE m.organization_id = %(organization)s
         AND CASE WHEN %(replaced)s::text IS NULL THEN m.embedding_state = 'pending'
-            ELSE m.embedding_state = 'ready' AND m.embedding_model = %(replaced)s END
+            ELSE m.embedding_state IN ('ready', 'unreadable')
+                AND m.embedding_model = %(replaced)s END
     ORDER BY m.id FOR NO KEY UPDATE OF m)
 UPDATE memories_memory m SET embedding = said.embedding::halfvec, embedding_model = %(encoder)s,
-    embedding_state = 'ready', embedding_attempts = 0, embedding_error = '',
+    embedding_state = CASE WHEN said.embedding IS NULL THEN 'unreadable' ELSE 'ready' END,
+    embedding_attempts = 0, embedding_error = '',
     embedding_due_at = NULL, is_indexed = false,
     line_hash = CASE WHEN %(replaced)s::text IS NULL THEN m.line_hash END
 FROM said WHERE m.organization_id = %(organization)s AND m.id = said.id
+RETURNING said.embedding IS NULL
 """
 
 
@@ -83,11 +87,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Vectors of rows by one encoder, and why other rows have none."""
+    """Vectors of rows by one encoder, None for those that it cannot read, and why other rows have
+    none."""
 
     encoder: str
-    vectors: "list[tuple[Row, NDArray[np.float32]]]"
+    vectors: "list[tuple[Row, NDArray[np.float32] | None]]"
     failures: list[tuple[Row, str]]
+
+
+class Written(NamedTuple):
+    """How many rows got a vector, and how many are known to be unreadable now."""
+
+    embedded: int = 0
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +110,14 @@ class Claim:
     rows: list[Row]
     leased_until: datetime
 
-    def settle(self, encoded: Encoded) -> int:
+    def settle(self, encoded: Encoded) -> Written:
         """Writes the vectors, charges failures an attempt, releases rows that say something else
-        by now. How many were written."""
+        by now."""
         with tenant(self.organization):
             written = write_vectors(encoded, organization=self.organization)
             for row, reason in encoded.failures:
                 self._charge(row, reason)
-            if written + len(encoded.failures) < len(self.rows):
+            if sum(written) + len(encoded.failures) < len(self.rows):
                 self._still_claimed(self.rows).update(embedding_due_at=None)
         return written
 
@@ -197,33 +209,34 @@ def encode_rows(rows: Sequence[Row], *, organization: Organization, encoder: str
             first.vectors + second.vectors,
             first.failures + second.failures,
         )
-    pairs = list(zip(rows, vectors.rows, strict=True))
-    nothing = "The encoder gave no vector for this text."
-    return Encoded(
-        vectors.encoder,
-        [(row, vector) for row, vector in pairs if _has_direction(vector)],
-        [(row, nothing) for row, vector in pairs if not _has_direction(vector)],
-    )
+    encoded = Encoded(vectors.encoder, [], [])
+    for row, vector in zip(rows, vectors.rows, strict=True):
+        if vector is None or _has_direction(vector):
+            encoded.vectors.append((row, vector))
+        else:
+            encoded.failures.append((row, "The encoder gave no vector for this text."))
+    return encoded
 
 
 def write_vectors(
     encoded: Encoded, *, organization: Organization, replaced: str | None = None
-) -> int:
+) -> Written:
     """Compare and set: writes to the rows that still say what was embedded and are pending, or
-    have a vector by `replaced`. How many. Within tenant()."""
+    have a vector by `replaced` or could not be read by it. Within tenant()."""
     if not encoded.vectors:
-        return 0
+        return Written()
     values: dict[str, Any] = {
         "organization": organization.pk,
         "ids": [row.id for row, _ in encoded.vectors],
         "hashes": [row.hash for row, _ in encoded.vectors],
-        "vectors": [as_text(vector) for _, vector in encoded.vectors],
+        "vectors": [None if vector is None else as_text(vector) for _, vector in encoded.vectors],
         "encoder": encoded.encoder,
         "replaced": replaced,
     }
     with connection.cursor() as cursor:
         cursor.execute(_WRITE, values)
-        return int(cursor.rowcount)
+        are_unreadable = [it_is for (it_is,) in cursor.fetchall()]
+    return Written(are_unreadable.count(False), are_unreadable.count(True))
 
 
 def _has_direction(vector: "NDArray[np.float32]") -> bool:

@@ -27,7 +27,17 @@ logger = logging.getLogger("agentmem.memories")
 Mode = Literal["hybrid", "semantic", "keyword"]
 MAX_LIMIT = 200
 _BY_KEYWORD = "Searched by keyword alone: the encoder cannot be used; the server's log says why."
-_SET_TIMEOUT = "SET LOCAL statement_timeout = 5000"  # ms
+_QUESTION = "The encoder knows nearly no word of the question: "
+_QUESTION_BY_KEYWORD = f"{_QUESTION}searched by keyword alone."
+_QUESTION_WITHOUT = f"{_QUESTION}it has no meaning to search by. Search by keyword."
+_UNREADABLE = "Some of these memories are found by their words alone: the encoder cannot read them."
+_LOOKED_AT = 1000  # memories that cannot be read, at most, for a notice
+# One round trip for both.
+_BEGIN = """
+SELECT set_config('statement_timeout', '5s', true), EXISTS (
+    SELECT FROM memories_memory
+    WHERE organization_id = %s AND embedding_state = 'unreadable' AND NOT is_deleted)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,8 @@ class Hit:
 @dataclass(frozen=True, slots=True)
 class Found:
     """Hits, best first. `mode` is the one that was carried out: where the encoder cannot be used,
-    a hybrid search goes by keyword alone and `notice` says why."""
+    or cannot read the question, a hybrid search goes by keyword alone and `notice` says why. It
+    says too that memories among which was searched have no vector because none could be read."""
 
     hits: list[Hit]
     mode: Mode
@@ -88,36 +99,56 @@ def search(requests: Sequence[SearchRequest], *, organization: Organization) -> 
     Raises: Invalid, EncoderError (for a semantic search).
     """
     started = time.monotonic()
-    requests, notice = _with_vectors(requests, organization)
-    vectors = [[r.vector] if r.vector else [] for r in requests]
-    ranked, rows = _find(requests, vectors, organization)
+    asked = _with_vectors(requests, organization)
+    vectors = [[one.vector] if one.vector else [] for one in asked]
+    ranked, rows, unreadable = _find(asked, vectors, organization)
     elsewhere = next(
         (names for hits in ranked for r in hits if (names := r.encoders_elsewhere)), []
     )
     # The first that can be used here: callers bring vectors of names that nobody knows.
-    usable = (found for name in elsewhere if (found := _vectors_of(name, requests, organization)))
+    usable = (found for name in elsewhere if (found := _vectors_of(name, asked, organization)))
     if others := next(usable, None):
         # The organization is being embedded anew: each row is compared by its own encoder.
         both = [[*own, *other] for own, other in zip(vectors, others, strict=True)]
-        ranked, rows = _find(requests, both, organization)
+        ranked, rows, unreadable = _find(asked, both, organization)
     note_found(organization.pk, list(rows))
     took_ms = round((time.monotonic() - started) * 1000, 2)
     return [
-        Found([Hit(rows[r.id], r) for r in hits if r.id in rows], request.mode, took_ms, notice)
-        for request, hits in zip(requests, ranked, strict=True)
+        Found(
+            [Hit(rows[r.id], r) for r in hits if r.id in rows],
+            one.request.mode,
+            took_ms,
+            " ".join(filter(None, [one.notice, _UNREADABLE if among else ""])),
+        )
+        for one, hits, among in zip(asked, ranked, unreadable, strict=True)
     ]
 
 
-def _with_vectors(
-    requests: Sequence[SearchRequest], organization: Organization
-) -> tuple[list[SearchRequest], str]:
-    """The requests with their vectors, and what to tell of those that go by keyword instead."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as it is carried out."""
+
+    request: SearchRequest
+    notice: str = ""
+
+    @property
+    def vector(self) -> QueryVector | None:
+        return self.request.vector
+
+    @property
+    def finds_nothing(self) -> bool:
+        """By meaning, of a question that has none."""
+        return self.request.mode == "semantic" and self.vector is None
+
+
+def _with_vectors(requests: Sequence[SearchRequest], organization: Organization) -> list[_Asked]:
+    """The requests with their vectors, or by keyword instead, and what to tell of that."""
     for request in requests:
         if not request.query.strip() and (request.vector is None or request.mode == "keyword"):
             raise Invalid("A search needs words, or the vector of what is meant.", field="query")
     unknown = [r.query for r in requests if r.mode != "keyword" and r.vector is None]
     notice = ""
-    encoded = iter(list[QueryVector]())
+    encoded: Iterator[QueryVector | None] = iter([])
     try:
         encoded = iter(embed_queries(unknown, organization=organization))
     except EncoderError as error:
@@ -125,54 +156,77 @@ def _with_vectors(
             raise
         logger.warning("Searching by keyword alone: %s", error)
         notice = _BY_KEYWORD
-    return [_with_vector(request, encoded) for request in requests], notice
+    return [_with_vector(request, encoded, notice) for request in requests]
 
 
-def _with_vector(request: SearchRequest, encoded: Iterator[QueryVector]) -> SearchRequest:
+def _with_vector(
+    request: SearchRequest, encoded: Iterator[QueryVector | None], notice: str
+) -> _Asked:
     if request.mode == "keyword":
-        return replace(request, vector=None)
+        return _Asked(replace(request, vector=None), notice)
     if request.vector is not None:
-        return request
-    vector = next(encoded, None)
-    return replace(request, vector=vector, mode=request.mode if vector else "keyword")
+        return _Asked(request, notice)
+    if vector := next(encoded, None):
+        return _Asked(replace(request, vector=vector))
+    if request.mode == "semantic":
+        return _Asked(request, _QUESTION_WITHOUT)
+    return _Asked(replace(request, mode="keyword"), notice or _QUESTION_BY_KEYWORD)
 
 
 def _vectors_of(
-    encoder: str, requests: Sequence[SearchRequest], organization: Organization
+    encoder: str, asked: Sequence[_Asked], organization: Organization
 ) -> list[list[QueryVector]]:
     """Another encoder's vectors of the questions; empty where it cannot be used here."""
-    asked = [r for r in requests if r.vector and r.query]
+    are_meant = [bool(one.vector and one.request.query) for one in asked]
+    questions = [one.request.query for one, it_is in zip(asked, are_meant, strict=True) if it_is]
     try:
-        encoded = iter(
-            embed_queries([r.query for r in asked], organization=organization, encoder=encoder)
-        )
+        encoded = iter(embed_queries(questions, organization=organization, encoder=encoder))
     except EncoderError:
         return []
-    return [[next(encoded)] if r.vector and r.query else [] for r in requests]
+    found = (next(encoded) if it_is else None for it_is in are_meant)
+    return [[vector] if vector else [] for vector in found]
 
 
 def _find(
-    requests: Sequence[SearchRequest],
+    asked: Sequence[_Asked],
     vectors: Sequence[Sequence[QueryVector]],
     organization: Organization,
-) -> tuple[list[list[Ranked]], dict[UUID, Memory]]:
-    """One ranking statement for each request, and one that fetches all rows."""
+) -> tuple[list[list[Ranked]], dict[UUID, Memory], list[bool]]:
+    """One ranking statement for each request, and one that fetches all rows; and whether memories
+    that cannot be read are among those that each was asked of."""
     language = language_of(organization)
     with tenant(organization):
         with connection.cursor() as cursor:
-            cursor.execute(_SET_TIMEOUT)
+            cursor.execute(_BEGIN, [organization.pk])
+            _, has_unreadable = cursor.fetchone()
         ranked = [
-            rank(
-                query="" if request.mode == "semantic" else request.query,
+            []
+            if one.finds_nothing
+            else rank(
+                query="" if one.request.mode == "semantic" else one.request.query,
                 language=language,
-                narrowed=request.narrowed,
+                narrowed=one.request.narrowed,
                 vectors=own,
-                weights=request.weights,
-                limit=request.limit,
+                weights=one.request.weights,
+                limit=one.request.limit,
             )
-            for request, own in zip(requests, vectors, strict=True)
+            for one, own in zip(asked, vectors, strict=True)
         ]
         rows = Memory.objects.for_organization(organization).in_bulk(
             {r.id for hits in ranked for r in hits}
         )
-    return ranked, rows
+        unreadable = [
+            has_unreadable and bool(one.vector) and _has_unreadable(one.request, organization)
+            for one in asked
+        ]
+    return ranked, rows, unreadable
+
+
+def _has_unreadable(request: SearchRequest, organization: Organization) -> bool:
+    """Of many, the first _LOOKED_AT are asked that the narrowing by an index leaves."""
+    unreadable = Memory.objects.for_organization(organization).live().unexpired()
+    unreadable = unreadable.filter(embedding_state=Memory.EmbeddingState.UNREADABLE)
+    narrowed = request.narrowed
+    few = narrowed.of_whom().narrow(unreadable).values("pk")[:_LOOKED_AT]
+    own = Memory.objects.for_organization(organization).filter(pk__in=few)
+    return narrowed.narrow(own).exists()

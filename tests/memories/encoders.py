@@ -22,3 +22,6 @@ class Recorder:
         seeds = [hashlib.sha256(text.encode()).digest()[0] for text in texts]
         rows = np.array([np.random.default_rng(s).standard_normal(self.dim) for s in seeds])
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    def known_shares(self, texts: Any) -> list[float]:
+        return [1.0] * len(texts)

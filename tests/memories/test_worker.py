@@ -44,6 +44,7 @@ class Letters:
         self.is_away = False
         self.texts = []
         self.while_encoding = lambda texts: None
+        self.unread = "?"
 
     def encode(self, texts):
         if self.is_away:
@@ -57,6 +58,9 @@ class Letters:
             for letter in text:
                 row[ord(letter) % self.dim] += 1
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def known_shares(self, texts):
+        return [float(self.unread not in text) for text in texts]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from tests.makers import (
     make_agent,
     make_block,
     make_cached_vector,
+    make_embed_visit,
     make_key,
     make_load_part,
     make_memory,
@@ -29,6 +30,7 @@ def populate(*organizations: Organization) -> None:
         block, tool = make_block(organization, user=user), make_tool(organization)
         make_memory(organization, user=user, agent=agent)
         make_cached_vector(organization)
+        make_embed_visit(organization)
         session = make_session(organization, user=user, agent=agent)
         run = make_run(session)
         make_message(organization, session=session, run=run, user=user, agent=agent)

@@ -61,7 +61,7 @@ class Command(BaseCommand):
                 batch_size=options["batch_size"],
                 lease_s=options["lease"],
                 organization=organization,
-                on_batch=lambda work: tell(work.embedded, _sentence(work)),
+                on_batch=lambda work: tell(work.embedded + work.unreadable, _sentence(work)),
             )
             try:
                 with stopped_by_signals(worker):
@@ -101,6 +101,7 @@ def _left(pending: int) -> str:
 
 
 def _sentence(work: Work) -> str:
+    unreadable = f", {work.unreadable:,} unreadable" if work.unreadable else ""
     failures = f", {work.failures:,} failures" if work.failures else ""
     indexed = f", {work.indexed:,} indexed" if work.indexed else ""
-    return f"{work.embedded:,} embedded{failures}{indexed}, {work.per_second:,.0f}/s"
+    return f"{work.embedded:,} embedded{unreadable}{failures}{indexed}, {work.per_second:,.0f}/s"
