@@ -13,6 +13,7 @@ from accounts.bulk import USER
 from agentmem_site.bulk.spec import (
     ABSENT,
     Column,
+    Gone,
     Key,
     KeyText,
     Line,
@@ -288,6 +289,7 @@ def _write_history(
         )
 
 
+SAID_AGAIN = "Said again after it had expired."  # in the history
 # A vector stays while what was embedded does; a new one in the file replaces it.
 _SAME_VECTOR = "{new}.embedding IS NULL AND {old}.hash = {new}.hash"
 _KEPT = f"CASE WHEN {_SAME_VECTOR} THEN {{old}}.{{column}} ELSE {{new}}.{{column}} END"
@@ -355,6 +357,7 @@ MEMORIES = LoadSpec(
         "is_indexed": _KEPT,
     },
     journal=_write_history,
+    gone=Gone("{row}expires_at <= {now}", SAID_AGAIN),
     restored_line=RestoredMemoryLine,
     restored_columns=[
         "version",

@@ -13,16 +13,17 @@ from psycopg import sql
 from accounts.organization_settings import LANGUAGES
 from accounts.tenancy import TenantQuerySet
 
-# {changed} gives (id, change_type) of memories as they are now. Parameters: who, who, who, when,
-# when, those of {changed}, organization.
+# {changed} gives (id, change_type, reason) of memories as they are now. Parameters: who, who, who,
+# when, when, those of {changed}, organization.
 WRITE_HISTORY = sql.SQL("""
 INSERT INTO memories_memoryhistory (
     id, organization_id, memory_id, version, change_type, reason, content, memory_metadata,
     importance, changed_by_id, created_by_id, last_updated_by_id, created_at, updated_at,
     metadata, is_deleted)
-SELECT agentmem_uuid7(), m.organization_id, m.id, m.version, c.change_type, '', m.content,
+SELECT agentmem_uuid7(), m.organization_id, m.id, m.version, c.change_type, c.reason, m.content,
     m.metadata, m.importance, %s, %s, %s, %s, %s, '{{}}', false
-FROM memories_memory m JOIN ({changed}) AS c (id, change_type) ON c.id = m.id
+FROM memories_memory m JOIN ({changed}) AS c (id, change_type, reason)
+    ON c.id = m.id
 WHERE m.organization_id = %s
 """)
 
@@ -40,6 +41,12 @@ class MemoryQuerySet(TenantQuerySet):
     def expired(self) -> Self:
         return self.filter(expires_at__lte=Now())
 
+    def by_expiry(self, wanted: str | None) -> Self:
+        """`only` what has expired, or what has too (`include`); without it otherwise."""
+        if wanted == "include":
+            return self
+        return self.expired() if wanted == "only" else self.unexpired()
+
     def matching(self, words: str, *, languages: Sequence[str] = LANGUAGES) -> Self:
         """Full text: speaker, content and context, as a person types into a search box, each row
         in its own of these languages."""
@@ -52,7 +59,8 @@ class MemoryQuerySet(TenantQuerySet):
     def write_history(
         self, change_type: str, *, organization: Any, changed_by_id: UUID | None, at: datetime
     ) -> None:
-        changed = self.order_by().annotate(change=models.Value(change_type)).values("pk", "change")
+        said = {"change": models.Value(change_type), "said_of_it": models.Value("")}
+        changed = self.order_by().annotate(**said).values("pk", *said)
         compiled, parameters = changed.query.sql_with_params()
         by = changed_by_id
         with connection.cursor() as cursor:

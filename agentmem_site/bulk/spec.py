@@ -109,6 +109,18 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """Which live rows are there no more for anybody, though nobody has taken them away yet. What is
+    added under their key is written over them, as if it were new.
+
+    `when` is SQL over {row}, before each column, and {now}; `reason` is for the journal.
+    """
+
+    when: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Children:
     """Lines inside a line (the runs of a session), rows of their own in another table."""
 
@@ -117,7 +129,7 @@ class Children:
 
 
 # What to note of the rows written, in their transaction. Called with SQL that gives their (id,
-# change_type) and with organization_id, actor_id and now.
+# change_type, reason) and with organization_id, actor_id and now.
 Journal = Callable[..., None]
 
 
@@ -137,6 +149,7 @@ class LoadSpec:
     # SQL over {old} and {new}: columns that the server keeps and a real change moves.
     server_columns: dict[str, str] = field(default_factory=dict)
     journal: Journal | None = None
+    gone: Gone | None = None
     # The line of an export: `line`, and the columns that the server keeps otherwise.
     restored_line: type[msgspec.Struct] | None = None
     restored_columns: Sequence[Column | str] = ()
@@ -204,6 +217,7 @@ def restoring(spec: LoadSpec) -> LoadSpec:
         references=[replace(r, creates=False, by_id=not r.within) for r in spec.references],
         children=children,
         server_columns={},
+        gone=None,
     )
 
 

@@ -59,15 +59,15 @@ class Stage:
 
     @property
     def met(self) -> sql.Identifier:
-        """(staged_id, id, is_deleted, is_written): the row that the table has for a staged one,
-        and whether it is to be written: it differs, or one of its children does."""
+        """(staged_id, id, is_deleted, is_gone, is_written): the row that the table has for a staged
+        one, and whether it is to be written: it differs, or one of its children does."""
         return sql.Identifier(f"met_{self.spec.model._meta.db_table}")
 
     def create(self) -> sql.Composed:
         return sql.SQL(
             "{rows}; CREATE TEMP TABLE {changed} (id uuid) ON COMMIT DROP; "
             "CREATE TEMP TABLE {met} (staged_id uuid, id uuid, is_deleted boolean, "
-            "is_written boolean) ON COMMIT DROP"
+            "is_gone boolean, is_written boolean) ON COMMIT DROP"
         ).format(rows=self.create_rows(), changed=self.changed, met=self.met)
 
     def copy(self) -> sql.Composed:
@@ -134,10 +134,11 @@ def meet(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> 
         [
             LOOK_UPS,
             sql.SQL(
-                "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, coalesce({differs}, false) "
-                "FROM {source} s, {looked_up} WHERE {staged}"
+                "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, {gone}, "
+                "coalesce({differs}, false) FROM {source} s, {looked_up} WHERE {staged}"
             ).format(
                 met=stage.met,
+                gone=_gone(stage.spec, _OLD, stamp),
                 differs=_differs(stage, _OLD, _NEW, stamp),
                 source=source,
                 looked_up=_looked_up(stage.spec, same),
@@ -175,18 +176,24 @@ def bring_back(stage: Stage) -> sql.Composed:
     )
 
 
-def insert(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """Inserts the staged rows of this key, in its order. Fails where one of them is there."""
+def insert(
+    stage: Stage, key: Key, stamp: Stamp, only: Sequence[UUID] | None = None
+) -> sql.Composed:
+    """Inserts the staged rows of this key, in its order, or some of them. Fails where one of them
+    is there."""
     values = _inserted(stage, stamp)
+    staged = _staged(stage.spec.keys, key)
+    if only is not None:
+        staged = sql.SQL("{} AND s.id = ANY ({})").format(staged, sql.Literal(list(only)))
     return sql.SQL(
-        "INSERT INTO {table} ({names}) SELECT {values} FROM {rows} s WHERE {staged} "
+        "INSERT INTO {table} AS t ({names}) SELECT {values} FROM {rows} s WHERE {staged} "
         "ORDER BY {order}"
     ).format(
         table=stage.spec.table,
         names=_COMMA.join(map(sql.Identifier, values)),
         values=_COMMA.join(values.values()),
         rows=stage.rows,
-        staged=_staged(stage.spec.keys, key),
+        staged=staged,
         order=_COMMA.join(sql.Identifier("s", name) for name in key.columns),
     )
 
@@ -245,15 +252,33 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -
 
 def insert_new(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     """The same, but for those that a row stands in the way of; the ids of the others."""
-    return sql.SQL("{} ON CONFLICT DO NOTHING RETURNING id").format(insert(stage, key, stamp))
+    return sql.SQL("{} ON CONFLICT DO NOTHING RETURNING t.id").format(insert(stage, key, stamp))
+
+
+def insert_over_gone(stage: Stage, key: Key, stamp: Stamp, staged: Sequence[UUID]) -> sql.Composed:
+    """Inserts these staged rows once more, over rows in their way that are gone; the ids of what is
+    written. Who waited for another that has done the same writes nothing."""
+    return sql.SQL(
+        "{insert} ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
+        "WHERE t.organization_id = {organization} AND NOT t.is_deleted AND {gone} RETURNING t.id"
+    ).format(
+        insert=insert(stage, key, stamp, only=staged),
+        key=_COMMA.join(map(sql.Identifier, ("organization_id", *key.columns))),
+        partial=_predicate(" WHERE ", key, ""),
+        updates=_COMMA.join(_updates(stage, stamp)),
+        organization=sql.Literal(stamp.organization_id),
+        gone=_gone(stage.spec, _OLD, stamp),
+    )
 
 
 def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Composed:
-    """(staged id, id, is_deleted, the column `compare`) of the rows that stand where staged ones
-    would."""
+    """(staged id, id, is_deleted, whether it is gone, the column `compare`) of the rows that stand
+    where staged ones would."""
     return sql.SQL(
-        "SELECT s.id, t.id, t.is_deleted, t.{compare} FROM {rows} s, {looked_up} WHERE {staged}"
+        "SELECT s.id, t.id, t.is_deleted, {gone}, t.{compare} FROM {rows} s, {looked_up} "
+        "WHERE {staged}"
     ).format(
+        gone=_gone(stage.spec, _OLD, stamp),
         compare=sql.Identifier(compare),
         rows=stage.rows,
         looked_up=_looked_up(stage.spec, _same_row(key, stamp)),
@@ -302,11 +327,18 @@ def forget_lines(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
 
 
 def changed_rows(stage: Stage) -> sql.Composed:
-    """(id, change_type) of the rows written."""
+    """(id, change_type, reason) of the rows written."""
+    gone = stage.spec.gone
     return sql.SQL(
-        "SELECT c.id, CASE WHEN s.id IS NULL THEN 'updated' ELSE 'created' END "
-        "FROM {} c LEFT JOIN {} s USING (id)"
-    ).format(stage.changed, stage.new)
+        "SELECT c.id, CASE WHEN s.id IS NULL THEN 'updated' ELSE 'created' END, "
+        "CASE WHEN m.is_gone THEN {reason} ELSE '' END "
+        "FROM {changed} c LEFT JOIN {new} s USING (id) LEFT JOIN {met} m ON m.id = c.id"
+    ).format(
+        reason=sql.Literal(gone.reason if gone else ""),
+        changed=stage.changed,
+        new=stage.new,
+        met=stage.met,
+    )
 
 
 def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
@@ -502,8 +534,18 @@ def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
     updates += [(name, OVERWRITE) for name in ("updated_at", "last_updated_by_id")]
     if any(field.name == LINE_HASH for field in stage.spec.model._meta.concrete_fields):
         updates.append((LINE_HASH, OVERWRITE))
+    kept = "{old}.{column}"
     if stage.keeps_time:
         kept = "CASE WHEN {new}.{column} = {now} THEN {old}.{column} ELSE {new}.{column} END"
+    if gone := stage.spec.gone:
+        # What stood there is over: the row begins anew, unless it stays gone.
+        old, new = (gone.when.replace("{row}", row) for row in ("{old}.", "{new}."))
+        anew = f"CASE WHEN {old} AND ({new}) IS NOT TRUE THEN {{new}}.{{column}} ELSE {{}} END"
+        named = {name for name, _ in updates}
+        constants = [name for name in stage.constants if name not in named]
+        updates += [(name, anew.replace("{}", "{old}.{column}")) for name in constants]
+        updates.append(("created_at", anew.replace("{}", kept)))
+    elif stage.keeps_time:
         updates.append(("created_at", kept))
     return [
         sql.SQL("{} = {}").format(
@@ -533,6 +575,13 @@ def _differs(
         if test
     ]
     return _OR.join(compared) if compared else sql.SQL("false")
+
+
+def _gone(spec: LoadSpec, row: sql.Composable, stamp: Stamp) -> sql.Composable:
+    if spec.gone is None:
+        return sql.SQL("false")
+    when = sql.SQL(spec.gone.when)
+    return when.format(row=sql.SQL("{}.").format(row), now=sql.Literal(stamp.now))
 
 
 def _own_columns(spec: LoadSpec) -> list[Column]:

@@ -13,7 +13,7 @@ from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
 from accounts.roles import permission
 from memories.api.search import Narrowed
-from memories.api.serializers import MemorySerializer
+from memories.api.serializers import EXPIRED, EXPIRED_HELP, MemorySerializer
 from memories.models import Memory
 from memories.search.filters import MemoryFilter
 from memories.services.changing import (
@@ -32,6 +32,11 @@ class _Bulk(Strict):
     filter = Narrowed(required=False, help_text="As in a search; all conditions hold.")
     all = serializers.BooleanField(
         default=False, help_text="In place of a filter: every memory of the organization."
+    )
+    expired = serializers.ChoiceField(
+        EXPIRED,
+        required=False,
+        help_text=f"{EXPIRED_HELP} Left as it is otherwise, as no list or search shows it.",
     )
     preview = serializers.BooleanField(
         default=False, help_text=f"Only count, and show up to {SAMPLE_ROWS} of them."
@@ -86,6 +91,11 @@ class BulkDelete(_Bulk):
         if "ids" in values and ("filter" in values or values["all"]):
             raise serializers.ValidationError(
                 {"ids": "Send ids, a filter or `all`: one of them."}, code="invalid"
+            )
+        if "ids" in values and "expired" in values:
+            raise serializers.ValidationError(
+                {"expired": "It goes with a filter: ids are found whatever they say."},
+                code="invalid",
             )
         return values
 
@@ -153,6 +163,7 @@ class MemoryBulkUpdateViewSet(_BulkViewSet):
         body, values = self.checked(BulkUpdate, request)
         done = update_memories(
             narrowed=body.narrowed(values),
+            expired=values.get("expired"),
             values=values["set"],
             is_preview=values["preview"],
             **self.by,
@@ -210,7 +221,9 @@ class MemoryBulkDeleteViewSet(_BulkViewSet):
         if "ids" in values:
             done, unknown = delete_named_memories(values["ids"], **by)
         else:
-            done = delete_memories(narrowed=body.narrowed(values), **by)
+            done = delete_memories(
+                narrowed=body.narrowed(values), expired=values.get("expired"), **by
+            )
         return Response(
             {
                 "preview": values["preview"],

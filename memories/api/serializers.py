@@ -236,6 +236,10 @@ class MemorySerializer(RecordSerializer):
         return values
 
 
+EXPIRED = ["only", "include"]
+EXPIRED_HELP = "`only`: what is past its `expires_at`; `include`: that too."
+
+
 class MemoryQuery(ListQuery):
     external_id = serializers.CharField(required=False, trim_whitespace=False)
     user_id = ReferenceField(User, source="user", required=False)
@@ -246,6 +250,9 @@ class MemoryQuery(ListQuery):
     level = serializers.ChoiceField(Memory.Level.choices, required=False)
     importance_min = Real(source="importance__gte", required=False, min_value=0, max_value=1)
     importance_max = Real(source="importance__lte", required=False, min_value=0, max_value=1)
+    expired = serializers.ChoiceField(
+        EXPIRED, required=False, help_text=f"{EXPIRED_HELP} Left out otherwise."
+    )
     q = serializers.CharField(
         required=False,
         help_text='Full text: words, "a phrase", or, -not. Newest first, not ranked.',
@@ -262,7 +269,8 @@ class MemoryQuery(ListQuery):
 
     def narrow(self, rows: Any) -> Any:
         words = self.validated_data.pop("q", None)
-        rows = super().narrow(rows)
+        expired = self.validated_data.pop("expired", None)
+        rows = super().narrow(rows).by_expiry(expired)
         return rows if words is None else rows.matching(words, languages=[self._language])
 
 

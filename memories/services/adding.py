@@ -28,11 +28,11 @@ from accounts.services.records import MAX_IDS_IN_EVENT
 from accounts.tenancy import tenant
 from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder, Name, RawLine, Row
 from agentmem_site.bulk.growth import Growth
-from agentmem_site.bulk.inserting import Taken, insert_new
+from agentmem_site.bulk.inserting import Inserted, Taken, insert_new
 from agentmem_site.bulk.references import References
 from agentmem_site.bulk.spec import LineError, Reference
 from agentmem_site.bulk.sql import Stage, Stamp
-from memories.bulk import MEMORIES, MemoryLine
+from memories.bulk import MEMORIES, SAID_AGAIN, MemoryLine
 from memories.embeddings import EncoderError
 from memories.models import Memory
 from memories.services.embedding import wake_worker
@@ -72,8 +72,9 @@ def add_memories(
     """What became of each item, in order. Called outside `tenant()`, which it enters itself.
 
     What the same speaker has said to the same agent and user before is a duplicate; so is an
-    external_id that is there with the same words. A bad item is rejected, the others are stored.
-    Those that the encoder fails are stored for a worker, as all are with `embed="later"`.
+    external_id that is there with the same words. One that has expired is not there: the item
+    becomes a new version of it, created at its moment. A bad item is rejected, the others are
+    stored. Those that the encoder fails are stored for a worker, as all are with `embed="later"`.
 
     Raises: Invalid (no items, or more than 1,000).
     """
@@ -141,23 +142,25 @@ class _Adding:
             if not rows:
                 return
             first = {row.key: row for row in reversed(rows)}
-            inserted, taken = self._insert(list(first.values()), stamp)
+            done = self._insert(list(first.values()), stamp)
             by_number = {decoded.number: decoded.line for decoded in lines}
             for row in rows:
                 line, leader = by_number[row.number], first[row.key]
-                if row.id in inserted:
-                    has_vector = line.embedding_state != Memory.EmbeddingState.PENDING
+                stored = done.id_of(leader.id)
+                if stored and row is leader:
+                    is_embedded = line.embedding_state != Memory.EmbeddingState.PENDING
                     self.added[row.number] = Added(
-                        row.number, "created", row.id, is_embedded=has_vector
+                        row.number, "created", stored, is_embedded=is_embedded
                     )
-                elif leader.id in inserted:
-                    self._judge(row, line, Taken(leader.id, False, by_number[leader.number].hash))
+                elif stored:
+                    said = by_number[leader.number].hash
+                    self._judge(row, line, Taken(stored, False, False, said))
                 else:
-                    self._judge(row, line, taken.get(leader.id))
-            if inserted:
-                self._keep_record([r.id for r in rows if r.id in inserted], references, stamp)
+                    self._judge(row, line, done.taken.get(leader.id))
+            if done.new or done.again:
+                self._keep_record(rows, done, references, stamp)
                 wake_worker(self.organization)
-                _growth.note(Memory, len(inserted))
+                _growth.note(Memory, len(done.new))
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class _Adding:
             return ""
         return f"There is no {label} {name!r}, and adding one needs the scope {needed}."
 
-    def _insert(self, rows: list[Row], stamp: Stamp) -> tuple[set[UUID], dict[UUID, Taken]]:
+    def _insert(self, rows: list[Row], stamp: Stamp) -> Inserted:
         try:
             return insert_new(rows, self._stage, stamp, compare="hash")
         except LineError as error:  # what PostgreSQL alone can tell: the transaction is lost
@@ -223,21 +226,32 @@ class _Adding:
             message = "There is another memory with this external_id; PATCH changes what it says."
         self._reject(LineError(code, "external_id", message, line=row.number))
 
-    def _keep_record(self, inserted: Sequence[UUID], references: References, stamp: Stamp) -> None:
-        changed = sql.SQL("SELECT id, 'created' FROM unnest({}::uuid[]) AS new (id)")
+    def _keep_record(
+        self, rows: Sequence[Row], done: Inserted, references: References, stamp: Stamp
+    ) -> None:
+        new = [row.id for row in rows if row.id in done.new]
+        again = [done.again[row.id] for row in rows if row.id in done.again]
+        changed = sql.SQL(
+            "SELECT id, 'created', '' FROM unnest({}::uuid[]) AS new (id) "
+            "UNION ALL SELECT id, 'updated', {} FROM unnest({}::uuid[]) AS again (id)"
+        )
         MEMORIES.journal(  # type: ignore[misc]
-            changed.format(sql.Literal(list(inserted))),
+            changed.format(sql.Literal(new), sql.Literal(SAID_AGAIN), sql.Literal(again)),
             organization_id=stamp.organization_id,
             actor_id=stamp.actor_id,
             now=stamp.now,
         )
-        is_one = len(inserted) == 1
-        ids = {} if is_one else {"ids": [str(i) for i in inserted[:MAX_IDS_IN_EVENT]]}
-        record_event(
-            organization=self.organization,
-            actor=self.actor,
-            action="created",
-            resource_type="memory",
-            resource_id=inserted[0] if is_one else None,
-            changes={"rows": {"memory": len(inserted), **references.created}, **ids},
-        )
+        created = dict(references.created)
+        for action, ids in (("created", new), ("updated", again)):
+            if not ids:
+                continue
+            many = {} if len(ids) == 1 else {"ids": [str(i) for i in ids[:MAX_IDS_IN_EVENT]]}
+            record_event(
+                organization=self.organization,
+                actor=self.actor,
+                action=action,
+                resource_type="memory",
+                resource_id=ids[0] if len(ids) == 1 else None,
+                changes={"rows": {"memory": len(ids), **created}, **many},
+            )
+            created = {}

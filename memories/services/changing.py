@@ -69,10 +69,11 @@ def update_memories(
     actor: Actor,
     narrowed: MemoryFilter,
     values: Mapping[str, Any],
+    expired: str | None = None,
     is_preview: bool = False,
 ) -> Changed:
     """Sets `values` (of SETTABLE) on the live memories that fit; those that have them stay as they
-    are.
+    are. `expired`: as in MemoryQuerySet.by_expiry.
 
     `metadata` is merged into what is there: its keys are set, those of None removed.
     Raises: Invalid (nothing to set, another field, more than MAX_ROWS fit).
@@ -86,7 +87,7 @@ def update_memories(
             field="set",
             code="fixed",
         )
-    rows = narrowed.narrow(Memory.objects.for_organization(organization).live())
+    rows = narrowed.narrow(Memory.objects.for_organization(organization).live().by_expiry(expired))
     with transaction.atomic(), named_violations(Memory):
         matched = _bounded(rows.order_by().values("pk")[: MAX_ROWS + 1].count())
         differing = rows.filter(_differs(values))
@@ -113,11 +114,13 @@ def delete_memories(
     organization: Organization,
     actor: Actor,
     narrowed: MemoryFilter,
+    expired: str | None = None,
     is_preview: bool = False,
 ) -> Changed:
-    """Moves the live memories that fit to the trash. Raises: Invalid (more than MAX_ROWS do)."""
+    """Moves the live memories that fit to the trash; `expired`: as in MemoryQuerySet.by_expiry.
+    Raises: Invalid (more than MAX_ROWS do)."""
     return _delete(
-        narrowed.narrow(Memory.objects.for_organization(organization)),
+        narrowed.narrow(Memory.objects.for_organization(organization).by_expiry(expired)),
         organization,
         actor,
         is_preview,

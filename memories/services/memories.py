@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
-from accounts.actors import Actor
+from django.db import transaction
+
+from accounts.actors import Actor, command_actor
 from accounts.models import Organization
 from accounts.organization_settings import language_of
-from accounts.services.records import Records
+from accounts.services.records import Counts, Records
 from memories.models import Memory, content_hash
 from memories.services.embedding import wake_worker
 
+_SAME = ("hash", "agent_id", "user_id")  # what tells memories without an external_id apart
+_IDENTITY = frozenset({"content", "speaker", "agent", "user", "external_id"})
 _EMBEDDED = frozenset({"content", "speaker"})
 _NOT_EMBEDDED_YET: dict[str, Any] = {
     "embedding": None,
@@ -24,6 +29,7 @@ _NOT_EMBEDDED_YET: dict[str, Any] = {
 
 class MemoryRecords(Records[Memory]):
     def derive(self, record: Memory, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
+        """What has expired, and says the same, makes way: it goes to the trash before the sweep."""
         derived = dict[str, Any]()
         if is_new or changed & _EMBEDDED:
             derived["hash"] = content_hash(record.speaker, record.content)
@@ -37,7 +43,21 @@ class MemoryRecords(Records[Memory]):
                 derived |= _NOT_EMBEDDED_YET
         for name, value in derived.items():
             setattr(record, name, value)
+        if is_new or changed & _IDENTITY:
+            _make_way(record)
         return changed | derived.keys()
+
+    def restore(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
+        """What has expired, and says what one of `rows` does, makes way here too."""
+        coming = rows.for_organization(organization).deleted().filter(external_id=None)
+        with transaction.atomic():
+            expired = _expired(organization).filter(hash__in=coming.order_by().values("hash"))
+            if found := list(expired.values_list("pk", *_SAME)):
+                same = coming.filter(hash__in=[row_hash for _, row_hash, *_ in found])
+                taken = set(map(_key, same.values_list(*_SAME)))
+                if ids := [pk for pk, *said in found if _key(said) in taken]:
+                    self.delete(expired.filter(pk__in=ids), organization=organization, actor=actor)
+            return super().restore(rows, organization=organization, actor=actor)
 
     def create_many(
         self, *, organization: Organization, actor: Actor, rows: Sequence[Mapping[str, Any]]
@@ -49,6 +69,26 @@ class MemoryRecords(Records[Memory]):
     def after_update(self, record: Memory, changed: frozenset[str]) -> None:
         if changed & _EMBEDDED:
             wake_worker(record.organization_id)
+
+
+def _make_way(record: Memory) -> None:
+    if record.external_id is not None:
+        return
+    expired = _expired(record.organization_id).exclude(pk=record.pk)
+    said = {name: getattr(record, name) for name in _SAME}
+    if ids := list(expired.filter(**said).values_list("pk", flat=True)):
+        rows = Memory.objects.for_organization(record.organization_id).filter(pk__in=ids)
+        memories.delete(rows, organization=record.organization, actor=command_actor("sweep"))
+
+
+def _expired(organization: Organization | UUID) -> Any:
+    """Those that the content tells apart."""
+    return Memory.objects.for_organization(organization).live().expired().filter(external_id=None)
+
+
+def _key(said: Sequence[Any]) -> tuple[Any, ...]:
+    content_hash, *whose = said
+    return (bytes(content_hash), *whose)
 
 
 memories = MemoryRecords(Memory)

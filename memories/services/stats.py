@@ -25,7 +25,7 @@ WITH part AS (
         min(m.created_at) AS oldest, max(m.created_at) AS newest
     FROM (SELECT *, CASE embedding_state WHEN 'ready' THEN embedding_model END AS model
           FROM memories_memory WHERE organization_id = %s) m
-    WHERE NOT m.is_deleted AND (%s::uuid IS NULL OR m.user_id = %s)
+    WHERE NOT m.is_deleted AND (m.expires_at IS NULL OR m.expires_at > now()) AND (%s::uuid IS NULL OR m.user_id = %s)
         AND (%s::uuid IS NULL OR m.agent_id = %s)
     GROUP BY GROUPING SETS ((), (m.memory_type), (m.scope), (m.level), (m.embedding_state),
         (m.model), (m.user_id), (m.agent_id)))
@@ -38,8 +38,9 @@ _NAMES = {64: "memory_type", 32: "scope", 16: "level", 8: "embedding_state", 4: 
 
 @dataclass(slots=True)
 class Stats:
-    """Of live memories. `by` has, for each of memory_type, scope, level, embedding_state and (of
-    those that have a vector) embedding_model, the counts by value, the largest first."""
+    """Of live memories that have not expired. `by` has, for each of memory_type, scope, level,
+    embedding_state and (of those that have a vector) embedding_model, the counts by value, the
+    largest first."""
 
     memories: int = 0
     users: int = 0
