@@ -8,16 +8,18 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from accounts.console import show
-from accounts.console.context import member_of, seen_by
+from accounts.console.context import member_of, seen_by, sole_organization
 from accounts.console.lists import COUNT_BOUND
 from accounts.models import Organization, User
 from accounts.roles import permission
 from memories.models import Agent, Memory
+from memories.services.embed_progress import Progress, embed_progress
 from sessions.models import Run, Session
 
 SHOWN = 6
 LATEST = 1_000  # the newest rows that shares are taken of
 DAYS = 14
+_OF_EMBEDDING = {"ready": "good", "pending": "info", "failed": "bad", "unreadable": "warn"}
 
 _COUNTED: tuple[tuple[Any, str, str], ...] = (
     (Agent, "agent", "smart_toy"),
@@ -33,7 +35,7 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
         {
             "title": model._meta.verbose_name_plural,
             "icon": icon,
-            "number": _number(seen_by(request, model.objects.live())),
+            "number": _number(_shown(seen_by(request, model.objects.live()))),
             "url": show.list_url(model),
         }
         for model, resource, icon in _COUNTED
@@ -44,6 +46,11 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
         rows = Organization.objects.live().order_by("-created_at")[: SHOWN * 2]
         return {"cards": cards, "organizations": [_organization(row) for row in rows]}
     return {"cards": cards, "activity": _activity(request), **_newest(request)}
+
+
+def _shown(rows: Any) -> Any:
+    """Those that lists and searches show."""
+    return rows.unexpired() if rows.model is Memory else rows
 
 
 def _number(rows: Any) -> str:
@@ -78,13 +85,7 @@ def _newest(request: HttpRequest) -> dict[str, Any]:
             for row in memories.newest_first()[:SHOWN]
         ],
         "shares": [
-            _share(
-                request,
-                "Embedding of the newest memories",
-                Memory,
-                "embedding_state",
-                {"ready": "good", "pending": "info", "failed": "bad"},
-            ),
+            _embedding(request),
             _share(request, "Kinds of the newest memories", Memory, "memory_type", {}),
             _share(
                 request,
@@ -101,6 +102,51 @@ def _newest(request: HttpRequest) -> dict[str, Any]:
             ),
         ],
     }
+
+
+def _embedding(request: HttpRequest) -> dict[str, Any]:
+    """How many of all memories are embedded, and what stands in the way of the others."""
+    organization = sole_organization(request)
+    assert organization is not None  # noqa: S101  (a superuser has another page)
+    progress = embed_progress(organization)
+    labels = dict(Memory.EmbeddingState.choices)
+    counts = {state: counted for state, counted in progress.counts.items() if counted.number}
+    total = sum(counted.number for counted in counts.values())
+    return {
+        "title": "Embedding of all memories",
+        "parts": [
+            {
+                "label": labels[state],
+                "number": f"{counted.number:,}{'+' if counted.is_more else ''}",
+                # (One of a million is seen too.)
+                "percent": max(1, round(100 * counted.number / total)),
+                "kind": _OF_EMBEDDING[state],
+                "url": show.list_url(Memory, embedding_state__exact=state),
+            }
+            for state, counted in counts.items()
+        ],
+        **_hindrance(progress),
+    }
+
+
+def _hindrance(progress: Progress) -> dict[str, Any]:
+    """Why memories that are pending will stay so, if they will, and whether that is bad."""
+    if not progress.counts["pending"].number:
+        return {}
+    until = "They are found by their words alone until then."
+    if progress.visited_at is None:
+        said = "No worker has come for the pending memories yet. Start one: manage.py embed_worker."
+    elif not progress.has_worker:
+        at = timezone.localtime(progress.visited_at)
+        said = (
+            f"No worker has come for the pending memories since {at:%d %b %Y, %H:%M}. "
+            "Start one: manage.py embed_worker."
+        )
+    elif progress.is_failing:
+        said = "A worker is there, but its encoder cannot be used: the server's log says why."
+    else:
+        return {"sentence": f"A worker is embedding the pending memories. {until}"}
+    return {"sentence": f"{said} {until}", "is_bad": True}
 
 
 def _share(

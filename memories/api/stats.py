@@ -55,7 +55,7 @@ class MemoryStatsViewSet(TenantViewSet):
     def stats(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Count memories.
 
-        By type, scope, level, embedding state and model; what has expired and the trash are left out.
+        By type, scope, level, embedding state and model; without what has expired and the trash.
         """
         found = memory_stats(
             organization=self.organization,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import psycopg
 from django.db import Error, close_old_connections, connection
@@ -14,6 +15,7 @@ from psycopg import sql
 from accounts.errors import Forbidden, Unavailable
 from accounts.models import Organization
 from memories.embeddings import EncoderError
+from memories.services.embed_progress import note_visit
 from memories.services.embedding import EMBED_CHANNEL
 from memories.services.indexing import index_vectors, large_organizations
 from memories.services.pending import claim, encode_rows, organizations_with_pending
@@ -22,6 +24,7 @@ from memories.services.vector_index import index_state, repair_index
 POLL_S = 5.0  # without a notification: what a crash released, what waited for its next attempt
 MAX_PAUSE_S = 60.0
 INDEX_EVERY_S = 60.0  # a look for large organizations; while there is something to move, it goes on
+VISIT_EVERY_S = 5.0  # the console is told at most so often that a worker is here
 # So long has a load that was killed for being run again, before a worker builds what it left out.
 MEND_AFTER_S = 600.0
 
@@ -66,6 +69,7 @@ class EmbedWorker:
         self._looked_at = -INDEX_EVERY_S
         self._without_index_since: float | None = None
         self._may_mend = True
+        self._visits: dict[UUID, tuple[float, bool]] = {}  # when, and whether it failed
 
     def drain(self) -> None:
         """Until nothing is due, or waits for the index. Raises: EncoderError, Stopped."""
@@ -156,6 +160,7 @@ class EmbedWorker:
     def _one_batch(self, organization: Organization) -> bool:
         if self._is_stopping:
             raise Stopped
+        self._note_visit(organization)
         claimed = claim(organization=organization, limit=self._batch_size, lease_s=self._lease_s)
         if claimed is None:
             return False
@@ -163,15 +168,27 @@ class EmbedWorker:
             with self._interruptible():
                 encoded = encode_rows(claimed.rows, organization=organization)
             written = claimed.settle(encoded)
-        except BaseException:
+        except BaseException as error:
             with suppress(Error):  # the lease runs out by itself
                 claimed.release()
+                if isinstance(error, EncoderError):
+                    self._note_visit(organization, is_failing=True)
             raise
+        self._note_visit(organization, is_failing=False)
         self.work.embedded += written.embedded
         self.work.unreadable += written.unreadable
         self.work.failures += len(encoded.failures)
         self._on_batch(self.work)
         return True
+
+    def _note_visit(self, organization: Organization, *, is_failing: bool | None = None) -> None:
+        """Now and then, or where it is news. (None: as it was, until a batch is written.)"""
+        at, was_failing = self._visits.get(organization.pk, (-VISIT_EVERY_S, False))
+        is_failing = was_failing if is_failing is None else is_failing
+        now = time.monotonic()
+        if now - at >= VISIT_EVERY_S or is_failing != was_failing:
+            note_visit(organization, is_failing=is_failing)
+            self._visits[organization.pk] = now, is_failing
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -25,7 +25,8 @@ WITH part AS (
         min(m.created_at) AS oldest, max(m.created_at) AS newest
     FROM (SELECT *, CASE embedding_state WHEN 'ready' THEN embedding_model END AS model
           FROM memories_memory WHERE organization_id = %s) m
-    WHERE NOT m.is_deleted AND (m.expires_at IS NULL OR m.expires_at > now()) AND (%s::uuid IS NULL OR m.user_id = %s)
+    WHERE NOT m.is_deleted AND (m.expires_at IS NULL OR m.expires_at > now())
+        AND (%s::uuid IS NULL OR m.user_id = %s)
         AND (%s::uuid IS NULL OR m.agent_id = %s)
     GROUP BY GROUPING SETS ((), (m.memory_type), (m.scope), (m.level), (m.embedding_state),
         (m.model), (m.user_id), (m.agent_id)))

@@ -1,6 +1,7 @@
 """Who gets in, what is kept of it, and the pages that are no model's."""
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from django.test import Client
@@ -12,7 +13,10 @@ from accounts.models import AuditEvent, Member
 from accounts.services.organizations import members, organizations
 from accounts.tenancy import platform, tenant
 from agentmem_site.console import dashboard
-from memories.models import Agent, Memory
+from memories.embeddings import EncoderError, get_encoder
+from memories.models import Agent, EmbedVisit, Memory
+from memories.services import embed_progress
+from memories.services.embed_worker import EmbedWorker
 from sessions.models import Message, Run, Session
 from tests.console.conftest import PASSWORD, signed_in
 from tests.console.test_pages import MODELS, names, url
@@ -20,6 +24,7 @@ from tests.makers import (
     TESTER,
     make_agent,
     make_block,
+    make_embed_visit,
     make_memory,
     make_message,
     make_run,
@@ -116,6 +121,80 @@ def test_the_overview_tells_the_organizations_numbers(console, acme, globex):
     for said in ("Late parcel", "Scout", "Likes tea", "Pending <b>1</b>"):
         assert said in html
     assert "secret of globex" not in html
+
+
+def in_state(organization, state, number):
+    made = [make_memory(organization).pk for _ in range(number)]
+    vector = {"embedding": [1.0, *[0.0] * 383]} if state == "ready" else {"embedding": None}
+    with tenant(organization):
+        rows = Memory.objects.for_organization(organization).filter(pk__in=made)
+        rows.update(embedding_state=state, updated_at=timezone.now(), **vector)
+
+
+def overview(client):
+    return client.get(reverse("admin:index")).content.decode()
+
+
+def test_the_overview_counts_all_memories_by_embedding(console, acme, globex, monkeypatch):
+    monkeypatch.setattr(embed_progress, "MAX_OTHERS", 4)
+    numbers = {"pending": 7, "failed": 1, "unreadable": 2, "ready": 5}
+    for state, number in numbers.items():
+        in_state(acme, state, number)
+    in_state(globex, "pending", 3)
+    html = overview(console)
+    for said in ("Pending <b>7</b>", "Failed <b>1</b>", "Unreadable <b>2</b>", "Ready <b>4+</b>"):
+        assert said in html
+    monkeypatch.setattr(embed_progress, "MAX_PENDING", 6)
+    assert "Pending <b>6+</b>" in overview(console)
+
+
+def test_the_overview_tells_whether_a_worker_comes_for_what_is_pending(console, acme, settings):
+    settings.ENCODER = "static"
+    in_state(acme, "ready", 1)
+    assert "worker" not in overview(console)  # none is needed
+    in_state(acme, "pending", 2)
+    assert "No worker has come for the pending memories yet." in overview(console)
+    make_embed_visit(acme)
+    html = overview(console)
+    assert "A worker is embedding the pending memories." in html
+    assert "am-note am-bad" not in html
+    with tenant(acme):
+        long_ago = timezone.now() - timedelta(minutes=3)
+        EmbedVisit.objects.for_organization(acme).update(updated_at=long_ago)
+    assert "No worker has come for the pending memories since" in overview(console)
+
+
+def test_a_worker_is_seen_at_work_and_when_its_encoder_fails(console, acme, globex, settings):
+    settings.ENCODER = "static"
+    in_state(acme, "pending", 2)
+    in_state(globex, "ready", 1)
+    encoder = get_encoder()
+    encode = encoder.encode
+    try:
+        encoder.encode = partial(_raise, EncoderError("It is away.", is_temporary=True))
+        with pytest.raises(EncoderError):
+            EmbedWorker().drain()
+        html = overview(console)
+        assert "its encoder cannot be used: the server&#x27;s log says why" in html
+    finally:
+        encoder.encode = encode
+    worker = EmbedWorker()
+    worker.drain()
+    assert worker.work.embedded == 2
+    in_state(acme, "pending", 1)
+    assert "A worker is embedding the pending memories." in overview(console)
+    with platform():
+        assert [visit.organization_id for visit in EmbedVisit.objects.all()] == [acme.pk]
+
+
+def _raise(error, texts):
+    raise error
+
+
+def test_what_has_expired_is_not_counted(console, acme):
+    make_memory(acme, expires_at=timezone.now() - timedelta(days=1))
+    make_memory(acme)
+    assert "<b>1</b><small>memories</small>" in overview(console)
 
 
 def test_the_overview_tells_that_it_counts_no_further(console, acme, monkeypatch):
@@ -285,7 +364,7 @@ def test_the_overview_takes_a_fixed_number_of_statements(
     console, platform_console, acme, django_assert_num_queries
 ):
     _fill(acme)
-    for client, number in ((console, 17), (platform_console, 11)):
+    for client, number in ((console, 21), (platform_console, 11)):
         client.get(reverse("admin:index"))
         with django_assert_num_queries(number):
             client.get(reverse("admin:index"))
