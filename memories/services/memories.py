@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accounts.actors import Actor
+from accounts.errors import Forbidden
 from accounts.models import Organization
 from accounts.organization_settings import language_of
+from accounts.roles import permission
 from accounts.services.records import Records
 from memories.models import Memory, content_hash
 from memories.services.embedding import wake_worker
@@ -39,6 +41,18 @@ class MemoryRecords(Records[Memory]):
             setattr(record, name, value)
         return changed | derived.keys()
 
+    def before_update(
+        self,
+        record: Memory,
+        values: Mapping[str, Any],
+        *,
+        organization: Organization,
+        actor: Actor,
+    ) -> None:
+        expires_at = values.get("expires_at")
+        if expires_at and (record.expires_at is None or expires_at < record.expires_at):
+            refuse_to_expire(actor)
+
     def create_many(
         self, *, organization: Organization, actor: Actor, rows: Sequence[Mapping[str, Any]]
     ) -> list[Memory]:
@@ -49,6 +63,15 @@ class MemoryRecords(Records[Memory]):
     def after_update(self, record: Memory, changed: frozenset[str]) -> None:
         if changed & _EMBEDDED:
             wake_worker(record.organization_id)
+
+
+def refuse_to_expire(actor: Actor) -> None:
+    """A memory that expires sooner than it would have is deleted, then. Raises: Forbidden."""
+    if not actor.may(permission("memory", "delete")):
+        raise Forbidden(
+            "A memory would expire sooner than now: that deletes it, and takes memory:delete.",
+            field="expires_at",
+        )
 
 
 memories = MemoryRecords(Memory)
