@@ -27,7 +27,6 @@ from accounts.api.views import (
     AuditEventViewSet,
     MemberViewSet,
     MeView,
-    OrganizationViewSet,
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.bulk_api import (
@@ -41,6 +40,7 @@ from agentmem_site.bulk_api import (
     UserBulkViewSet,
 )
 from agentmem_site.middleware import current_request_id
+from agentmem_site.retention_api import SweptOrganizationViewSet
 from memories.api.adding import MemoryBatchViewSet
 from memories.api.changing import MemoryBulkDeleteViewSet, MemoryBulkUpdateViewSet
 from memories.api.duplicates import MemoryDuplicatesViewSet
@@ -90,7 +90,7 @@ _SESSION = "sessions/(?P<session_id>[^/]+)"
 
 router = Router()
 for prefix, viewset, basename in [
-    ("organizations", OrganizationViewSet, "organizations"),
+    ("organizations", SweptOrganizationViewSet, "organizations"),
     ("members", MemberViewSet, "members"),
     ("api-keys", ApiKeyViewSet, "api-keys"),
     ("audit-events", AuditEventViewSet, "audit-events"),

@@ -26,9 +26,7 @@ class EraseQuery(Query):
 class Erased(serializers.Serializer[Any]):
     erased = serializers.BooleanField(help_text="False for a preview.")
     rows = serializers.DictField(
-        child=serializers.IntegerField(),
-        required=False,
-        help_text='By kind: `{"memory": 12, "user": 1}`. For keys that hold user:read.',
+        child=serializers.IntegerField(), help_text='By kind: `{"memory": 12, "user": 1}`.'
     )
 
 
@@ -42,8 +40,8 @@ class PeopleViewSet(UserViewSet):
         responses={200: Erased, 204: OpenApiResponse(description="It lies in the trash.")},
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Into the trash, with what hangs on it; or erased for good, also from there. The counts
-        are for who holds `user:read` as well; a preview takes it."""
+        """Into the trash, with what hangs on it; or erased for good, also from there. A preview
+        needs `user:read`, too."""
         asked = self.query.get("erase")
         if asked is None:
             return super().destroy(request, *args, **kwargs)
@@ -56,5 +54,4 @@ class PeopleViewSet(UserViewSet):
             rows = count_person(user, organization=self.organization)
         else:
             rows = erase_person(user, **self.by)
-        counts = {"rows": rows} if self.may_read else {}
-        return Response({"erased": not is_preview, **counts})
+        return Response({"erased": not is_preview, "rows": rows})
