@@ -531,6 +531,26 @@ def test_create_member_refuses_in_one_line(manage, alice, globex):
     assert run("nobody", "acme") == (1, "", "CommandError: Enter a valid email address.\n")
 
 
+def test_changepassword_asks_whose_where_several_have_the_address(manage, acme, globex):
+    here, there = make(acme), make(globex)
+    asked = mock.patch(
+        "accounts.management.commands.changepassword.getpass",
+        side_effect=["short", "short", "one horse battery", "another", *["a new pass phrase"] * 2],
+    )
+    told = "CommandError: 'bob@acme.example' is a member of several: say which, acme or globex.\n"
+    assert manage("changepassword", "bob@acme.example") == (1, "", told)
+    with asked:
+        code, out, err = manage("changepassword", "BOB@acme.example", "--organization=globex")
+    assert (code, out) == (0, "The password of bob@acme.example is changed.\n")
+    assert "at least 12 characters" in err
+    assert "The two passwords are not the same." in err
+    here.refresh_from_db()
+    there.refresh_from_db()
+    assert here.check_password(PASSWORD)
+    assert there.check_password("a new pass phrase")
+    assert [e.actor_name for e in events(globex) if e.action == "updated"] == ["changepassword"]
+
+
 def test_create_api_key_prints_a_key_that_opens(manage, acme):
     for role in ("admin", "user", "viewer"):
         code, out, err = manage(

@@ -15,7 +15,7 @@ from accounts.tenancy import tenant
 from sessions.api.serializers import RunReference
 from tests.api.conftest import client_with
 from tests.api.routes import BODIES, ROUTES
-from tests.makers import TESTER, make_key
+from tests.makers import TESTER, make_key, make_member
 
 # What each part of a path names: the cast's row and its natural key.
 NAMED = {
@@ -295,6 +295,45 @@ def test_who_manages_members_does_not_become_one_of_higher_role(acme, alice):
         assert refused.json()["detail"].startswith("The role admin allows what you may not do: ")
     raised = client.post("members", {"email": "new@acme.example", "role": "owner"})
     assert raised.json()["detail"] == "Only who manages roles may give or take one."
+
+
+def test_who_manages_members_gains_nothing_by_it(acme, api):
+    """With members:manage alone: no dismissed owner comes back, nobody is renamed, no viewer with a
+    password of one's choice reads what the key may not."""
+    owner, dismissed = (make_member(acme, name, role="owner") for name in ("olga", "oscar"))
+    assert api.delete(f"members/{dismissed.pk}").status_code == 204
+    client = client_with(make_key(acme, ["members:manage"]))
+    viewer = {"email": "new@acme.example", "password": "another horse battery"}
+    for refused in (
+        client.post(f"members/{dismissed.pk}/restore"),
+        client.patch(f"members/{owner.pk}", {"name": "Mine"}),
+        client.delete(f"members/{owner.pk}"),
+        client.post("members", viewer),
+    ):
+        assert refused.status_code == 403, refused.content
+    reads = [s for s in ALL_PERMISSIONS if s.endswith(":read") and s != "audit:read"]
+    assert client_with(make_key(acme, ["members:manage", *reads])).post("members", viewer).data
+    last = api.delete(f"members/{owner.pk}")
+    assert (last.status_code, last.json()["code"]) == (409, "last_owner")
+
+
+def test_adding_a_member_does_not_tell_who_is_a_member_elsewhere(api, theirs, mallory):
+    made = api.post("members", {"email": mallory.email, "role": "user"})
+    assert made.status_code == 201
+    assert theirs.get(f"members/{mallory.email}").json()["role"] == "admin"
+
+
+def test_a_members_key_opens_what_the_role_allows_now(acme, api, alice):
+    issued = api.post(
+        "api-keys", {"name": "k", "scopes": ["user:write", "user:read"], "member_id": alice.email}
+    ).json()
+    client = client_with(issued["key"])
+    assert client.post("users", {}).status_code == 201
+    assert api.patch(f"members/{alice.pk}", {"role": "viewer"}).status_code == 200
+    assert client.post("users", {}).status_code == 403
+    assert client.get("me").json()["scopes"] == ["user:read"]
+    assert api.patch(f"members/{alice.pk}", {"is_active": False}).status_code == 200
+    assert client.get("users").status_code == 401
 
 
 def test_an_expired_key_and_a_key_of_a_deleted_organization_open_nothing(acme, anonymous):
