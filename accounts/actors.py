@@ -27,7 +27,9 @@ class Actor:
 
     def at(self, *, request_id: str, ip: str | None, user_agent: str) -> Self:
         """The same actor, calling from there."""
-        return replace(self, request_id=request_id, ip=ip, user_agent=user_agent[:300])
+        return replace(
+            self, request_id=request_id, ip=ip, user_agent=user_agent.replace("\0", "")[:300]
+        )
 
 
 def command_actor(name: str) -> Actor:

@@ -38,8 +38,9 @@ from accounts.services.users import users
 GOOD, WARN = "success", "warning"
 
 
-@admin.register(User)
 class UserAdmin(TenantAdmin):
+    """Registered where all that is a person's is known: sessions/admin.py."""
+
     resource = "user"
     records = users
     list_display = ("__str__", "external_id", "email", "shown_status", "created")
@@ -55,8 +56,9 @@ class UserAdmin(TenantAdmin):
         return obj.get_status_display()
 
 
-@admin.register(Organization)
 class OrganizationAdmin(TenantAdmin):
+    """Registered where the sweep is known: agentmem_site/admin.py."""
+
     resource = "organization"
     records = organizations
     can_purge = False

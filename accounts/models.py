@@ -51,19 +51,17 @@ class MemberManager(BaseUserManager.from_queryset(MemberQuerySet)):  # type: ign
         """A platform superuser, of no organization. For `manage.py createsuperuser`."""
         member = self.model(email=email.lower(), is_superuser=True, is_staff=True, **fields)
         member.set_password(password)
+        member.validate_constraints()  # (the command shows what this raises)
         member.save(using=self._db)
         return member
 
-    def get_by_natural_key(self, email: str) -> "Member":
-        """For signing in. Addresses are kept in lower case."""
-        return self.get(email=email.lower())
-
 
 class Member(AbstractBaseUser, AuditColumns):
-    """A person who signs in. Of one organization; a platform superuser of none."""
+    """A person who signs in. Of one organization; a platform superuser of none. Who works for two
+    has a row, a role and a password in each: nobody learns of the other."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    email = models.EmailField(unique=True)
+    email = models.EmailField()
     name = models.CharField(max_length=255, blank=True, default="")
     organization = models.ForeignKey(
         Organization, models.PROTECT, null=True, blank=True, related_name="members"
@@ -81,7 +79,20 @@ class Member(AbstractBaseUser, AuditColumns):
 
     class Meta:
         ordering = ["email"]
+        indexes = [
+            # Signing in: the one look-up before the organization is known.
+            models.Index(fields=["email"], name="accounts_member_email"),
+        ]
         constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "email"], name="accounts_member_email_unique"
+            ),
+            models.UniqueConstraint(
+                fields=["email"],
+                condition=Q(organization__isnull=True),
+                name="accounts_member_platform_email_unique",
+                violation_error_message="There is a platform superuser with this email already.",
+            ),
             models.CheckConstraint(
                 name="accounts_member_organization_or_platform",
                 condition=Q(is_superuser=True, organization__isnull=True)

@@ -66,9 +66,24 @@ def language_of(organization: "Organization") -> str:
     return str(organization.settings.get("language", DEFAULT_LANGUAGE))
 
 
-def retention_of(organization: "Organization") -> Retention:
+def retention_of(settings: Mapping[str, Any]) -> Retention:
     """Raises: Invalid."""
-    return _retention(organization.settings.get("retention", {}))
+    return _retention(settings.get("retention", {}))
+
+
+def is_stricter(after: Retention, before: Retention) -> bool:
+    """Whether something may go under the rules `after` that would have stayed under `before`."""
+
+    def shorter(new: int | None, old: int | None) -> bool:
+        return new is not None and (old is None or new < old)
+
+    return (
+        shorter(after.memory_days, before.memory_days)
+        or shorter(after.unfound_days, before.unfound_days)
+        or shorter(after.trash_days, before.trash_days)
+        or shorter(after.cached_vector_days, before.cached_vector_days)
+        or (after.unfound_below_importance or 0) > (before.unfound_below_importance or 0)
+    )
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ MANAGE_ROLES = "roles:manage"
 MANAGE_KEYS = "keys:manage"
 MANAGE_MEMBERS = "members:manage"
 VIEW_AUDIT = "audit:read"
+SET_RETENTION = "organization:retention"  # how long what is kept: it deletes by itself
 
 
 def permission(resource: str, verb: str) -> str:
@@ -25,7 +26,7 @@ def permission(resource: str, verb: str) -> str:
 _READ = frozenset(permission(resource, "read") for resource in RESOURCES)
 _ALL = frozenset(
     permission(resource, verb) for resource in RESOURCES for verb in ("read", "write", "delete")
-) | {MANAGE_ROLES, MANAGE_KEYS, MANAGE_MEMBERS, VIEW_AUDIT}
+) | {MANAGE_ROLES, MANAGE_KEYS, MANAGE_MEMBERS, VIEW_AUDIT, SET_RETENTION}
 
 PERMISSIONS: dict[str, frozenset[str]] = {
     Role.OWNER: _ALL,

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 from django.core.exceptions import PermissionDenied, TooManyFieldsSent
-from django.db import DataError, InterfaceError, OperationalError
+from django.db import DataError, InterfaceError, InternalError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import re_path
 from django.views import defaults
@@ -27,7 +27,6 @@ from accounts.api.views import (
     AuditEventViewSet,
     MemberViewSet,
     MeView,
-    OrganizationViewSet,
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.bulk_api import (
@@ -41,6 +40,7 @@ from agentmem_site.bulk_api import (
     UserBulkViewSet,
 )
 from agentmem_site.middleware import current_request_id
+from agentmem_site.retention_api import SweptOrganizationViewSet
 from memories.api.adding import MemoryBatchViewSet
 from memories.api.changing import MemoryBulkDeleteViewSet, MemoryBulkUpdateViewSet
 from memories.api.duplicates import MemoryDuplicatesViewSet
@@ -90,7 +90,7 @@ _SESSION = "sessions/(?P<session_id>[^/]+)"
 
 router = Router()
 for prefix, viewset, basename in [
-    ("organizations", OrganizationViewSet, "organizations"),
+    ("organizations", SweptOrganizationViewSet, "organizations"),
     ("members", MemberViewSet, "members"),
     ("api-keys", ApiKeyViewSet, "api-keys"),
     ("audit-events", AuditEventViewSet, "audit-events"),
@@ -138,6 +138,7 @@ urlpatterns = [
 # -- failures -------------------------------------------------------------------------------------
 
 PROBLEM = "application/problem+json"
+_READ_ONLY = "25006"  # a standby, or a server that was set so
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403, Unavailable: 503}
 _PLAINER = {
     NotAuthenticated: "Send an API key: `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
@@ -198,6 +199,8 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
         case TooManyFieldsSent():
             return 400, {}, _problem(400, "invalid", "There are too many parameters.")
         case OperationalError() | InterfaceError() | psycopg.OperationalError():
+            return _unavailable(error)
+        case InternalError() if getattr(error.__cause__, "sqlstate", "") == _READ_ONLY:
             return _unavailable(error)
         case DataError():
             logger.warning("A value reached the database unchecked", exc_info=error)

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
@@ -16,9 +17,11 @@ from rest_framework.exceptions import APIException, UnsupportedMediaType
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.api.permissions import require
 from accounts.api.schema import RecordSchema
 from accounts.api.shapes import Query, Strict
 from accounts.api.views import TenantViewSet
+from accounts.roles import permission
 from agentmem_site.bulk import LineError, LoadOptions, LoadReport, LoadStopped
 from agentmem_site.bulk.json_array import array_source
 from agentmem_site.bulk.loader import DEFAULTS
@@ -87,7 +90,8 @@ class BulkQuery(Query):
         default=False, help_text="`created_at` and `updated_at` are those of the lines."
     )
     restore = serializers.BooleanField(
-        default=False, help_text="A row that lies in the trash comes back."
+        default=False,
+        help_text="A row that lies in the trash comes back. Needs the delete scope, too.",
     )
     dry_run = serializers.BooleanField(
         default=False, help_text="All of it is done, and then taken back."
@@ -149,6 +153,7 @@ class BulkViewSet(TenantViewSet):
     loads = ""
     streams = True
     late_actions = ("create",)  # the loader opens a transaction for each batch
+    unread = "the report does not tell what was there before"
     http_method_names = ["post"]
     serializer_class = LoadReportSerializer
 
@@ -168,6 +173,8 @@ class BulkViewSet(TenantViewSet):
         untouched, so that the same body may be sent again. 207 tells that lines were rejected;
         what ends a load on its way is told with the `report` of what is committed."""
         asked = dict(self.query)
+        if asked["restore"]:
+            require(self.actor, permission(self.resource, "delete"))
         embed_first = EMBED.get(asked.pop("embed", None), EMBED_FIRST)
         options = LoadOptions(
             skips_bad=asked.pop("on_error") == "skip",
@@ -187,8 +194,9 @@ class BulkViewSet(TenantViewSet):
         except UnreadableFile as error:
             raise LoadRefusal(400, "unreadable_body", str(error)) from error
         except LoadStopped as stopped:
-            raise refusal_of(stopped) from stopped
-        return Response(described(report), 207 if report.rejected else 200)
+            raise refusal_of(stopped, tells_counts=self.may_read) from stopped
+        told = described(report, tells_counts=self.may_read)
+        return Response(told, 207 if report.rejected else 200)
 
 
 @contextmanager
@@ -289,19 +297,24 @@ SCOPED_BY = {view.loads: view.resource for view in BulkViewSet.__subclasses__()}
 # -- what is answered -----------------------------------------------------------------------------
 
 
-def described(report: LoadReport) -> dict[str, Any]:
-    """The report of the command, and which lines were rejected."""
-    return {**report.as_dict(), "rejects": [as_json(error) for error in report.rejects]}
+def described(report: LoadReport, *, tells_counts: bool = True) -> dict[str, Any]:
+    """The report of the command, and which lines were rejected. The counts of rows (which were
+    there, and the same?) are for who may read them."""
+    told = report.as_dict()
+    if not tells_counts:
+        hidden = {*asdict(report.counts), *report.children}
+        told = {name: value for name, value in told.items() if name not in hidden}
+    return {**told, "rejects": [as_json(error) for error in report.rejects]}
 
 
-def refusal_of(stopped: LoadStopped) -> LoadRefusal:
+def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusal:
     report = stopped.report
     committed = (
         f"Lines up to {report.last_line:,} are committed."
         if report.last_line and not report.dry_run
         else "Nothing is stored."
     )
-    members: dict[str, Any] = {"report": described(report)}
+    members: dict[str, Any] = {"report": described(report, tells_counts=tells_counts)}
     match stopped:
         case BadLine(error=LineError() as error):
             problem = {"field": error.field, "code": error.code, "message": error.message}

@@ -102,7 +102,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "agentmem_site.middleware.ConsolePolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "agentmem_site.console.outages.ConsoleSessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -132,7 +132,12 @@ USE_TZ = True
 
 # --- people and sign-in ----------------------------------------------------------------------
 AUTH_USER_MODEL = "accounts.Member"
+AUTHENTICATION_BACKENDS = ["accounts.services.sign_in.MemberBackend"]
+# An email address is a member's in each of several organizations: the backend picks the one whose
+# password fits, and asks where several do.
+SILENCED_SYSTEM_CHECKS = ["auth.W004"]
 LOGIN_URL = "admin:login"
+SESSION_ENGINE = "agentmem_site.console.sessions"
 LOGIN_REDIRECT_URL = "admin:index"
 _validators = "django.contrib.auth.password_validation"
 AUTH_PASSWORD_VALIDATORS = [

@@ -4,7 +4,7 @@ Batch by batch, each in its own transaction, through the same `Records` as a per
 with history, and with one audit event per batch. Rows that somebody else is at are left to them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -26,6 +26,7 @@ from memories.services.memories import memories
 from sessions.services.conversations import messages, runs, sessions
 
 BATCH_SIZE = 1000
+MAX_COUNT = 100_000  # how far a preview counts
 ABANDONED_AFTER = timedelta(days=30)  # an interrupted load that did not go on
 
 # Children first: purging a parent then finds none of its own to take along in one statement.
@@ -75,9 +76,22 @@ class _Rule(NamedTuple):
 
 def sweep(*, organization: Organization, actor: Actor, is_dry_run: bool = False) -> Swept:
     """Outside tenant(). Raises: Invalid (settings.retention)."""
-    retention, now = retention_of(organization), timezone.now()
-    by: dict[str, Any] = {"organization": organization, "actor": actor}
     take = partial(_count if is_dry_run else _walk, organization)
+    return _sweep(organization, actor, retention_of(organization.settings), take)
+
+
+def would_sweep(*, organization: Organization, settings: Mapping[str, Any]) -> Swept:
+    """What a sweep under these settings would take now; MAX_COUNT + 1 stands for more. Within the
+    context; changes nothing. Raises: Invalid (settings.retention)."""
+    nobody = Actor(kind="system", name="preview")
+    return _sweep(organization, nobody, retention_of(settings), _count_some)
+
+
+def _sweep(
+    organization: Organization, actor: Actor, retention: Retention, take: Callable[..., int]
+) -> Swept:
+    now = timezone.now()
+    by: dict[str, Any] = {"organization": organization, "actor": actor}
     swept = Swept(organization.slug)
 
     rows = Memory.objects.for_organization(organization).live()
@@ -132,6 +146,10 @@ def _overdue(
 def _count(organization: Organization, rows: Any, key: str, take: Callable[[Any], Any]) -> int:
     with tenant(organization):
         return int(rows.order_by().count())
+
+
+def _count_some(rows: Any, key: str, take: Callable[[Any], Any]) -> int:
+    return int(rows.order_by().values("pk")[: MAX_COUNT + 1].count())
 
 
 def _walk(organization: Organization, rows: Any, key: str, take: Callable[[Any], Any]) -> int:

@@ -1,5 +1,6 @@
 """Pages of the console for sessions, runs and messages."""
 
+from dataclasses import replace
 from typing import Any
 
 from django.contrib import admin
@@ -7,11 +8,15 @@ from django.http import HttpRequest
 from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter
 from unfold.decorators import display
 
+from accounts.admin import UserAdmin
 from accounts.console import TenantAdmin, actor_of, show
+from accounts.console.admin import FOR_GOOD
 from accounts.console.lists import ExactTextFilter
+from accounts.models import User
 from sessions.console import TURNS_PER_RUN, conversation, run_part
 from sessions.models import Message, Run, Session
 from sessions.services.conversations import append_run, messages, runs, sessions
+from sessions.services.erasing import people
 
 RUN_STATUS = {
     "Completed": "success",
@@ -19,6 +24,16 @@ RUN_STATUS = {
     "Failed": "danger",
     "Cancelled": "warning",
 }
+
+
+@admin.register(User)
+class PeopleAdmin(UserAdmin):
+    records = people
+    for_good = replace(
+        FOR_GOOD,
+        consequence="Everything of theirs goes, also what is not in the trash: memories and their "
+        "history, blocks, sessions, runs and messages. This cannot be undone.",
+    )
 
 
 @admin.register(Session)

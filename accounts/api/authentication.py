@@ -39,7 +39,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         actor = holder.actor.at(
             request_id=request.id,  # type: ignore[attr-defined]
             ip=_address(request),
-            user_agent=request.headers.get("User-Agent", "").replace("\0", ""),
+            user_agent=request.headers.get("User-Agent", ""),
         )
         return Caller(holder.organization, actor, holder.is_stale), actor
 

@@ -6,6 +6,8 @@ from typing import Any
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import OpenApiParameter
 
+from accounts.api.permissions import read_scope, required_scopes
+
 _SUMMARIES = {
     "list": "List {plural}",
     "create": "Add {one}",
@@ -33,8 +35,19 @@ class RecordSchema(AutoSchema):
         return template.format(one=f"{article} {one}", plural=plural)
 
     def get_description(self) -> str:  # type: ignore[override]
-        text = self._handler().__doc__ or ""
-        return re.sub(r"\s*\n\s*", " ", text.strip())
+        text = re.sub(r"\s*\n\s*", " ", (self._handler().__doc__ or "").strip())
+        return " ".join(filter(None, [text, self._needs()]))
+
+    def _needs(self) -> str:
+        scopes = required_scopes(self.view, self.method)
+        if not scopes:
+            return ""
+        needs = f"Needs {' and '.join(f'`{scope}`' for scope in scopes)}."
+        reads = read_scope(self.view)
+        is_write = self.method in ("POST", "PUT", "PATCH")
+        if not is_write or reads in scopes:
+            return needs
+        return f"{needs} Without `{reads}` {self.view.unread}."
 
     def _handler(self) -> Any:
         return getattr(self.view, getattr(self.view, "action", self.method.lower()), None)

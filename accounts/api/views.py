@@ -20,7 +20,7 @@ from accounts.actors import Actor
 from accounts.api.authentication import Caller
 from accounts.api.fields import find
 from accounts.api.pagination import KeysetPagination
-from accounts.api.permissions import AnyKey
+from accounts.api.permissions import AnyKey, read_scope
 from accounts.api.schema import RecordSchema
 from accounts.api.serializers import (
     ApiKeySerializer,
@@ -118,6 +118,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
     model: Any = None
     resource = ""
     scope = ""
+    also: tuple[str, ...] = ()  # scopes beside that one
     words = ("", "")
     natural_key = "external_id"  # what a row is addressed by beside its uuid
     has_trash = True
@@ -127,6 +128,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
     lookup_url_kwarg = "id"
     lookup_value_regex = "[^/]+"
     list_query: type[Query] = ListQuery
+    unread = "the answer holds the id alone"  # what a caller is told who may not read the rows
 
     # /agents/{agent_id}/sessions: the field that refers to the parent, and how that is found.
     parent_model: type[Model] | None = None
@@ -222,6 +224,16 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         return self.records.model.objects.for_organization(self.organization).filter(pk=row.pk)
 
     @property
+    def may_read(self) -> bool:
+        """An answer shows no more of what is stored than the key may read."""
+        return self.actor.may(read_scope(self))
+
+    def answered(self, row: Any, status_code: int = status.HTTP_200_OK, **more: Any) -> Response:
+        """The answer to every write of a row: the row as it is now, for whom it is to see."""
+        shown = self.get_serializer(row).data if self.may_read else {"id": str(row.pk)}
+        return Response({**shown, **more}, status_code)
+
+    @property
     def by(self) -> dict[str, Any]:
         """Whose row, and who acts: what every service is told."""
         return {"organization": self.organization, "actor": self.actor}
@@ -241,10 +253,7 @@ class Adding(mixins.CreateModelMixin):
         if self.parent_model is not None:
             values[self.parent_field] = self.parent
         row, is_new = self.perform_create(values)
-        return Response(
-            self.get_serializer(row).data,
-            status.HTTP_201_CREATED if is_new else status.HTTP_200_OK,
-        )
+        return self.answered(row, status.HTTP_201_CREATED if is_new else status.HTTP_200_OK)
 
     def perform_create(self: Any, values: dict[str, Any]) -> tuple[Any, bool]:  # type: ignore[override]
         return self.records.create(values=values, **self.by), True
@@ -256,8 +265,7 @@ class Changing(mixins.UpdateModelMixin):
         row = self.get_object()
         serializer = self.get_serializer(row, data=request.data, partial=is_partial)
         serializer.is_valid(raise_exception=True)
-        row = self.records.update(row, values=serializer.values(), **self.by)
-        return Response(self.get_serializer(row).data)
+        return self.answered(self.records.update(row, values=serializer.values(), **self.by))
 
 
 class Trashing(mixins.DestroyModelMixin):
@@ -271,7 +279,7 @@ class Trashing(mixins.DestroyModelMixin):
         """With all that was deleted with it. A live row stays as it is."""
         rows = self.as_rows(self.get_object())
         self.records.restore(rows, **self.by)
-        return Response(self.get_serializer(self.get_object()).data)
+        return self.answered(self.get_object())
 
 
 class RecordViewSet(Listing, mixins.RetrieveModelMixin, Adding, Changing, Trashing, TenantViewSet):
@@ -332,7 +340,7 @@ class ApiKeyViewSet(RecordViewSet):
         serializer: Any = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         key, secret = issue_key(**serializer.values(), **self.by)
-        return Response({**self.get_serializer(key).data, "key": secret}, status.HTTP_201_CREATED)
+        return self.answered(key, status.HTTP_201_CREATED, key=secret)
 
     @extend_schema(request=None)
     @action(detail=True, methods=["post"])
@@ -344,7 +352,7 @@ class ApiKeyViewSet(RecordViewSet):
         key = self.get_object()
         if key.revoked_at is None:
             key = revoke_key(key, **self.by)
-        return Response(self.get_serializer(key).data)
+        return self.answered(key)
 
 
 class UserViewSet(RecordViewSet):

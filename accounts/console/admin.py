@@ -110,6 +110,7 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
     resource: str
     records: Records[Any]
     can_purge = True
+    for_good = FOR_GOOD
     shows_related = False
 
     form = TenantForm
@@ -353,7 +354,7 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
 
     def purge_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         allowed = self.has_purge_permission
-        return self._verb_view(request, object_id, allowed, self.records.purge, FOR_GOOD)
+        return self._verb_view(request, object_id, allowed, self.records.purge, self.for_good)
 
     def _verb_view(
         self,
@@ -440,7 +441,7 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
 
     @action(description="Delete for good", permissions=["purge"])
     def purge_selected(self, request: HttpRequest, rows: Any) -> Any:
-        return self._ask_first(request, rows, "purge_selected", self.records.purge, FOR_GOOD)
+        return self._ask_first(request, rows, "purge_selected", self.records.purge, self.for_good)
 
     def _ask_first(
         self,

@@ -12,8 +12,9 @@ from accounts.actors import Actor
 from accounts.errors import Forbidden, Invalid, named_violations
 from accounts.models import Member, Organization
 from accounts.organization_settings import check_settings
-from accounts.roles import MANAGE_ROLES, Role
+from accounts.roles import SET_RETENTION, Role
 from accounts.services.audit import record_event
+from accounts.services.authority import an_owner_stays, may_act_on, may_give_role
 from accounts.services.records import Counts, Records
 
 
@@ -26,6 +27,17 @@ class OrganizationRecords(Records[Organization]):
         if "settings" in changed:
             check_settings(record.settings)
         return changed
+
+    def before_update(
+        self, record: Organization, values: Any, *, organization: Organization, actor: Actor
+    ) -> None:
+        before, after = record.settings, values.get("settings", record.settings)
+        is_other = after.get("retention", {}) != before.get("retention", {})
+        if is_other and not actor.may(SET_RETENTION):
+            raise Forbidden(
+                f"What settings.retention says is deleted by itself: changing it needs the "
+                f"permission {SET_RETENTION}."
+            )
 
     def create(  # type: ignore[override]
         self, *, organization: None = None, actor: Actor, values: Mapping[str, Any]
@@ -65,31 +77,44 @@ class MemberRecords(Records[Member]):
         return changed
 
     def create_many(self, *, actor: Actor, rows: Any, **kwargs: Any) -> list[Member]:
-        gives_roles = any(values.get("role", Role.VIEWER) != Role.VIEWER for values in rows)
-        if gives_roles and not actor.may(MANAGE_ROLES):
-            raise Forbidden("Only who manages roles may give one.")
+        for values in rows:
+            may_give_role(actor, values.get("role", Role.VIEWER))
         return super().create_many(actor=actor, rows=[_cleaned(v) for v in rows], **kwargs)
 
-    def update(self, record: Member, *, actor: Actor, values: Any, **kwargs: Any) -> Member:
-        values = _cleaned(values)
-        # The row is asked: a form has put the new values into `record` already.
-        now = None if actor.may(MANAGE_ROLES) else Member.objects.filter(pk=record.pk).first()
-        if now is not None:
-            if values.get("role", now.role) != now.role:
-                raise Forbidden("Only who manages roles may give or take one.")
-            # Whoever sets a password, or the address it is recovered by, has the role as well.
-            signs_in_anew = "password" in values or any(
-                values.get(name, getattr(now, name)) != getattr(now, name)
-                for name in ("email", "is_active", "is_staff")
+    def update(
+        self, record: Member, *, organization: Organization, actor: Actor, values: Any
+    ) -> Member:
+        with an_owner_stays(organization):
+            return super().update(
+                record, organization=organization, actor=actor, values=_cleaned(values)
             )
-            if signs_in_anew and now.role != Role.VIEWER:
-                raise Forbidden("Only who manages roles may change how this member signs in.")
-        return super().update(record, actor=actor, values=values, **kwargs)
 
-    def delete(self, rows: Any, *, actor: Actor, **kwargs: Any) -> Counts:
-        if not actor.may(MANAGE_ROLES) and rows.exclude(role=Role.VIEWER).exists():
-            raise Forbidden("Only who manages roles may delete a member who has one.")
-        return super().delete(rows, actor=actor, **kwargs)
+    def before_update(
+        self, record: Member, values: Any, *, organization: Organization, actor: Actor
+    ) -> None:
+        if record.pk == actor.id and values.keys() == {"password"}:
+            return  # one's own
+        may_act_on(actor, record)
+        if "role" in values:
+            may_give_role(actor, values["role"])
+        # Whoever sets a password, or the address that it goes with, has the role as well.
+        if values.keys() & {"role", *_SIGN_IN}:
+            may_give_role(actor, record.role)
+
+    def before_move(self, rows: Any, *, organization: Organization, actor: Actor) -> None:
+        for role in rows.order_by().values_list("role", flat=True).distinct():
+            may_give_role(actor, role)
+
+    def delete(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
+        with an_owner_stays(organization):
+            return super().delete(rows, organization=organization, actor=actor)
+
+    def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
+        with an_owner_stays(organization):
+            return super().purge(rows, organization=organization, actor=actor)
+
+
+_SIGN_IN = ("password", "email", "is_active", "is_staff")
 
 
 def _cleaned(values: Mapping[str, Any]) -> Mapping[str, Any]:

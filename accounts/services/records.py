@@ -43,6 +43,11 @@ class Records(Generic[M]):
         """Sets the columns that follow from `changed` ones; returns all names to write."""
         return changed
 
+    def before_update(
+        self, record: M, values: Mapping[str, Any], *, organization: Organization, actor: Actor
+    ) -> None:
+        """Refuses what `actor` may not do. `record` is locked and as it was; `values` differ."""
+
     def after_update(self, record: M, changed: frozenset[str]) -> None:
         """Carries a change on to rows that repeat it, in the same transaction."""
 
@@ -98,6 +103,8 @@ class Records(Generic[M]):
                 return locked
             if {"organization", "organization_id"} & changes.keys():
                 raise Invalid("A row stays in its organization.", field="organization")
+            told = {name: values[name] for name in changes}
+            self.before_update(locked, told, organization=organization, actor=actor)
             for name in changes:
                 setattr(locked, name, values[name])
             now = timezone.now()

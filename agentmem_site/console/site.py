@@ -3,7 +3,9 @@ from functools import update_wrapper
 from typing import Any
 from uuid import UUID
 
+from django import forms
 from django.contrib.admin.views.autocomplete import AutocompleteJsonView
+from django.contrib.auth import authenticate
 from django.contrib.auth.views import PasswordChangeView
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -13,14 +15,15 @@ from django.urls import URLPattern, path, reverse
 from unfold.dataclasses import SearchResult
 from unfold.forms import AdminOwnPasswordChangeForm, AuthenticationForm
 from unfold.sites import UnfoldAdminSite
+from unfold.widgets import UnfoldAdminTextInputWidget
 
-from accounts.access import member_actor
+from accounts.access import PLATFORM, as_address, member_actor
 from accounts.actors import Actor
 from accounts.console import TenantAdmin, show
 from accounts.console.context import actor_of, context_of, from_here, member_of, parsed_id
 from accounts.models import Member
 from accounts.services.organizations import members
-from accounts.services.sign_in import may_sign_in, note_sign_in
+from accounts.services.sign_in import SeveralFit, may_sign_in, note_sign_in
 from agentmem_site.console.dashboard import dashboard
 from agentmem_site.console.navigation import sidebar
 from agentmem_site.console.trash import trash_lists
@@ -28,9 +31,30 @@ from agentmem_site.console.upload import load_upload, upload_form
 
 
 class SignInForm(AuthenticationForm):
-    def confirm_login_allowed(self, user: Any) -> None:
-        if not may_sign_in(user):
+    organization = forms.CharField(
+        required=False,
+        help_text=f"Its short name, as in commands; {PLATFORM} is the platform.",
+        # (It stands before the form that it belongs to.)
+        widget=UnfoldAdminTextInputWidget(attrs={"form": "login-form"}),
+    )
+
+    def clean(self) -> Any:
+        given = self.cleaned_data
+        if not (given.get("username") and given.get("password")):
+            return given
+        try:
+            self.user_cache = authenticate(self.request, **given)
+        except SeveralFit as several:
+            self.add_error("organization", str(several))
+            return given
+        if self.user_cache is None:
             raise self.get_invalid_login_error()
+        return given
+
+    @property
+    def asks_organization(self) -> bool:
+        """Only of whom it must: who is of one organization need not know its short name."""
+        return "organization" in self.errors or bool(self.data.get("organization"))
 
 
 class OwnPasswordForm(AdminOwnPasswordChangeForm):
@@ -122,12 +146,17 @@ class ConsoleSite(UnfoldAdminSite):
     def login(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         response = super().login(request, extra_context)
         if request.method == "POST":
-            email = request.POST.get("username", "")[:254]
+            email = as_address(request.POST.get("username", "")[:254])
             succeeded = isinstance(response, HttpResponseRedirect)
             actor = Actor(kind="member", name=email)
             if succeeded:
                 actor = member_actor(member_of(request))
-            note_sign_in(email=email, succeeded=succeeded, actor=from_here(actor, request))
+            note_sign_in(
+                email=email,
+                slug=request.POST.get("organization", "").replace("\0", ""),
+                succeeded=succeeded,
+                actor=from_here(actor, request),
+            )
         return response
 
     def password_change(self, request: HttpRequest, extra_context: Any = None) -> HttpResponseBase:

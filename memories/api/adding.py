@@ -21,6 +21,9 @@ from memories.services.adding import MAX_ITEMS, Added, add_memories
 
 MAX_BATCH_BYTES = 16 * 1024 * 1024  # 1,000 vectors as decimal numbers are 8 MB
 EMBED = ("now", "later")
+# An id, or the word duplicate, would tell a guesser what somebody said.
+UNREAD: dict[str, Any] = {"id": None, "status": "stored"}
+UNREAD_SAID = '`status` is "stored" and `id` null, whether it was there before or not'
 
 
 class NameField(serializers.CharField):
@@ -62,7 +65,7 @@ class NewMemorySerializer(BatchMemorySerializer):
         default="now",
         help_text="`later`: a worker makes the vector; the memory is found by its words until then",
     )
-    status: Any = serializers.ChoiceField(["created", "duplicate"], read_only=True)
+    status: Any = serializers.ChoiceField(["created", "duplicate", "stored"], read_only=True)
     embedded = serializers.BooleanField(read_only=True, help_text="It has its vector.")
 
     class Meta(MemorySerializer.Meta):
@@ -82,7 +85,7 @@ class FaultSerializer(Strict):
 
 class AddedSerializer(Strict):
     index = serializers.IntegerField(help_text="Its place in `memories`, from 0.")
-    status = serializers.ChoiceField(["created", "duplicate", "rejected"])
+    status = serializers.ChoiceField(["created", "duplicate", "stored", "rejected"])
     id = serializers.UUIDField(
         allow_null=True, help_text="Of a duplicate, that of the memory that is there."
     )
@@ -111,6 +114,7 @@ class MemoryBatchViewSet(TenantViewSet):
     parser_classes = [UnreadJSONParser]
     max_body_bytes = MAX_BATCH_BYTES
     late_actions = ("create",)
+    unread = f"{UNREAD_SAID}; and they are counted as `stored`"
 
     @extend_schema(
         operation_id="memories_batch_create",
@@ -137,7 +141,8 @@ class MemoryBatchViewSet(TenantViewSet):
         body = request.data if isinstance(request.data, bytes) else b"{}"
         items, embed = self._checked(body.removeprefix(BOM_UTF8))
         added = add_memories(items=items, embed=embed, **self.by)
-        return HttpResponse(_answer(added), content_type="application/json")
+        told = _answer(added) if self.may_read else _unread_answer(added)
+        return HttpResponse(msgspec.json.encode(told), content_type="application/json")
 
     def _checked(self, body: bytes) -> tuple[Sequence[bytes], Any]:
         """The items, unread, and whether to embed them now. What holds them is read strictly."""
@@ -157,7 +162,7 @@ class MemoryBatchViewSet(TenantViewSet):
         return [bytes(item) for item in items], shape.validated_data["embed"]
 
 
-def _answer(added: Sequence[Added]) -> bytes:
+def _answer(added: Sequence[Added]) -> dict[str, Any]:
     count = dict.fromkeys(("created", "duplicate", "rejected"), 0)
     results = []
     for one in added:
@@ -166,12 +171,21 @@ def _answer(added: Sequence[Added]) -> bytes:
         if one.error:
             result["error"] = one.error
         results.append(result)
-    return msgspec.json.encode(
-        {
-            "results": results,
-            "created": count["created"],
-            "duplicates": count["duplicate"],
-            "rejected": count["rejected"],
-            "embedded": all(one.is_embedded for one in added if one.status == "created"),
-        }
-    )
+    return {
+        "results": results,
+        "created": count["created"],
+        "duplicates": count["duplicate"],
+        "rejected": count["rejected"],
+        "embedded": all(one.is_embedded for one in added if one.status == "created"),
+    }
+
+
+def _unread_answer(added: Sequence[Added]) -> dict[str, Any]:
+    results = [
+        {"index": one.index, "status": "rejected", "id": None, "error": one.error}
+        if one.error
+        else {"index": one.index, **UNREAD}
+        for one in added
+    ]
+    rejected = sum(one.error is not None for one in added)
+    return {"results": results, "stored": len(added) - rejected, "rejected": rejected}

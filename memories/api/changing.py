@@ -9,6 +9,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from accounts.api.fields import JsonObject, Moment, Real
+from accounts.api.permissions import require
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
 from accounts.roles import permission
@@ -106,13 +107,14 @@ _COUNTS: dict[str, Any] = {
 }
 _SAMPLE = MemorySerializer(
     many=True,
-    help_text="In a preview: some of them, as they are now, for a key that holds memory:read.",
+    help_text="In a preview: some of them, as they are now.",
 )
 
 
 class _BulkViewSet(TenantViewSet):
     tag = "Memories"
     model = Memory
+    resource = "memory"
     has_trash = False
     natural_key = ""
 
@@ -122,14 +124,11 @@ class _BulkViewSet(TenantViewSet):
         return body, dict(body.validated_data)
 
     def sample_of(self, done: Changed) -> list[Any]:
-        # A filter chooses it: by previews a key that only writes would read everything.
-        if not self.actor.may(permission("memory", "read")):
-            return []
         return list(MemorySerializer(done.sample, many=True).data)
 
 
 class MemoryBulkUpdateViewSet(_BulkViewSet):
-    scope = permission("memory", "write")
+    also = (permission("memory", "read"),)  # a filter with its counts is a question
 
     @extend_schema(
         operation_id="memories_batch_update",
@@ -155,7 +154,9 @@ class MemoryBulkUpdateViewSet(_BulkViewSet):
                 },
             )
         ],
-        description=f"Change many memories by filter; at most {MAX_ROWS:,} in a call, all or none.",
+        description=f"Change many memories by filter; at most {MAX_ROWS:,} in a call, all or none. "
+        "Needs `memory:write` and `memory:read`; and `memory:delete`, where memories would expire "
+        "sooner than now.",
     )
     @action(detail=False, methods=["post"], url_path="update")
     def update_many(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -210,13 +211,16 @@ class MemoryBulkDeleteViewSet(_BulkViewSet):
             )
         ],
         description="Move many memories to the trash, by filter or by id; at most "
-        f"{MAX_ROWS:,} in a call, all or none.",
+        f"{MAX_ROWS:,} in a call, all or none. Needs `memory:delete`; and `memory:read` for all "
+        "but the deletion of `ids`.",
     )
     @action(detail=False, methods=["post"], url_path="delete")
     def delete_many(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Move many memories to the trash."""
         body, values = self.checked(BulkDelete, request)
         unknown: list[str] = []
+        if values["preview"] or "ids" not in values:  # a filter with its counts is a question
+            require(self.actor, permission("memory", "read"))
         by = {**self.by, "is_preview": values["preview"]}
         if "ids" in values:
             done, unknown = delete_named_memories(values["ids"], **by)

@@ -11,6 +11,7 @@ from rest_framework.response import Response
 from accounts.api.fields import JsonObject, Real, ReferenceField, TextBytes
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
+from accounts.roles import permission
 from memories.api.serializers import MemorySerializer
 from memories.models import MAX_CONTENT_BYTES, Memory
 from memories.services.merging import MAX_REASON_LENGTH, merge_memories
@@ -47,6 +48,7 @@ class MemoryMergeViewSet(TenantViewSet):
     tag = "Memories"
     model = Memory
     resource = "memory"
+    also = (permission("memory", "delete"),)  # the other goes to the trash
     has_trash = False
     serializer_class = MemorySerializer
     body_class = MergeBody
@@ -84,4 +86,4 @@ class MemoryMergeViewSet(TenantViewSet):
         values = dict(body.validated_data)
         other, reason = values.pop("with"), values.pop("reason", "")
         memory = merge_memories(kept, other, values=values, reason=reason, **self.by)
-        return Response(self.get_serializer(memory).data)
+        return self.answered(memory)

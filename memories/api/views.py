@@ -11,7 +11,7 @@ from accounts.api.shapes import PageQuery
 from accounts.api.views import Listing, RecordViewSet, TenantViewSet
 from accounts.errors import NotFound
 from accounts.tenancy import tenant
-from memories.api.adding import NewMemorySerializer
+from memories.api.adding import UNREAD, UNREAD_SAID, NewMemorySerializer
 from memories.api.serializers import (
     AgentQuery,
     AgentSerializer,
@@ -90,12 +90,9 @@ class Attached(Listing, TenantViewSet):
         body = self.body_class(data=request.data, context=self.get_serializer_context())
         body.is_valid(raise_exception=True)
         row = body.validated_data[self.body_field]
-        is_new = not self.get_queryset().filter(pk=row.pk).exists()
+        is_there = self.may_read and self.get_queryset().filter(pk=row.pk).exists()
         type(self).attach(agent, row, **self.by)
-        return Response(
-            self.get_serializer(row).data,
-            status.HTTP_201_CREATED if is_new else status.HTTP_200_OK,
-        )
+        return self.answered(row, status.HTTP_200_OK if is_there else status.HTTP_201_CREATED)
 
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """It stays, unattached."""
@@ -144,6 +141,10 @@ class MemoryViewSet(RecordViewSet):
 
     late_actions = ("create",)
 
+    @property
+    def unread(self) -> str:  # type: ignore[override]
+        return UNREAD_SAID if self.action == "create" else super().unread
+
     @extend_schema(
         request=NewMemorySerializer,
         responses={201: NewMemorySerializer, 200: NewMemorySerializer},
@@ -167,11 +168,14 @@ class MemoryViewSet(RecordViewSet):
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """201 and the new memory; 200 and the one that is there, where the same speaker said the
-        same to the same agent and user before, or the external_id is there with the same words."""
+        same to the same agent and user before, or the external_id is there with the same words.
+        Who may not read memories is not told which it was."""
         shape = NewMemorySerializer(data=request.data, context=self.get_serializer_context())
         shape.is_valid(raise_exception=True)
         values = dict(shape.validated_data)
         added = add_memory(embed=values.pop("embed"), values=values, **self.by)
+        if not self.may_read:
+            return Response(UNREAD, status.HTTP_201_CREATED)
         with tenant(self.organization):
             memory = self.get_queryset().filter(pk=added.id).first()
             if memory is None:  # gone meanwhile

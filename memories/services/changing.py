@@ -20,10 +20,11 @@ from psycopg.types.json import Jsonb
 from accounts.actors import Actor
 from accounts.errors import Invalid, named_violations
 from accounts.models import Organization
+from accounts.roles import permission
 from accounts.services.audit import record_event
 from memories.models import Memory
 from memories.search.filters import MemoryFilter
-from memories.services.memories import memories
+from memories.services.memories import memories, refuse_to_expire
 
 MAX_ROWS = 100_000  # in one transaction
 SAMPLE_ROWS = 10
@@ -91,6 +92,7 @@ def update_memories(
     with transaction.atomic(), named_violations(Memory):
         matched = _bounded(rows.order_by().values("pk")[: MAX_ROWS + 1].count())
         differing = rows.filter(_differs(values))
+        _refuse_to_expire_any(rows, values, actor)
         if is_preview:
             return Changed(matched, differing.count(), _sample(differing))
         changed = _update(differing, values, organization, actor.id, timezone.now())
@@ -107,6 +109,14 @@ def update_memories(
                 },
             )
     return Changed(matched, changed, [])
+
+
+def _refuse_to_expire_any(rows: Any, values: Mapping[str, Any], actor: Actor) -> None:
+    moment = values.get("expires_at")
+    if moment is None or actor.may(permission("memory", "delete")):
+        return
+    if rows.filter(Q(expires_at=None) | Q(expires_at__gt=moment)).exists():
+        refuse_to_expire(actor)
 
 
 def delete_memories(

@@ -7,8 +7,10 @@ from uuid import UUID
 from django.db import transaction
 
 from accounts.actors import Actor, command_actor
+from accounts.errors import Forbidden
 from accounts.models import Organization
 from accounts.organization_settings import language_of
+from accounts.roles import permission
 from accounts.services.records import Counts, Records
 from memories.models import Memory, content_hash
 from memories.services.embedding import wake_worker
@@ -59,6 +61,18 @@ class MemoryRecords(Records[Memory]):
                     self.delete(expired.filter(pk__in=ids), organization=organization, actor=actor)
             return super().restore(rows, organization=organization, actor=actor)
 
+    def before_update(
+        self,
+        record: Memory,
+        values: Mapping[str, Any],
+        *,
+        organization: Organization,
+        actor: Actor,
+    ) -> None:
+        expires_at = values.get("expires_at")
+        if expires_at and (record.expires_at is None or expires_at < record.expires_at):
+            refuse_to_expire(actor)
+
     def create_many(
         self, *, organization: Organization, actor: Actor, rows: Sequence[Mapping[str, Any]]
     ) -> list[Memory]:
@@ -89,6 +103,15 @@ def _expired(organization: Organization | UUID) -> Any:
 def _key(said: Sequence[Any]) -> tuple[Any, ...]:
     content_hash, *whose = said
     return (bytes(content_hash), *whose)
+
+
+def refuse_to_expire(actor: Actor) -> None:
+    """A memory that expires sooner than it would have is deleted, then. Raises: Forbidden."""
+    if not actor.may(permission("memory", "delete")):
+        raise Forbidden(
+            "A memory would expire sooner than now: that deletes it, and takes memory:delete.",
+            field="expires_at",
+        )
 
 
 memories = MemoryRecords(Memory)

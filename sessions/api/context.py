@@ -11,7 +11,6 @@ from rest_framework.response import Response
 from accounts.api.fields import ReferenceField
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
-from accounts.errors import Forbidden
 from accounts.models import User
 from accounts.roles import permission
 from accounts.tenancy import tenant
@@ -25,7 +24,6 @@ from sessions.services.context import (
 )
 
 DEFAULT_TOKENS, MAX_TOKENS, MAX_QUERY_LENGTH, MAX_ROWS = 4000, 1_000_000, 8000, 200
-_ALSO_NEEDED = (permission("agent", "read"), permission("session", "read"))
 
 
 class ContextBody(Strict):
@@ -93,6 +91,7 @@ class AgentContextViewSet(TenantViewSet):
     tag = "Agents"
     model = Agent
     scope = permission("memory", "read")
+    also = (permission("agent", "read"), permission("session", "read"))
     serializer_class = ContextBody
     late_actions = ("create",)
     parent_model = Agent
@@ -117,11 +116,7 @@ class AgentContextViewSet(TenantViewSet):
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """The system prompt and the blocks, then the best memories for the query, then the latest
         messages, as many as the budget holds, each whole; `left_out` names what did not fit. The
-        messages are the session's, or without one the agent's with the user. Needs agent:read and
-        session:read too."""
-        for scope in _ALSO_NEEDED:
-            if not self.actor.may(scope):
-                raise Forbidden(f"This key does not hold the scope {scope}.")
+        messages are the session's, or without one the agent's with the user."""
         body: Any = self.get_serializer(data=request.data)
         with tenant(self.organization):
             body.is_valid(raise_exception=True)

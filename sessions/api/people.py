@@ -7,8 +7,10 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.api.permissions import require
 from accounts.api.shapes import Query
 from accounts.api.views import UserViewSet
+from accounts.roles import permission
 from sessions.services.erasing import count_person, erase_person
 
 
@@ -38,14 +40,18 @@ class PeopleViewSet(UserViewSet):
         responses={200: Erased, 204: OpenApiResponse(description="It lies in the trash.")},
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Into the trash, with what hangs on it; or erased for good, also from there."""
+        """Into the trash, with what hangs on it; or erased for good, also from there. A preview
+        needs `user:read`, too."""
         asked = self.query.get("erase")
         if asked is None:
             return super().destroy(request, *args, **kwargs)
+        is_preview = asked == "preview"
+        if is_preview:  # a question
+            require(self.actor, permission("user", "read"))
         self.query["deleted"] = "include"
         user = self.get_object()
-        if asked == "preview":
+        if is_preview:
             rows = count_person(user, organization=self.organization)
         else:
             rows = erase_person(user, **self.by)
-        return Response({"erased": asked == "true", "rows": rows})
+        return Response({"erased": not is_preview, "rows": rows})

@@ -3,6 +3,7 @@
 It stands in this app as the uppermost that holds any of it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from accounts.actors import Actor
 from accounts.errors import Conflict, NotFound
 from accounts.models import AuditEvent, Organization, User
 from accounts.services.audit import record_event
+from accounts.services.records import Records
 from memories.models import AgentBlock, Block, Memory, MemoryHistory
 from sessions.models import Message, Run, Session
 
@@ -23,6 +25,38 @@ _FORGET_VECTORS = """
 DELETE FROM memories_cachedvector c WHERE c.organization_id = %s AND NOT EXISTS (
     SELECT FROM memories_memory m WHERE m.organization_id = %s AND m.hash = c.hash)
 """
+
+
+class PeopleRecords(Records[User]):
+    """Users whose deletion for good is erasure."""
+
+    def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
+        with transaction.atomic():
+            return _added(
+                erase_person(user, organization=organization, actor=actor)
+                for user in rows.for_organization(organization).order_by("pk")
+            )
+
+    def reach(
+        self, rows: Any, *, organization: Organization, at_most: int, for_good: bool = False
+    ) -> Counts:
+        if not for_good:
+            return super().reach(rows, organization=organization, at_most=at_most)
+        return _added(
+            count_person(user, organization=organization)
+            for user in rows.for_organization(organization)
+        )
+
+
+people = PeopleRecords(User)
+
+
+def _added(parts: Iterable[Counts]) -> Counts:
+    total: Counts = {}
+    for counts in parts:
+        for name, number in counts.items():
+            total[name] = total.get(name, 0) + number
+    return total
 
 
 def count_person(user: User, *, organization: Organization) -> Counts:

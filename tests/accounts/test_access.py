@@ -2,8 +2,10 @@
 
 import json
 import secrets
+from contextlib import nullcontext
 from datetime import timedelta
 from importlib import import_module
+from unittest import mock
 from uuid import UUID, uuid4
 
 import pytest
@@ -35,6 +37,7 @@ from tests.makers import TESTER, make_agent, make_key, make_member, make_memory,
 pytestmark = pytest.mark.django_db
 
 PASSWORD = "correct horse battery"
+ALL = frozenset(ALL_PERMISSIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +160,7 @@ def test_nobody_gives_a_scope_he_does_not_have(acme):
 
 def test_the_table_of_roles():
     everything = frozenset(ALL_PERMISSIONS)
-    assert len(everything) == 5 * 3 + 4
+    assert len(everything) == 5 * 3 + 5
     assert PERMISSIONS.keys() == set(Role)
     assert PERMISSIONS[Role.OWNER] == PERMISSIONS[Role.ADMIN] == everything
     reads = {f"{thing}:read" for thing in ("memory", "session", "agent", "user", "organization")}
@@ -219,44 +222,179 @@ def test_an_address_is_one(acme, email):
 def test_addresses_do_not_differ_by_case_alone(acme, globex):
     bob = make(acme, email=" Bob@ACME.example ")
     assert bob.email == "bob@acme.example"
-    for organization in (acme, globex):
-        with pytest.raises(Conflict, match="another member with this email") as caught:
-            make(organization, email="BOB@acme.example")
-        assert caught.value.field == "email"
+    with pytest.raises(Conflict, match="another member with this email") as caught:
+        make(acme, email="BOB@acme.example")
+    assert caught.value.field == "email"
     assert member_by_email("BOB@Acme.Example") == bob
-    assert Member.objects.get_by_natural_key("Bob@acme.example") == bob
+
+
+def test_an_address_is_a_members_in_each_of_several_organizations(acme, globex):
+    here, there = make(acme), make(globex, role="user")
+    assert (here.email, here.role) == ("bob@acme.example", "viewer")
+    assert member_by_email(here.email, slug="globex") == there
+    with pytest.raises(Conflict, match="is a member of several: say which, acme or globex"):
+        member_by_email(here.email)
+    with pytest.raises(NotFound, match=r"no active member 'bob@acme.example' of initech"):
+        member_by_email(here.email, slug="initech")
+    root = Member.objects.create_superuser(here.email, PASSWORD)
+    assert member_by_email(here.email, slug="-") == root
+    secret = mock.patch.dict("os.environ", {"DJANGO_SUPERUSER_PASSWORD": PASSWORD})
+    with secret, pytest.raises(CommandError, match="There is a platform superuser with this email"):
+        call_command("createsuperuser", "--no-input", email=here.email, name="Bob")
+
+
+HR = "members:manage"
+
+
+def key_actor(*permissions) -> Actor:
+    return Actor(kind="api_key", name="hr", permissions=frozenset({HR, *permissions}))
+
+
+def change(member, actor, **values) -> Member:
+    organization = member.organization
+    with tenant(organization):
+        return members.update(member, organization=organization, actor=actor, values=values)
 
 
 def test_giving_and_taking_roles_needs_the_permission(acme):
-    maker = Actor(kind="api_key", name="hr", permissions=frozenset({"members:manage"}))
+    maker = key_actor(*(ALL - {"roles:manage"}))
     bob = make(acme, actor=maker)
     assert bob.role == Role.VIEWER
-    with pytest.raises(Forbidden, match="Only who manages roles may give one"):
+    giving = "Only who manages roles may give or take one"
+    with pytest.raises(Forbidden, match=giving):
         make(acme, actor=maker, email="eve@acme.example", role="admin")
-
-    owner = make(acme, email="olga@acme.example", role="owner")
-
-    def change(member, actor=maker, **values):
-        with tenant(acme):
-            return members.update(member, organization=acme, actor=actor, values=values)
-
-    for member, role in ((bob, "admin"), (bob, "user"), (owner, "viewer"), (owner, "admin")):
-        with pytest.raises(Forbidden, match="Only who manages roles may give or take one"):
-            change(member, role=role)
+    clerk = make(acme, email="clara@acme.example", role="user")
+    for member, role in ((bob, "admin"), (bob, "user"), (clerk, "viewer"), (clerk, "admin")):
+        with pytest.raises(Forbidden, match=giving):
+            change(member, maker, role=role)
     # A form has changed the object before the service sees it.
     bob.role = "owner"
-    with pytest.raises(Forbidden):
-        change(bob, role="owner")
-    owner.email = "mine@acme.example"
-    with pytest.raises(Forbidden, match="how this member signs in"):
-        change(owner, email="mine@acme.example")
-    with pytest.raises(Forbidden, match="how this member signs in"):
-        change(owner, is_active=False)
-    with pytest.raises(Forbidden, match="may delete a member who has one"), tenant(acme):
-        rows = Member.objects.for_organization(acme).filter(pk=owner.pk)
+    with pytest.raises(Forbidden, match=giving):
+        change(bob, maker, role="owner")
+    for values in ({"email": "mine@acme.example"}, {"is_active": False}, {"password": PASSWORD}):
+        with pytest.raises(Forbidden, match=giving):
+            change(clerk, maker, **values)
+    with pytest.raises(Forbidden, match=giving), tenant(acme):
+        rows = Member.objects.for_organization(acme).filter(pk=clerk.pk)
         members.delete(rows, organization=acme, actor=maker)
-    assert change(bob, name="Robert", role="viewer").name == "Robert"  # the role it has
-    assert change(bob, actor=TESTER, role="admin").role == "admin"
+    assert change(clerk, maker, name="Clara").name == "Clara"  # he may do all that she may
+    assert change(bob, maker, name="Robert", role="viewer").name == "Robert"  # the role it has
+    assert change(bob, TESTER, role="admin").role == "admin"
+
+
+@pytest.mark.parametrize("role", Role.values)
+@pytest.mark.parametrize("more", [(), ("roles:manage",), PERMISSIONS["viewer"]], ids=len)
+def test_nobody_acts_on_a_member_who_may_do_more(acme, role, more):
+    """With the rights of each kind of caller, on a member of each role: what gains, is refused."""
+    make(acme, email="first@acme.example", role="owner")
+    member = make(acme, role=role)
+    actor = key_actor(*more)
+    may = PERMISSIONS[role] <= actor.permissions
+    rows = Member.objects.for_organization(acme).filter(pk=member.pk)
+    by = {"organization": acme, "actor": actor}
+    acts = {
+        "create": lambda: make(acme, actor=actor, email="new@acme.example", role=role),
+        "rename": lambda: change(member, actor, name="x"),
+        "password": lambda: change(member, actor, password="another horse battery"),
+        "address": lambda: change(member, actor, email="mine@acme.example"),
+        "inactive": lambda: change(member, actor, is_active=False),
+        "console": lambda: change(member, actor, is_staff=False),
+        "delete": lambda: members.delete(rows, **by),
+        "restore": lambda: members.restore(rows, **by),
+    }
+    for name, act in acts.items():
+        if name == "restore":
+            with tenant(acme):
+                members.delete(rows, organization=acme, actor=TESTER)
+        refusal = nullcontext() if may else pytest.raises(Forbidden)
+        with refusal, tenant(acme) if name in ("delete", "restore") else nullcontext():
+            act()
+    assert may == (role == "viewer" and more == PERMISSIONS["viewer"])
+
+
+def test_ones_own_password_needs_no_permission(acme):
+    clerk = make(acme, role="user")
+    changed = change(clerk, member_actor(clerk), password="another horse battery")
+    assert changed.check_password("another horse battery")
+    with pytest.raises(Forbidden):
+        change(clerk, member_actor(clerk), password=PASSWORD, role="admin")
+
+
+@pytest.mark.parametrize(
+    "lost", [{"is_active": False}, {"is_staff": False}, {"role": "admin"}, {}], ids=str
+)
+def test_the_last_active_owner_stays(acme, lost):
+    owner = make(acme, role="owner")
+    make(acme, email="idle@acme.example", role="owner", is_active=False)
+    rows = Member.objects.for_organization(acme).filter(pk=owner.pk)
+
+    def lose():
+        if lost:
+            return change(owner, TESTER, **lost)
+        with tenant(acme):
+            return members.delete(rows, organization=acme, actor=TESTER)
+
+    with pytest.raises(Conflict, match="This is the last active owner: make another") as caught:
+        lose()
+    assert caught.value.code == "last_owner"
+    owner.refresh_from_db()
+    assert (owner.is_deleted, owner.is_active, owner.role) == (False, True, "owner")
+    assert change(owner, TESTER, name="Olga", password="another horse battery").name == "Olga"
+    make(acme, email="next@acme.example", role="owner")
+    assert lose()
+
+
+# -- keys of members ------------------------------------------------------------------------------
+
+
+def test_a_members_key_opens_what_the_role_allows_now(acme):
+    ann = make(acme, role="admin")
+    _, secret = issue(acme, scopes=["memory:read", "memory:delete"], member=ann)
+    assert authenticate_key(secret).actor.permissions == {"memory:read", "memory:delete"}
+    change(ann, TESTER, role="viewer")
+    assert authenticate_key(secret).actor.permissions == {"memory:read"}
+    change(ann, TESTER, role="admin")
+    assert authenticate_key(secret).actor.may("memory:delete")
+    change(ann, TESTER, role="user")
+    change(ann, TESTER, is_active=False)
+    assert authenticate_key(secret) is None
+    change(ann, TESTER, is_active=True)
+    assert authenticate_key(secret)
+    with tenant(acme):
+        rows = Member.objects.for_organization(acme).filter(pk=ann.pk)
+        members.delete(rows, organization=acme, actor=TESTER)
+    assert authenticate_key(secret) is None
+
+
+def test_a_members_key_is_issued_within_the_role(acme):
+    vera = make(acme)
+    refused = r"what its member's role \(viewer\) allows, which is not: memory:write\."
+    with pytest.raises(Forbidden, match=refused):
+        issue(acme, scopes=["memory:read", "memory:write"], member=vera)
+    assert issue(acme, member=vera)
+
+
+def test_nobody_acts_on_a_key_that_opens_more(acme):
+    key, _ = issue(acme, scopes=["memory:read", "memory:delete"])
+    rows = ApiKey.objects.for_organization(acme).filter(pk=key.pk)
+    clerk = Actor(kind="api_key", name="c", permissions=frozenset({"keys:manage", "memory:read"}))
+    by = {"organization": acme, "actor": clerk}
+    acts = (
+        lambda: api_keys.update(key, values={"name": "mine"}, **by),
+        lambda: revoke_key(key, **by),
+        lambda: api_keys.delete(rows, **by),
+        lambda: api_keys.restore(rows, **by),
+    )
+    for act in acts:
+        if act is acts[-1]:
+            with tenant(acme):
+                api_keys.delete(rows, organization=acme, actor=TESTER)
+        refused = "This key allows what you may not do: memory:delete."
+        with pytest.raises(Forbidden, match=refused), tenant(acme):
+            act()
+    own, _ = issue(acme, scopes=["memory:read"])
+    with tenant(acme):
+        assert revoke_key(own, **by).revoked_at
 
 
 def test_nobody_is_moved_to_another_organization(acme, globex):
@@ -388,8 +526,29 @@ def test_create_member_refuses_in_one_line(manage, alice, globex):
     assert (code, out, err.startswith(nowhere)) == (1, "", True)
     taken = "CommandError: There is another member with this email, perhaps in the trash.\n"
     assert run("alice@acme.example", "acme") == (1, "", taken)
-    assert run("ALICE@acme.example", "globex") == (1, "", taken)
+    code, out, _ = run("ALICE@acme.example", "globex")  # who tells nobody of acme
+    assert (code, len(out.splitlines())) == (0, 1)
     assert run("nobody", "acme") == (1, "", "CommandError: Enter a valid email address.\n")
+
+
+def test_changepassword_asks_whose_where_several_have_the_address(manage, acme, globex):
+    here, there = make(acme), make(globex)
+    asked = mock.patch(
+        "accounts.management.commands.changepassword.getpass",
+        side_effect=["short", "short", "one horse battery", "another", *["a new pass phrase"] * 2],
+    )
+    told = "CommandError: 'bob@acme.example' is a member of several: say which, acme or globex.\n"
+    assert manage("changepassword", "bob@acme.example") == (1, "", told)
+    with asked:
+        code, out, err = manage("changepassword", "BOB@acme.example", "--organization=globex")
+    assert (code, out) == (0, "The password of bob@acme.example is changed.\n")
+    assert "at least 12 characters" in err
+    assert "The two passwords are not the same." in err
+    here.refresh_from_db()
+    there.refresh_from_db()
+    assert here.check_password(PASSWORD)
+    assert there.check_password("a new pass phrase")
+    assert [e.actor_name for e in events(globex) if e.action == "updated"] == ["changepassword"]
 
 
 def test_create_api_key_prints_a_key_that_opens(manage, acme):

@@ -229,7 +229,7 @@ def test_unknown_users_and_agents_are_made_by_those_who_may(api, acme):
 
 def test_whoever_may_not_add_users_names_those_that_are_there(acme):
     make_agent(acme, external_id="barista")
-    client = client_with(make_key(acme, ["memory:write", "agent:write"]))
+    client = client_with(make_key(acme, ["memory:read", "memory:write", "agent:write"]))
     refused, known, made = batch(
         client,
         {"content": "1", "user_id": "bob", "agent_id": "not-made"},

@@ -242,7 +242,7 @@ def test_a_line_too_long_is_rejected_and_the_others_read_on(api, acme):
 
 def test_a_key_that_may_not_add_agents_adds_none_by_naming_them(acme):
     make_user(acme, external_id="ann")
-    writer = client_with(make_key(acme, ["memory:write", "user:write"]))
+    writer = client_with(make_key(acme, ["memory:read", "memory:write", "user:write"]))
     body = lines(
         {"content": "One.", "user_id": "new"},
         {"content": "Two.", "agent_id": "new"},

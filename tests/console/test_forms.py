@@ -325,4 +325,4 @@ def test_the_rows_picked_in_a_list_go_to_the_trash_and_back_and_away(console, ac
     console.post(trash, one)
     with tenant(acme):
         assert User.objects.for_organization(acme).count() == 2
-        assert AuditEvent.objects.for_organization(acme).filter(action="purged").count() == 1
+        assert AuditEvent.objects.for_organization(acme).filter(action="erased").count() == 1

@@ -4,6 +4,8 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
+from django.contrib.auth.hashers import MD5PasswordHasher
+from django.db import OperationalError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -18,6 +20,7 @@ from memories.models import Agent, EmbedVisit, Memory
 from memories.services import embed_progress
 from memories.services.embed_worker import EmbedWorker
 from sessions.models import Message, Run, Session
+from tests.console.cases import CASES
 from tests.console.conftest import PASSWORD, signed_in
 from tests.console.test_pages import MODELS, names, url
 from tests.makers import (
@@ -56,6 +59,139 @@ def test_signing_in_is_noted_in_the_organizations_log(acme, alice):
             ("success", alice.email, alice.pk, "127.0.0.1", "A browser"),
             ("failure", alice.email, alice.pk, "127.0.0.1", "A browser"),
         ]
+
+
+def signs_in(acme):
+    with tenant(acme):
+        events = AuditEvent.objects.for_organization(acme).filter(action="signed_in")
+        return list(events.order_by("created_at").values_list("status", "resource_id"))
+
+
+def test_an_address_in_another_case_is_noted_in_its_organizations_log(acme, alice):
+    _, page = sign_in(f" {alice.email.upper()} ")
+    assert page.url == reverse("admin:index")
+    sign_in(alice.email.title(), "wrong")
+    assert signs_in(acme) == [("success", alice.pk), ("failure", alice.pk)]
+
+
+@pytest.mark.parametrize("field", ["username", "password", "organization"])
+def test_a_nul_is_refused_like_any_wrong_value(field, alice):
+    form = {"username": alice.email, "password": PASSWORD, field: "a\0b"}
+    page = Client(headers={"User-Agent": "a\0b"}).post(reverse("admin:login"), form)
+    assert page.status_code == 200
+    assert "Null characters are not allowed." in page.content.decode()
+
+
+def test_a_cookie_that_is_no_session_of_ours_is_none(db):
+    client = Client()
+    client.cookies["sessionid"] = "\0abcdefghijklmn"
+    assert client.get(reverse("admin:index")).url.startswith(reverse("admin:login"))
+
+
+def test_who_is_of_two_organizations_enters_by_the_password_or_says_which(acme, globex, alice):
+    by = {"organization": globex, "actor": TESTER}
+    values = {"email": alice.email, "role": "viewer", "password": "another horse battery"}
+    with tenant(globex):
+        there = members.create(values=values, **by)
+    client, page = sign_in(alice.email, "another horse battery")
+    assert page.url == reverse("admin:index")
+    assert client.session["_auth_user_id"] == str(there.pk)
+    _, page = sign_in(alice.email, "wrong")
+    assert signs_in(acme) == [("failure", alice.pk)]
+    assert signs_in(globex) == [("success", there.pk), ("failure", there.pk)]
+    assert 'name="organization"' not in page.content.decode()
+
+    with tenant(globex):
+        members.update(there, values={"password": PASSWORD}, **by)
+    _, page = sign_in(alice.email)
+    html = page.content.decode()
+    assert "those of several organizations: name the one to open" in html
+    assert 'name="organization"' in html
+    form = {"username": alice.email, "password": PASSWORD}
+    for slug, member in (("globex", there), ("acme", alice)):
+        client = Client()
+        page = client.post(reverse("admin:login"), {**form, "organization": slug})
+        assert page.url == reverse("admin:index")
+        assert client.session["_auth_user_id"] == str(member.pk)
+    page = Client().post(reverse("admin:login"), {**form, "organization": "initech"})
+    assert "correct email and password" in page.content.decode()
+    assert 'name="organization"' in page.content.decode()
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_an_unknown_address_takes_as_long_as_a_known_one(rows, alice, monkeypatch):
+    hashed = []
+    encode = MD5PasswordHasher.encode
+    monkeypatch.setattr(
+        MD5PasswordHasher, "encode", lambda *args: hashed.append(1) or encode(*args)
+    )
+    sign_in(alice.email if rows else "nobody@example.org", "wrong")
+    assert len(hashed) == 1
+
+
+_FULL = """
+CREATE TEMPORARY TABLE {0} (LIKE {0} INCLUDING DEFAULTS);
+INSERT INTO {0} SELECT * FROM public.{0};
+CREATE FUNCTION pg_temp.full() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'could not extend file "base/16384/16385": No space left on device'
+        USING ERRCODE = '53100';
+END $$;
+CREATE TRIGGER full_disk BEFORE {1} ON pg_temp.{0} FOR EACH ROW EXECUTE FUNCTION pg_temp.full()
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "verb"),
+    [
+        ("accounts_auditevent", "INSERT"),
+        ("django_session", "INSERT"),
+        ("accounts_member", "UPDATE"),
+    ],
+)
+def test_signing_in_says_that_the_disk_is_full(table, verb, alice):
+    """(A table of the session's own stands before the one of its name.)"""
+    with connection.cursor() as cursor:
+        cursor.execute(_FULL.format(table, verb))
+    client, page = sign_in(alice.email)
+    assert_unavailable(page, "disk is full", "30")
+    assert "sessionid" not in client.cookies
+
+
+@pytest.fixture
+def read_only(console, alice):
+    point = transaction.savepoint()
+    with connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION READ ONLY")
+    yield
+    transaction.savepoint_rollback(point)
+
+
+def test_signing_in_says_that_the_database_is_read_only(read_only, alice):
+    _, page = sign_in(alice.email)
+    assert_unavailable(page, "read-only", "5")
+
+
+def test_saving_says_that_the_database_is_read_only(read_only, console):
+    page = console.post(url(Agent, "add"), CASES[Agent].form)
+    assert_unavailable(page, "read-only", "5")
+
+
+@pytest.mark.parametrize("page", ["index", "trash", "upload", "memories_agent_changelist"])
+def test_every_page_says_that_the_database_is_away(page, console, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OperationalError("server closed the connection at /var/run/secret")
+
+    with connection.execute_wrapper(fail):
+        answer = console.get(reverse(f"admin:{page}"))
+    assert_unavailable(answer, "cannot answer right now", "1")
+    assert "secret" not in answer.content.decode()
+
+
+def assert_unavailable(page, words, wait):
+    assert (page.status_code, page["Retry-After"]) == (503, wait)
+    assert page["Content-Type"].startswith("text/html")
+    assert words in page.content.decode()
 
 
 def test_a_stranger_and_a_superuser_are_noted_in_no_organizations_log(root, acme):

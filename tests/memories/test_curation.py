@@ -577,18 +577,68 @@ def test_deleting_many_wants_the_scope_of_deleting(acme, shelf):
 @pytest.mark.parametrize(
     ("verb", "scope"), [("update", "memory:write"), ("delete", "memory:delete")]
 )
-def test_a_preview_shows_memories_to_those_who_may_read_them(acme, shelf, verb, scope):
-    body = {"filter": {"user_id": "ann"}, "preview": True}
-    if verb == "update":
-        body["set"] = {"importance": 1}
-    blind = client_with(make_key(acme, [scope])).post(f"memories/batch/{verb}", body)
-    reader = client_with(make_key(acme, [scope, "memory:read"])).post(
-        f"memories/batch/{verb}", body
+def test_a_filter_is_a_question_and_wants_the_scope_of_reading(acme, shelf, verb, scope):
+    to_set = {"set": {"importance": 1}} if verb == "update" else {}
+    blind = client_with(make_key(acme, [scope]))
+    reader = client_with(make_key(acme, [scope, "memory:read"]))
+    for which in ({"filter": {"user_id": "ann"}}, {"all": True}):
+        for preview in ({"preview": True}, {}):
+            body = {**which, **to_set, **preview}
+            assert refused(blind.post(f"memories/batch/{verb}", body), 403) == (
+                "This key does not hold the scope memory:read."
+            )
+            done = reader.post(f"memories/batch/{verb}", body)
+            assert done.data["matched"] > 0
+            assert bool(done.data["sample"]) == bool(preview)
+
+
+def test_deleting_named_memories_asks_nothing_but_a_preview_does(acme, shelf):
+    blind = client_with(make_key(acme, ["memory:delete"]))
+    memory = make_memory(acme, external_id="gone")
+    body = {"ids": [str(memory.pk)]}
+    preview = blind.post("memories/batch/delete", {**body, "preview": True})
+    assert refused(preview, 403) == "This key does not hold the scope memory:read."
+    assert blind.post("memories/batch/delete", body).data["deleted"] == 1
+
+
+def test_letting_memories_expire_sooner_is_deleting_them(acme, shelf):
+    soon, later = "2026-01-01T00:00:00Z", "2100-01-01T00:00:00Z"
+    writer = client_with(make_key(acme, ["memory:read", "memory:write"]))
+    deleter = client_with(make_key(acme, ["memory:read", "memory:write", "memory:delete"]))
+    memory = make_memory(acme, content="Keeps.")
+    one = f"memories/{memory.pk}"
+
+    def change(client, moment):
+        return client.patch(one, {"expires_at": moment})
+
+    def change_many(client, moment, **more):
+        which = {"all": True, "set": {"expires_at": moment}, **more}
+        return client.post("memories/batch/update", which)
+
+    def replace(client, moment):
+        return client.put(one, {"content": "Keeps.", "expires_at": moment})
+
+    told = "A memory would expire sooner than now: that deletes it, and takes memory:delete."
+    for door in (change, change_many, replace):
+        assert refused(door(writer, soon), 403) == told
+    assert refused(change_many(writer, soon, preview=True), 403) == told
+    assert change(deleter, later).status_code == 200
+    for moment in ("2101-01-01T00:00:00Z", None):  # later, and never
+        assert change(writer, moment).status_code == 200
+    assert change_many(deleter, later).status_code == 200
+    assert change_many(writer, "2101-01-01T00:00:00Z").status_code == 200
+    assert refused(change(writer, later), 403) == told
+
+
+def test_merging_wants_the_scope_of_deleting(acme):
+    kept, other = make_memory(acme), make_memory(acme)
+    writer = client_with(make_key(acme, ["memory:read", "memory:write"]))
+    merge = f"memories/{kept.pk}/merge"
+    assert refused(writer.post(merge, {"with": str(other.pk)}), 403) == (
+        "This key does not hold the scope memory:delete."
     )
-    assert blind.status_code == reader.status_code == 200
-    assert blind.data["matched"] == reader.data["matched"] > 0
-    assert blind.data["sample"] == []
-    assert len(reader.data["sample"]) > 0
+    blind = client_with(make_key(acme, ["memory:write", "memory:delete"]))
+    assert blind.post(merge, {"with": str(other.pk)}).json() == {"id": str(kept.pk)}
 
 
 def test_keys_are_taken_as_they_are_written_blanks_too(api, acme):

@@ -9,6 +9,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from accounts.access import authenticate_key
+from accounts.console import show
 from accounts.models import AuditEvent, User
 from accounts.services.users import users
 from accounts.tenancy import platform, tenant
@@ -19,6 +20,8 @@ from memories.services.agents import attach_block
 from memories.services.memories import memories
 from sessions.models import Message, Session
 from tests.api.conftest import client_with
+from tests.console.conftest import signed_in
+from tests.console.test_pages import url
 from tests.makers import (
     TESTER,
     make_agent,
@@ -131,6 +134,25 @@ def test_nothing_of_an_erased_person_is_left_but_the_tombstone(acme, person):
         vectors = CachedVector.objects.for_organization(acme)
         hashes = set(Memory.objects.for_organization(acme).values_list("hash", flat=True))
         assert {bytes(v.hash) for v in vectors} == {bytes(h) for h in hashes}
+
+
+@pytest.mark.unguarded
+def test_deleting_a_user_for_good_in_the_console_is_erasing_them(acme, person, alice, settings):
+    settings.WHITENOISE_AUTOREFRESH = True
+    console = signed_in(alice)
+    console.post(url(User, "delete", person.pk))
+    page = console.get(url(User, "purge", person.pk)).content.decode()
+    assert "Everything of theirs goes" in page
+    # (One version more: the memory that lay in the trash with its user.)
+    rows = {**THEIRS, "memoryhistory": 6}
+    assert show.counted(rows, at_most=10**9) in page
+    assert tables_with(CANARY)
+    console.post(url(User, "purge", person.pk))
+    assert tables_with(CANARY) == []
+    assert tables_with(str(person.pk)) == ["accounts_auditevent"]
+    with tenant(acme):
+        event = AuditEvent.objects.for_organization(acme).get(action="erased")
+        assert (event.actor_id, event.changes) == (alice.pk, {"rows": rows})
 
 
 def test_a_preview_changes_nothing(acme, person):

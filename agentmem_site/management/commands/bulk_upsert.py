@@ -14,9 +14,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 from django.db import OperationalError
 
-from accounts.access import member_actor, member_by_email, organization_by_slug
+from accounts.access import PLATFORM, member_actor, member_by_email, organization_by_slug
 from accounts.actors import Actor, command_actor
-from accounts.errors import ServiceError
+from accounts.errors import NotFound, ServiceError
 from accounts.management.ending import (
     BAD_DATA,
     CANNOT_WRITE,
@@ -28,6 +28,7 @@ from accounts.management.ending import (
     TERMINATED,
     USAGE,
 )
+from accounts.models import Organization
 from accounts.roles import ALL_PERMISSIONS
 from agentmem_site.bulk.faults import Verdict, verdict
 from agentmem_site.bulk.readers import Source, UnreadableFile, open_source
@@ -135,7 +136,7 @@ class Command(BaseCommand):
         load_options = chosen_options(options)
         try:
             organization = organization_by_slug(_writable(options["organization"]))
-            actor = _actor(options["actor"] and _writable(options["actor"]))
+            actor = _actor(options["actor"] and _writable(options["actor"]), organization)
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
@@ -266,11 +267,15 @@ class Command(BaseCommand):
         raise CommandError(told, returncode=SOME_REJECTED)
 
 
-def _actor(email: str | None) -> Actor:
+def _actor(email: str | None, organization: Organization) -> Actor:
     """Whose name is stamped. The operator of the machine may do everything under it."""
     if not email:
         return command_actor("bulk_upsert")
-    return replace(member_actor(member_by_email(email)), permissions=frozenset(ALL_PERMISSIONS))
+    try:
+        member = member_by_email(email, slug=organization.slug)
+    except NotFound:  # a platform superuser may be the author, too
+        member = member_by_email(email, slug=PLATFORM)
+    return replace(member_actor(member), permissions=frozenset(ALL_PERMISSIONS))
 
 
 def _job(options: dict[str, Any]) -> str:

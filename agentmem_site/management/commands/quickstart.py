@@ -125,7 +125,8 @@ class Command(BaseCommand):
         if password:
             write(f"Sign in   {EMAIL}   password {password}   (shown this once)")
         else:
-            write(f"Sign in   {EMAIL}   (forgotten? {manage} changepassword {EMAIL})")
+            again = f"{manage} changepassword {EMAIL} --organization {SLUG}"
+            write(f"Sign in   {EMAIL}   (forgotten? {again})")
         write(f"API docs  {url}/api/docs/")
         if key:
             write(f"API key   {key}   (shown this once)")
