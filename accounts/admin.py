@@ -17,7 +17,7 @@ from unfold.widgets import (
 )
 
 from accounts.console import TenantAdmin, TenantForm, actor_of, show
-from accounts.console.admin import Words, change_words
+from accounts.console.admin import Words
 from accounts.console.context import member_of, parsed_id
 from accounts.console.lists import ExactTextFilter, typed
 from accounts.models import ApiKey, AuditEvent, Member, Organization, User
@@ -413,7 +413,7 @@ class AuditEventAdmin(TenantAdmin):
 
     @display(description="Changes")
     def words(self, obj: AuditEvent) -> Any:
-        return show.clipped(change_words(obj))
+        return show.clipped(show.change_words(obj.changes))
 
     @display(description="Changes")
     def changed(self, obj: AuditEvent) -> Any:

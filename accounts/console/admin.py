@@ -489,7 +489,7 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
             "original": obj,
             "object": obj,
             "page": page,
-            "events": [(event, change_words(event)) for event in page],
+            "events": [(event, show.change_words(event.changes)) for event in page],
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(request, self.object_history_template, context)
@@ -622,15 +622,3 @@ class LinkInline(ReferenceFields, TabularInline):
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
-
-
-def change_words(event: AuditEvent) -> str:
-    """What an event changed, in words: "status: active → inactive"."""
-    said = []
-    for name, change in (event.changes.get("fields") or {}).items():
-        label = name.replace("_", " ")
-        told = isinstance(change, list) and len(change) == 2
-        said.append(f"{label}: {change[0]} → {change[1]}" if told else label)
-    if isinstance(event.changes.get("rows"), dict):
-        said.append(show.counted(event.changes["rows"], at_most=10**9))
-    return ", ".join(said)

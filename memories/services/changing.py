@@ -104,7 +104,7 @@ def update_memories(
                 resource_type="memory",
                 changes={
                     "rows": {"memory": changed},
-                    "fields": sorted(values),
+                    "fields": dict.fromkeys(sorted(values)),
                     "filter": _named(narrowed),
                 },
             )

@@ -54,7 +54,7 @@ def export_memories(
                 actor=actor,
                 action="exported",
                 resource_type="memory",
-                changes={"rows": number, "vectors": with_vectors},
+                changes={"rows": {"memory": number}, "vectors": with_vectors},
                 status=status,
             )
 

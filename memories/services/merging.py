@@ -76,7 +76,7 @@ def merge_memories(
             action="merged",
             resource_type="memory",
             resource_id=kept.pk,
-            changes={"with": str(other.pk), "fields": sorted(changed)},
+            changes={"with": str(other.pk), "fields": dict.fromkeys(sorted(changed))},
         )
     return kept
 

@@ -59,7 +59,7 @@ def test_lines_are_what_the_loader_reads(acme, api, tmp_path):
     assert "id" not in lines[0]
     report = load(tmp_path, "memories", lines, preserve_timestamps=True)
     assert (report["read"], report["unchanged"]) == (2, 2)
-    assert event(acme) == ("success", {"rows": 2, "vectors": True})
+    assert event(acme) == ("success", {"rows": {"memory": 2}, "vectors": True})
 
 
 def test_vectors_come_if_asked_for(acme, api):
@@ -103,7 +103,7 @@ def test_all_pages_come_where_many_are_of_one_moment(acme, api, monkeypatch):
         make_memory(acme, content=f"m{number}", created_at=at)
     contents = [line["content"] for line in export(api)]
     assert sorted(contents) == sorted(f"m{n}" for n in range(10))
-    assert event(acme) == ("success", {"rows": 10, "vectors": False})
+    assert event(acme) == ("success", {"rows": {"memory": 10}, "vectors": False})
 
 
 def test_the_trash_and_other_organizations_stay_out(acme, globex, api):
@@ -157,7 +157,7 @@ def test_what_fails_on_the_way_does_not_look_complete(acme, api, tmp_path, monke
         next(stream)
     with pytest.raises(CommandError, match="line 1: error: Unknown field"):
         load(tmp_path, "memories", [last.rstrip()])
-    assert event(acme) == ("failure", {"rows": 2, "vectors": False})
+    assert event(acme) == ("failure", {"rows": {"memory": 2}, "vectors": False})
 
 
 def test_a_reader_who_leaves_is_noted(acme, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_reader_who_leaves_is_noted(acme, monkeypatch):
     lines = exporting.export_memories(rows, organization=acme, actor=TESTER, with_vectors=False)
     next(lines)
     lines.close()  # as the server does
-    assert event(acme) == ("failure", {"rows": 1, "vectors": False})
+    assert event(acme) == ("failure", {"rows": {"memory": 1}, "vectors": False})
 
 
 def test_reading_memories_is_needed(acme):
