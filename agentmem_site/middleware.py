@@ -1,13 +1,14 @@
-"""A request's id: taken from X-Request-Id when it is one, minted otherwise, always answered."""
+"""What holds for every request: its id, the limits of its statements, the console's policy."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
 from agentmem_site.db.ids import uuid7
+from agentmem_site.db.limits import limited
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -32,6 +33,8 @@ CONSOLE_POLICY = "; ".join(
 
 
 class RequestIdMiddleware:
+    """Taken from X-Request-Id when it is one, minted otherwise, always answered."""
+
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
@@ -45,6 +48,25 @@ class RequestIdMiddleware:
             current_request_id.reset(token)
         response["X-Request-Id"] = request.id  # type: ignore[attr-defined]
         return response
+
+
+class StatementLimitsMiddleware:
+    """No statement of a request runs, or waits for a lock, for ever."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        with limited():
+            response = self.get_response(request)
+        if response.streaming:
+            response.streaming_content = _limited_parts(response.streaming_content)  # type: ignore[attr-defined]
+        return response
+
+
+def _limited_parts(parts: Iterable[bytes]) -> Iterator[bytes]:
+    with limited():
+        yield from parts
 
 
 class ConsolePolicyMiddleware:

@@ -69,13 +69,25 @@ DATABASES = {
         "OPTIONS": {
             "connect_timeout": 5,
             "application_name": "agentmem",
+            # A host that is gone is noticed within 30 s, whatever is being waited for.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
             **_application.get("OPTIONS", {}),
         },
         "TEST": {"TEMPLATE": "agentmem_template"},
     }
 }
+# How long a statement of a request may run, and wait for a lock. Loads have limits of their own.
+STATEMENT_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_STATEMENT_TIMEOUT_S", 30))
+LOCK_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_LOCK_TIMEOUT_S", 5))
+# A connection of a request that says nothing for so long (a stalled pooler) is given up.
+DATABASE_SILENCE_S = env.float("AGENTMEM_DATABASE_SILENCE_S", 90)
 # Each server process embeds pending memories in a thread; `serve` turns it on.
 EMBED_THREAD = env.bool("AGENTMEM_EMBED_THREAD", False)
+# A server process ends when the one that started it does; `serve` turns it on.
+SUPERVISED = env.bool("AGENTMEM_SUPERVISED", False)
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- the application -------------------------------------------------------------------------
@@ -99,6 +111,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "agentmem_site.middleware.RequestIdMiddleware",
+    "agentmem_site.middleware.StatementLimitsMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "agentmem_site.middleware.ConsolePolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

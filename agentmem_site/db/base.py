@@ -1,5 +1,6 @@
 """Django's PostgreSQL backend with what tenant tables need, and an embedded server behind it."""
 
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -8,6 +9,7 @@ from django.db.backends.postgresql.features import DatabaseFeatures as PostgresF
 
 from agentmem_site.db.creation import DatabaseCreation
 from agentmem_site.db.fields import tenant_key
+from agentmem_site.db.limits import wait_limited
 from agentmem_site.db.schema import DatabaseSchemaEditor
 from agentmem_site.db.setup import prepare_embedded
 
@@ -28,9 +30,11 @@ class DatabaseWrapper(PostgresWrapper):
         """A connection; where the embedded server does not run (yet, or any more) it is started."""
         server = settings.EMBEDDED_SERVER
         try:
-            return super().get_new_connection(conn_params)
+            connection = super().get_new_connection(conn_params)
         except self.Database.OperationalError:
             if server is None or conn_params.get("host") != server.connection()["HOST"]:
                 raise
             server.start(prepare=prepare_embedded(server))
-            return super().get_new_connection(conn_params)
+            connection = super().get_new_connection(conn_params)
+        connection.wait = partial(wait_limited, connection)
+        return connection

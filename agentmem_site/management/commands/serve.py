@@ -10,6 +10,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from agentmem_site.health import reasons_not_ready
 from memories.embeddings import EncoderError, refuse_unknown_encoder
 
+HEADERS_WITHIN_MS = 10_000
+STOPS_WITHIN_S = 30
+
 
 class Command(BaseCommand):
     help = "Serves the console and the API until it is stopped."
@@ -43,6 +46,7 @@ class Command(BaseCommand):
         if options["no_embed"]:
             os.environ["AGENTMEM_EMBED_THREAD"] = "0"
         os.environ.setdefault("AGENTMEM_EMBED_THREAD", "1")
+        os.environ["AGENTMEM_SUPERVISED"] = "1"
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         self.stdout.write(f"Serving on http://{host}:{options['port']}/; Ctrl-C stops it.")
         self.stdout.flush()
@@ -56,7 +60,12 @@ class Command(BaseCommand):
                 f"--host={options['host']}",
                 f"--port={options['port']}",
                 f"--workers={options['workers']}",
+                # A process that dies is replaced; one that does not stop in time is killed.
+                "--respawn-failed-workers",
+                "--respawn-interval=0.5",
+                f"--workers-kill-timeout={STOPS_WITHIN_S}",
                 f"--blocking-threads={options['threads']}",
+                f"--http1-header-read-timeout={HEADERS_WITHIN_MS}",
                 "--no-ws",
                 "--log-level=warning",
                 "agentmem_site.wsgi:application",

@@ -1,0 +1,113 @@
+"""A request waits neither for a lock nor for the database for ever; the server is looked after."""
+
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from django.db import OperationalError, connection
+from psycopg import sql
+
+from accounts.tenancy import tenant
+from agentmem_site.db.limits import limited
+from tests.api.test_bulk_streams import Server, until
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.unguarded]
+
+
+@contextmanager
+def locked(table):
+    """As somebody's ALTER TABLE would."""
+    settings = connection.settings_dict
+    with psycopg.connect(
+        dbname=settings["NAME"],
+        user=settings["USER"],
+        password=settings["PASSWORD"],
+        host=settings["HOST"],
+        port=settings["PORT"],
+    ) as other:
+        lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(table))
+        other.execute(lock)
+        yield
+        other.rollback()
+
+
+# Of the row asked for; of the look-ups before the organization is known.
+@pytest.mark.parametrize("table", ["accounts_user", "accounts_apikey", "accounts_organization"])
+def test_a_locked_table_is_503_in_time(api, settings, table):
+    settings.LOCK_TIMEOUT_MS = 200
+    with locked(table):
+        response = api.get("users")
+    assert (response.status_code, response["Retry-After"]) == (503, "1")
+    assert api.get("users").status_code == 200
+
+
+def test_a_long_statement_is_ended_inside_a_context_and_outside(acme, settings):
+    settings.STATEMENT_TIMEOUT_MS = 100
+    too_long = pytest.raises(OperationalError, match="statement timeout")
+    with limited():
+        with connection.cursor() as cursor, too_long:
+            cursor.execute("SELECT pg_sleep(%s)", [20])
+        with too_long, tenant(acme), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(20)")
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT %s::int, current_setting('statement_timeout')", [7])
+            assert cursor.fetchall() == [(7, "100ms")]
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW statement_timeout")
+        assert cursor.fetchone() == ("0",)
+
+
+def test_a_database_that_stands_still_is_given_up(settings):
+    settings.STATEMENT_TIMEOUT_MS = 0
+    settings.DATABASE_SILENCE_S = 0.3
+    silent = pytest.raises(OperationalError, match="has said nothing")
+    with limited(), connection.cursor() as cursor, silent:
+        cursor.execute("SELECT pg_sleep(1)")
+    connection.close()
+    with limited(), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        assert cursor.fetchone() == (1,)
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(tmp_path)
+    yield server
+    server.stop()
+
+
+def processes_of(server):
+    pid = server._process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    # (The resource tracker of multiprocessing is a child, too.)
+    return [
+        int(child)
+        for child in children
+        if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def test_a_server_process_that_is_killed_is_replaced(server):
+    (worker,) = processes_of(server)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: set(processes_of(server)) - {worker}, "there is another process")
+    until(server._answers, "the server answers")
+
+
+def test_server_processes_end_with_the_one_that_started_them(server):
+    workers = processes_of(server)
+    assert workers
+    os.kill(server._process.pid, signal.SIGKILL)
+    server._process.wait()
+    until(lambda: not any(map(is_alive, workers)), "they have ended")
+
+
+def is_alive(pid):
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
