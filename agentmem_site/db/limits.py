@@ -15,6 +15,8 @@ from psycopg import Connection, OperationalError, errors, sql
 
 # What the statements at hand have to say; empty where nothing is limited, or all is said.
 _unsaid: ContextVar[str] = ContextVar("unsaid", default="")
+# (The way back to a savepoint leads out of a failed transaction, where nothing else is answered.)
+_SAVEPOINTS = ("SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
 _silence_s: ContextVar[float | None] = ContextVar("silence_s", default=None)
 
 
@@ -47,7 +49,7 @@ def said() -> Iterator[sql.SQL]:
 
 def _say(execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any) -> Any:
     limits = _unsaid.get()
-    if not limits or many:
+    if not limits or many or str(statement).startswith(_SAVEPOINTS):
         return execute(statement, params, many, context)
     whole = limits + statement if isinstance(statement, str) else sql.SQL(limits) + statement  # type: ignore[arg-type]
     result = execute(whole, params, many, context)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from django.db import OperationalError, connection
+from django.db import DataError, OperationalError, connection, transaction
 from psycopg import sql
 
 from accounts.tenancy import tenant
@@ -58,6 +58,15 @@ def test_a_long_statement_is_ended_inside_a_context_and_outside(acme, settings):
     with connection.cursor() as cursor:
         cursor.execute("SHOW statement_timeout")
         assert cursor.fetchone() == ("0",)
+
+
+def test_a_failed_statement_is_left_by_its_savepoint(settings):
+    with limited(), transaction.atomic():
+        with pytest.raises(DataError), transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT 1 / %s", [0])
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchone() == (1,)
 
 
 def test_a_database_that_stands_still_is_given_up(settings):
