@@ -229,6 +229,11 @@ class ApiKeyForm(TenantForm):
         help_text="Only for the last choice above.",
     )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.instance._state.adding:  # what a key may do is settled when it is made
+            del self.fields["template"], self.fields["scopes"]
+
     def clean(self) -> Any:
         cleaned = super().clean()
         template = cleaned.get("template")

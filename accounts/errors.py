@@ -45,6 +45,12 @@ class Conflict(ServiceError):
         self.constraint = constraint
 
 
+class Stale(Conflict):
+    """Somebody has changed this meanwhile."""
+
+    code = "stale"
+
+
 class Forbidden(ServiceError):
     """The role or the key does not allow this."""
 

@@ -21,12 +21,14 @@ from unfold.forms import PaginationInlineFormSet
 from accounts.console import show
 from accounts.console.context import actor_of, member_of, parsed_id, seen_by, sole_organization
 from accounts.console.forms import (
+    AS_SHOWN,
     Autocomplete,
     JsonArea,
     PrettyJsonField,
     TenantForm,
     empty_of,
     organization_choice,
+    touched_texts,
 )
 from accounts.console.lists import (
     BoundedPaginator,
@@ -35,6 +37,7 @@ from accounts.console.lists import (
     TrashFilter,
     typed,
 )
+from accounts.console.shown import unsealed
 from accounts.errors import ServiceError
 from accounts.models import AuditEvent, Member, Organization
 from accounts.roles import VIEW_AUDIT, permission
@@ -125,6 +128,7 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
     actions = ("move_to_trash", "restore_selected", "purge_selected")
     delete_confirmation_template = "console/confirm.html"
     object_history_template = "console/history.html"
+    change_form_before_template = "console/as_shown.html"
     change_form_outer_before_template = "console/trash_banner.html"
     formfield_overrides = {models.JSONField: {"form_class": PrettyJsonField, "widget": JsonArea}}
     # Shown on every form below its own fields.
@@ -270,11 +274,50 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
         """The form; when the service refuses what was sent, the form again with its words."""
+
+        def page() -> Any:
+            gone = self._gone_meanwhile(request, object_id) if object_id is not None else None
+            return gone or super(TenantAdmin, self).changeform_view(
+                request, object_id, form_url, extra_context
+            )
+
         try:
-            return super().changeform_view(request, object_id, form_url, extra_context)
+            return page()
         except ServiceError as refusal:
             request.refusal = refusal  # type: ignore[attr-defined]
-            return super().changeform_view(request, object_id, form_url, extra_context)
+            return page()
+
+    def _gone_meanwhile(self, request: HttpRequest, object_id: str) -> HttpResponse | None:
+        """The answer to a save where the row is not there any more, or lies in the trash: it says
+        so, and gives back the texts that the person typed."""
+        if request.method != "POST" or not self.has_change_permission(request):
+            return None
+        obj = self.get_object(request, unquote(object_id))
+        if obj is None:
+            is_gone = bool(unsealed(request.POST.get(AS_SHOWN), unquote(object_id)))
+        else:
+            is_gone = getattr(obj, "is_deleted", False)
+        if not is_gone:
+            return None
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Not saved",
+            "object": obj,
+            "object_url": show.url_of(obj) if obj is not None else "",
+            "list_url": self._list_url(),
+            "typed": touched_texts(self.opts, request.POST, unquote(object_id)),
+        }
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, "console/gone_meanwhile.html", context, status=409)
+
+    def get_inline_formsets(
+        self, request: HttpRequest, formsets: Any, inline_instances: Any, obj: Any = None
+    ) -> Any:
+        for formset in formsets:
+            if formset.is_bound and isinstance(formset, LinkFormSet):
+                formset.forget_gone()
+        return super().get_inline_formsets(request, formsets, inline_instances, obj)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         names = form.changed_data if change else list(form.cleaned_data)
@@ -293,7 +336,11 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
 
     def update(self, request: HttpRequest, obj: Any, values: Any, form: Any) -> Any:
         return self.records.update(
-            obj, organization=self.organization_of(obj), actor=actor_of(request), values=values
+            obj,
+            organization=self.organization_of(obj),
+            actor=actor_of(request),
+            values=values,
+            seen=form.seen,
         )
 
     # -- the trash -------------------------------------------------------------------------------
@@ -574,19 +621,46 @@ class TenantAdmin(ReferenceFields, ModelAdmin):
 
 
 class LinkForm(TenantForm):
-    """A row of an inline: it belongs where its parent does."""
+    """A row of an inline: it belongs where its parent does.
+
+    One that somebody has detached meanwhile stands in nobody's way: it is gone already.
+    """
 
     parent: Any = None
+    is_gone = False
+    as_shown = None  # type: ignore[assignment]  # (never changed in place)
+
+    def full_clean(self) -> None:
+        if self.is_gone:
+            self._errors, self.cleaned_data = self.error_class(), {}
+        else:
+            super().full_clean()
+
+    def has_changed(self) -> bool:
+        return not self.is_gone and super().has_changed()
 
     def chosen_organization(self) -> Organization | None:
         return self.parent.organization
 
 
 class LinkFormSet(PaginationInlineFormSet):
+    forgotten = 0
+
     def _construct_form(self, i: int, **kwargs: Any) -> Any:
         form = super()._construct_form(i, **kwargs)
         form.parent = self.instance
+        is_of_a_row = self.is_bound and i < self.initial_form_count()
+        form.is_gone = is_of_a_row and form.instance._state.adding
         return form
+
+    def initial_form_count(self) -> int:
+        return super().initial_form_count() - self.forgotten
+
+    def forget_gone(self) -> None:
+        """Before the forms are shown again: without those of rows that are not there any more."""
+        kept = [form for form in self if not form.is_gone]
+        self.forgotten += len(self) - len(kept)
+        self.forms = kept
 
 
 class LinkInline(ReferenceFields, TabularInline):

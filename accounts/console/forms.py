@@ -1,6 +1,8 @@
-"""Forms of tenant rows: their organization, references that stay within it, JSON one can read."""
+"""Forms of tenant rows: their organization, references that stay within it, JSON one can read, and
+nothing written over that somebody else wrote while the form was open."""
 
 import json
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,13 +12,22 @@ from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.db import models
 from django.db.models import Q
 from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold.widgets import UnfoldAdminTextareaWidget
 
+from accounts.console import show
 from accounts.console.context import sole_organization
-from accounts.errors import ServiceError
+from accounts.console.shown import Shown, as_sent, put, sealed, sent_digest, unsealed
+from accounts.errors import ServiceError, Stale
 from accounts.models import Organization
+from accounts.services.seen import digest_of
 from accounts.strict_json import RefusedJson, parse_json
 from agentmem_site.db.fields import TenantForeignKey
+
+AS_SHOWN = "as_shown"  # the hidden field that carries what the form has shown
 
 
 class PrettyJsonField(forms.JSONField):
@@ -66,9 +77,16 @@ class JsonArea(UnfoldAdminTextareaWidget):
 
 class TenantForm(forms.ModelForm):
     """The organization is set before anything is validated: excluded, as an uneditable field is,
-    it would switch off the unique constraints that name it."""
+    it would switch off the unique constraints that name it.
+
+    Of a row that is there, only fields that the person touched are changed: what others wrote
+    meanwhile stays. Where both changed the same field, both texts are shown and nothing is written
+    until the person saves again.
+    """
 
     request: HttpRequest
+
+    as_shown = forms.CharField(required=False, widget=forms.HiddenInput())
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,6 +94,42 @@ class TenantForm(forms.ModelForm):
             reference = self._reference(name)
             if reference is not None and isinstance(field, forms.ModelChoiceField):
                 self._narrow(field, reference)
+        self._given: dict[str, Shown] = {}  # what the person had before their eyes
+        self._now: dict[str, Shown] = {}
+        self._untouched: set[str] = set()
+        self._contested: set[str] = set()
+        if self.instance._state.adding or AS_SHOWN not in self.fields:
+            self.fields.pop(AS_SHOWN, None)
+            return
+        columns = {field.name for field in self._meta.model._meta.concrete_fields}
+        for name in columns & self.fields.keys():
+            sent = sent_digest(as_sent(self[name]))
+            self._now[name] = Shown(sent, digest_of(self.instance, name))
+        if self.is_bound:
+            self._compare()
+        else:
+            self.initial[AS_SHOWN] = sealed(self.instance.pk, self._now)
+
+    def _compare(self) -> None:
+        """Tells what was touched; what was not shows, and is taken for, what stands there now."""
+        self.data = self.data.copy()  # type: ignore[attr-defined]
+        self._given = unsealed(self.data.get(AS_SHOWN), self.instance.pk)
+        for name, shown in self._given.items():
+            if name not in self._now or sent_digest(self[name].data) != shown.sent:
+                continue
+            self._untouched.add(name)
+            if shown != self._now[name]:
+                put(self.data, self[name], as_sent(self[name]))
+
+    @property
+    def seen(self) -> dict[str, str]:
+        """Digests of the columns as the person knows them, for the service."""
+        return {name: shown.stored for name, shown in self._given.items()}
+
+    @cached_property
+    def changed_data(self) -> list[str]:
+        left_out = {AS_SHOWN, *self._untouched}
+        return [name for name in super().changed_data if name not in left_out]
 
     def chosen_organization(self) -> Organization | None:
         """Whose row this is going to be: the member's, or the one that a superuser chose."""
@@ -99,13 +153,50 @@ class TenantForm(forms.ModelForm):
                 continue
             if other.organization_id != organization_id:
                 self.add_error(name, "This belongs to another organization.")
+        self._refuse_contested()
         return cleaned
+
+    def _refuse_contested(self) -> None:
+        for name in self._now.keys() & set(self.changed_data) & self.cleaned_data.keys():
+            given, yours = self._given.get(name), self.cleaned_data[name]
+            if given is not None and given.stored == self._now[name].stored:
+                continue
+            column: Any = self._meta.model._meta.get_field(name)
+            if getattr(yours, "pk", yours) == getattr(self.instance, column.attname):
+                continue
+            self._contested.add(name)
+            self.add_error(name, self._both_texts(column, yours))
 
     def _post_clean(self) -> None:
         super()._post_clean()  # type: ignore[misc]
         refusal: ServiceError | None = getattr(self.request, "refusal", None)
-        if refusal is not None:  # the service said no to these very values
+        is_told = isinstance(refusal, Stale) and self._contested
+        if refusal is not None and not is_told:  # the service said no to these very values
             self.add_error(refusal.field if refusal.field in self.fields else None, str(refusal))
+        if AS_SHOWN in self.fields:
+            self._carry_on()
+
+    def _carry_on(self) -> None:
+        """The form, shown again, carries what it shows: of a contested field that is what stands
+        now, beside the person's own text. Saved again, theirs is written."""
+        kept = self._given.keys() - self._untouched - self._contested
+        carried = {n: self._given[n] if n in kept else now for n, now in self._now.items()}
+        self.data[AS_SHOWN] = sealed(self.instance.pk, carried)  # type: ignore[index]
+
+    def _both_texts(self, column: Any, yours: Any) -> SafeString:
+        row = self.instance
+        whose = row if isinstance(row, Organization) else row.organization
+        names = show.names_of([row.last_updated_by_id], whose)
+        return format_html(
+            '<div class="am-meanwhile"><p>This was changed while you had it open, and nothing is '
+            "saved yet. {} was last changed by {}, {}.</p><p><b>It says now</b></p>{}"
+            "<p><b>Yours</b></p>{}<p>Save again to put yours in its place.</p></div>",
+            f"The {column.model._meta.verbose_name}",
+            names.get(row.last_updated_by_id, "someone"),
+            show.when(row.updated_at),
+            _shown_value(column, getattr(row, column.name)),
+            _shown_value(column, yours),
+        )
 
     def _get_validation_exclusions(self) -> set[str]:
         excluded = super()._get_validation_exclusions()  # type: ignore[misc]
@@ -154,6 +245,21 @@ class TenantForm(forms.ModelForm):
         field.queryset = rows.filter(Q(is_deleted=False) | Q(pk=current))
 
 
+def _shown_value(column: Any, value: Any) -> SafeString:
+    """A value as the person knows it from the form."""
+    if isinstance(column, models.JSONField):
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+    elif isinstance(value, bool):
+        text = "yes" if value else "no"
+    elif isinstance(value, datetime):
+        text = f"{timezone.localtime(value):%Y-%m-%d %H:%M:%S}"
+    elif isinstance(value, list):
+        text = ", ".join(map(str, value))
+    else:
+        text = str(dict(column.flatchoices).get(value, "" if value is None else value))
+    return format_html('<pre class="am-json">{}</pre>', text[: show.MAX_SHOWN] or "(empty)")
+
+
 def _as_typed(value: str, before: Any) -> str:
     """A browser sends each line break as CR LF, and fields strip what surrounds a text: what nobody
     changed stays as it is stored."""
@@ -185,3 +291,17 @@ def organization_choice(model: type[models.Model], admin_site: Any) -> forms.Mod
 def empty_of(field: models.Field) -> Any:
     """What an emptied JSON box means for this column."""
     return None if field.null else field.get_default()
+
+
+def touched_texts(opts: Any, data: Any, record_id: str) -> list[tuple[str, str]]:
+    """(Label, text) of each box that the person had written in, as the form was sent."""
+    given = unsealed(data.get(AS_SHOWN), record_id)
+    found = []
+    for column in opts.concrete_fields:
+        text = data.get(column.name)
+        is_text = not column.is_relation and not isinstance(column, models.BooleanField)
+        if not text or not column.editable or not is_text:
+            continue
+        if column.name not in given or sent_digest(text) != given[column.name].sent:
+            found.append((str(column.verbose_name), text))
+    return found

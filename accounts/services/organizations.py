@@ -82,11 +82,21 @@ class MemberRecords(Records[Member]):
         return super().create_many(actor=actor, rows=[_cleaned(v) for v in rows], **kwargs)
 
     def update(
-        self, record: Member, *, organization: Organization, actor: Actor, values: Any
+        self,
+        record: Member,
+        *,
+        organization: Organization,
+        actor: Actor,
+        values: Mapping[str, Any],
+        seen: Mapping[str, str] | None = None,
     ) -> Member:
         with an_owner_stays(organization):
             return super().update(
-                record, organization=organization, actor=actor, values=_cleaned(values)
+                record,
+                organization=organization,
+                actor=actor,
+                values=_cleaned(values),
+                seen=seen,
             )
 
     def before_update(

@@ -17,6 +17,7 @@ from accounts.actors import Actor
 from accounts.errors import Conflict, Invalid, NotFound, named_violations
 from accounts.models import Organization
 from accounts.services.audit import record_event
+from accounts.services.seen import refuse_stale
 from accounts.tenancy import LoadedModel
 from agentmem_site.db.fields import TenantForeignKey
 
@@ -81,17 +82,28 @@ class Records(Generic[M]):
         return records
 
     def update(
-        self, record: M, *, organization: Organization, actor: Actor, values: Mapping[str, Any]
+        self,
+        record: M,
+        *,
+        organization: Organization,
+        actor: Actor,
+        values: Mapping[str, Any],
+        seen: Mapping[str, str] | None = None,
     ) -> M:
         """The row with `values` set; untouched, timestamps too, when it has them already.
 
-        Raises: NotFound (gone meanwhile), Conflict, Invalid.
+        `seen` holds digests of what the caller knows of these columns (services/seen.py): one
+        that has changed since is not written over. Without it the last writer wins.
+
+        Raises: NotFound (purged or in the trash meanwhile), Stale, Conflict, Invalid.
         """
         with transaction.atomic(), named_violations(self.model):
             rows = self.model.objects.for_organization(organization).filter(pk=record.pk)
             locked = rows.select_for_update(of=("self",)).first()
             if locked is None:
                 raise NotFound
+            if locked.is_deleted:
+                raise NotFound("It lies in the trash: restore it first.")
             changes = {
                 name: _told(field, old, new)
                 for name, value in values.items()
@@ -103,6 +115,7 @@ class Records(Generic[M]):
                 return locked
             if {"organization", "organization_id"} & changes.keys():
                 raise Invalid("A row stays in its organization.", field="organization")
+            refuse_stale(locked, changes, seen or {})
             told = {name: values[name] for name in changes}
             self.before_update(locked, told, organization=organization, actor=actor)
             for name in changes:

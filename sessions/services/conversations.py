@@ -55,11 +55,19 @@ class RunRecords(AddressedRecords[Run]):
     """A session of which a run has changed has changed."""
 
     def update(
-        self, record: Run, *, organization: Organization, actor: Actor, values: Mapping[str, Any]
+        self,
+        record: Run,
+        *,
+        organization: Organization,
+        actor: Actor,
+        values: Mapping[str, Any],
+        seen: Mapping[str, str] | None = None,
     ) -> Run:
         with transaction.atomic():
             _lock(Session.objects.for_organization(organization).filter(pk=record.session_id))
-            return super().update(record, organization=organization, actor=actor, values=values)
+            return super().update(
+                record, organization=organization, actor=actor, values=values, seen=seen
+            )
 
     def after_update(self, record: Run, changed: frozenset[str]) -> None:
         _touch(

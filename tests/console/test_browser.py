@@ -9,13 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from accounts.models import User
 from accounts.tenancy import tenant
-from memories.models import Agent
-from memories.services.agents import agents
+from memories.models import Agent, Block, Memory
+from memories.services.agents import agents, blocks
+from memories.services.memories import memories
 from tests.console.conftest import PASSWORD
-from tests.makers import TESTER, make_agent, make_message, make_run, make_session, make_user
+from tests.makers import (
+    TESTER,
+    make_agent,
+    make_block,
+    make_memory,
+    make_message,
+    make_run,
+    make_session,
+    make_user,
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [pytest.mark.browser, pytest.mark.unguarded]
@@ -159,3 +170,82 @@ def test_a_person_loads_a_file_and_takes_the_rejected_lines_home(
     with tenant(acme):
         rows = User.objects.for_organization(acme)
         assert sorted(rows.values_list("external_id", flat=True)) == ["ann", "bob"]
+
+
+def test_a_person_saves_what_an_agent_changed_meanwhile(
+    chromium, live_server, acme, alice, tmp_path
+):
+    memory = make_memory(acme, content="  Likes tea,\nand\tcake.\n", speaker="Ada")
+    block = make_block(acme, value="I am helpful.")
+    kept: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
+
+    def agent_writes(row: Any, records: Any, **values: Any) -> None:
+        def write() -> None:
+            try:
+                with tenant(acme):
+                    records.update(row, organization=acme, actor=TESTER, values=values)
+            finally:
+                connection.close()
+
+        with ThreadPoolExecutor(1) as thread:  # (Playwright's own has an event loop)
+            thread.submit(write).result()
+
+    def visit(page: Any) -> None:
+        page.goto(f"{live_server.url}/admin/")
+        page.fill("[name=username]", alice.email)
+        page.fill("[name=password]", PASSWORD)
+        page.click("button[type=submit]")
+        page.get_by_text("Newest sessions").wait_for()
+
+        change = f"{live_server.url}/admin/memories/memory/{memory.pk}/change/"
+        page.goto(change)
+        agent_writes(memory, memories, content="Likes coffee,\n<b>black</b>.\n", speaker="Grace")
+        page.fill("[name=importance]", "0.9")
+        page.click("button[name=_continue]")
+        page.get_by_text("was changed successfully").wait_for()
+        kept["untouched"] = page.input_value("[name=content]")
+
+        page.fill("[name=content]", "Likes cocoa.\nWarm.")
+        agent_writes(memory, memories, content="Likes water,\nstill.\n", context="At noon")
+        page.click("button[name=_continue]")
+        page.get_by_text("It says now").wait_for()
+        seen["refused"] = page.inner_text(".am-meanwhile")
+        seen["box"] = page.input_value("[name=content]")
+        seen["context"] = page.input_value("[name=context]")
+        page.screenshot(path=tmp_path / "refused.png", full_page=True)
+        page.click("button[name=_continue]")
+        page.get_by_text("was changed successfully").wait_for()
+
+        page.goto(f"{live_server.url}/admin/memories/block/{block.pk}/change/")
+        page.fill("[name=value]", "I am brief.")
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(to_trash).result()
+        page.click("button[name=_continue]")
+        page.get_by_text("was moved to the trash while you had it open").wait_for()
+        seen["gone"] = page.inner_text("#main")
+        page.screenshot(path=tmp_path / "gone.png", full_page=True)
+
+    def to_trash() -> None:
+        try:
+            with tenant(acme):
+                rows = Block.objects.for_organization(acme).filter(pk=block.pk)
+                blocks.delete(rows, organization=acme, actor=TESTER)
+        finally:
+            connection.close()
+
+    amiss = browse(chromium, live_server.url, "light", visit)
+    assert [said for said in amiss if "409 (Conflict)" not in said] == []
+    assert kept["untouched"] == "Likes coffee,\n<b>black</b>.\n"
+    assert "Likes water,\nstill." in seen["refused"]
+    assert "Likes cocoa.\nWarm." in seen["refused"]
+    assert (seen["box"], seen["context"]) == ("Likes cocoa.\nWarm.", "At noon")
+    assert "I am brief." in seen["gone"]
+    with tenant(acme):
+        stored = Memory.objects.for_organization(acme).get(pk=memory.pk)
+    assert (stored.content, stored.context, stored.speaker) == (
+        "Likes cocoa.\nWarm.",
+        "At noon",
+        "Grace",
+    )
+    assert stored.importance == 0.9

@@ -7,7 +7,8 @@ from accounts.tenancy import tenant
 from memories.models import Agent, AgentBlock, AgentTool, Block, Memory, Tool
 from sessions.models import Run, Session
 from tests.console.cases import CASES
-from tests.console.test_pages import sent, url
+from tests.console.sending import sent
+from tests.console.test_pages import url
 from tests.makers import (
     make_agent,
     make_block,
@@ -97,10 +98,9 @@ def test_json_that_could_not_be_kept_is_told_at_its_field(console, text, why):
 def test_a_form_sent_back_unread_changes_no_text(console, acme):
     content = "  def f():\n    pass\n"
     memory = make_memory(acme, content=content, context="one\ntwo")
-    form = {**CASES[Memory].form, "context": "one\r\ntwo"}
-    console.post(
-        url(Memory, "change", memory.pk), {**form, "content": "  def f():\r\n    pass\r\n"}
-    )
+    form = sent(console.get(url(Memory, "change", memory.pk)))
+    assert form["content"] == "  def f():\r\n    pass\r\n"
+    console.post(url(Memory, "change", memory.pk), form)
     with tenant(acme):
         same = Memory.objects.for_organization(acme).get(pk=memory.pk)
     assert (same.content, same.context, same.version) == (content, "one\ntwo", memory.version)
@@ -182,16 +182,8 @@ def test_blocks_and_tools_are_attached_and_detached_on_the_agents_page(console, 
         "block_links-0-block": block.pk,
         "block_links-1-block": twin.pk,
     }
-    page = console.post(
-        url(Agent, "change", agent.pk),
-        sent(page)
-        | both
-        | {
-            "block_links-INITIAL_FORMS": "0",
-            "tool_links-TOTAL_FORMS": "0",
-            "tool_links-INITIAL_FORMS": "0",
-        },
-    )
+    data = sent(console.get(url(Agent, "change", agent.pk)))
+    page = console.post(url(Agent, "change", agent.pk), data | both)
     assert errors(page) == {"__all__": ["The agent has a block of this label already."]}
     with tenant(acme):
         assert not AgentBlock.objects.for_organization(acme).exists()  # neither of the two
@@ -250,6 +242,7 @@ def test_an_organization_is_set_by_its_admin_and_made_and_deleted_by_a_superuser
     console, platform_console, acme
 ):
     form = {"name": "Acme Ltd", "settings": '{"quotas": {"memories": 5}}', "slug": "mine"}
+    form = sent(console.get(url(Organization, "change", acme.pk))) | form
     assert console.post(url(Organization, "change", acme.pk), form).status_code == 302
     acme.refresh_from_db()
     assert (acme.name, acme.slug, acme.settings["quotas"]) == ("Acme Ltd", "acme", {"memories": 5})

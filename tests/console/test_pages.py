@@ -11,6 +11,7 @@ from accounts.models import AuditEvent, Member, Organization
 from accounts.tenancy import platform, tenant
 from memories.models import Agent
 from tests.console.cases import CANARY, CASES, Case
+from tests.console.sending import sent
 
 pytestmark = pytest.mark.unguarded
 MODELS = sorted(admin.site._registry, key=lambda model: model._meta.label)
@@ -32,28 +33,6 @@ def case_of(model: Any) -> Case:
 
 def rows(model: Any, organization: Organization) -> Any:
     return model.objects.for_organization(organization)
-
-
-def sent(page: Any) -> dict[str, Any]:
-    """What the browser would send from this form, unchanged."""
-    form = page.context["adminform"].form
-    data: dict[str, Any] = {}
-    for bound in form:
-        value = bound.value()
-        widget = bound.field.widget
-        if hasattr(widget, "decompress"):
-            for position, part in enumerate(widget.decompress(value)):
-                data[f"{bound.name}_{position}"] = part or ""
-        elif value is True:
-            data[bound.name] = "on"
-        elif value not in (None, False):
-            data[bound.name] = value
-    for formset in page.context["inline_admin_formsets"]:
-        management = formset.formset.management_form
-        data |= {
-            f"{management.prefix}-{name}": management[name].value() for name in management.fields
-        }
-    return data
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)

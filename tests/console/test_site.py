@@ -22,6 +22,7 @@ from memories.services.embed_worker import EmbedWorker
 from sessions.models import Message, Run, Session
 from tests.console.cases import CASES
 from tests.console.conftest import PASSWORD, signed_in
+from tests.console.sending import sent
 from tests.console.test_pages import MODELS, names, url
 from tests.makers import (
     TESTER,
@@ -390,8 +391,7 @@ def test_a_session_reads_as_a_conversation(console, acme):
 
 def test_a_memory_shows_its_versions(console, acme, alice):
     memory = make_memory(acme, content="Likes tea")
-    data = {"content": "Likes coffee", "importance": "0.5", "memory_type": "core"}
-    data |= {"scope": "user", "level": "operational", "metadata": "{}"}
+    data = sent(console.get(url(Memory, "change", memory.pk))) | {"content": "Likes coffee"}
     console.post(url(Memory, "change", memory.pk), data)
     html = console.get(url(Memory, "change", memory.pk)).content.decode()
     versions = html[html.index('id="versions"') :]
