@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.apps import apps
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import connections
 
+from agentmem_site.db import quiet
 from agentmem_site.db.fields import OrganizationKey
 from agentmem_site.db.roles import ADMIN, APPLICATION
 from agentmem_site.db.walls import CONTEXT, TenantWall
@@ -58,6 +59,22 @@ def database_faults(alias: str = "default") -> list[str]:
     if not faults:  # a superuser has every role's tables: nothing more to say
         faults += _faults_of_owner(tables)
     return [*faults, *_faults_of_tables(tables, walls)]
+
+
+def database_warnings(alias: str = "default") -> list[str]:
+    """What ought to be mended, and serving goes on. One statement.
+
+    Raises: django.db.Error, when it cannot be asked.
+    """
+    with connections[alias].cursor() as cursor:
+        cursor.execute(quiet.ASKED)
+        loud = quiet.loud(dict(zip(quiet.QUIET, cursor.fetchone(), strict=True)))
+    if not loud:
+        return []
+    return [
+        f"The log of PostgreSQL may hold statements and what people said ({', '.join(loud)}): run "
+        "`manage.py setup_database` again, or set them for the server (docs/operations.md)."
+    ]
 
 
 def _faults_of_role(role: str, is_superuser: bool, bypasses: bool, is_admin: bool) -> Iterator[str]:
@@ -117,4 +134,13 @@ def check_walls(databases: Sequence[str] | None = None, **kwargs: Any) -> list[C
         Error(fault, id="agentmem.E001")
         for alias in databases or ()
         for fault in database_faults(alias)
+    ]
+
+
+@register(Tags.database)
+def check_log(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    return [
+        Warning(warning, id="agentmem.W001")
+        for alias in databases or ()
+        for warning in database_warnings(alias)
     ]

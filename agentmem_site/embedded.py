@@ -1,6 +1,6 @@
 """An own PostgreSQL for people who run none: binaries from PyPI, everything else below one folder.
 
-    secrets.json   passwords of the three roles    server.log   what the server says
+    secrets.json   passwords of the three roles    server.log   what the server says, and .1 before
     pgdata/        the cluster                     run/         its Unix socket
     lock           held while somebody starts or stops it
     prepared       the release for which `prepare` last completed
@@ -29,8 +29,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+
+from agentmem_site.db import quiet
 
 SUPERUSER = "postgres"
 ROLES = (SUPERUSER, "agentmem_owner", "agentmem_app")
@@ -42,7 +45,7 @@ Prepare = Callable[[dict[str, Any]], None]
 _log = logging.getLogger(__name__)
 _BINARIES = {16: "pginstall/bin", 18: "pginstall18/bin"}
 _PORT = "5432"  # only a part of the socket's name
-_LOG_MAX_BYTES = 16 * MB
+_STAMP = re.compile(rb"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)", re.MULTILINE)  # log_timezone is UTC
 _SAY_EVERY_S = 4.0
 _NO_PID = 2**31 - 1  # above every kernel's pid_max
 _INITDB_BYTES = 200 * MB
@@ -86,6 +89,8 @@ class Server:
 
     data_dir: Path
     version: int = 18
+    log_max_bytes: int = 16 * MB
+    log_days: float = 14  # no line of the log is kept for longer
 
     @property
     def root(self) -> Path:
@@ -137,7 +142,7 @@ class Server:
         """
         with _plain_refusals(self.root):
             self._check_folder()
-            self._bound_log()
+            self.bound_log()
             if self._is_ready() and (prepare is None or self._is_prepared()):
                 return False
         self._passwords()
@@ -290,13 +295,40 @@ class Server:
             return (self.root / "prepared").read_text() == self._release()
         return False
 
-    def _bound_log(self) -> None:
-        """Moves a long log away. The server appends, so it goes on at the new end."""
-        path = self.root / "server.log"
-        if path.exists() and path.stat().st_size > _LOG_MAX_BYTES:
-            with _private(path, os.O_RDWR) as log:
-                _write(self.root / "server.log.1", _tail(log, MB))
-                log.truncate(0)
+    def bound_log(self) -> None:
+        """Moves a log away that is too long or too old, and removes the one before it in time.
+
+        The server appends, so it goes on at the new end. Costs three file reads; whoever connects
+        calls it. What hinders it (a full disk) hinders nobody: the next one tries again.
+        """
+        path, before = self.root / "server.log", self.root / "server.log.1"
+        with suppress(OSError):
+            if before.exists() and time.time() - before.stat().st_mtime > self._log_half_s:
+                before.unlink()
+        with suppress(OSError):
+            if path.exists() and self._is_log_due(path):
+                with _private(path, os.O_RDWR) as log:
+                    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if self._is_log_due(path):  # nobody else has moved it meanwhile
+                        _write(before, _tail(log, self.log_max_bytes))
+                        log.truncate(0)
+
+    @property
+    def _log_half_s(self) -> float:
+        """A line spends half of its days in server.log, the other half in server.log.1."""
+        return self.log_days * 24 * 3600 / 2
+
+    def _is_log_due(self, path: Path) -> bool:
+        found = path.stat()
+        if found.st_size > self.log_max_bytes:
+            return True
+        with _private(path, os.O_RDONLY) as log:
+            stamp = _STAMP.search(log.read(4096))
+        begun_s = found.st_mtime
+        if stamp:
+            begun = datetime.fromisoformat(stamp[1].decode()).replace(tzinfo=UTC)
+            begun_s = begun.timestamp()
+        return found.st_size > 0 and time.time() - begun_s > self._log_half_s
 
     # The process
 
@@ -556,6 +588,7 @@ def settings(memory_bytes: int, free_bytes: int, host: str) -> dict[str, str]:
         "log_timezone": "UTC",
         "log_line_prefix": "%m [%p] %u@%d ",
         "lc_messages": "C",  # the supervisor reads the log
+        **quiet.VALUES,
     }
     if sys.platform.startswith("linux"):
         # /dev/shm is 64 MB in containers, and logind empties it when an ordinary user logs out.

@@ -6,7 +6,7 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from agentmem_site.checks import database_faults
+from agentmem_site.checks import database_faults, database_warnings
 
 
 @require_safe
@@ -19,10 +19,14 @@ def live(request: HttpRequest) -> JsonResponse:
 @require_safe
 @never_cache
 def ready(request: HttpRequest) -> JsonResponse:
-    """503 with the reasons while requests would fail, or would not be walled in."""
+    """503 with the reasons while requests would fail, or would not be walled in.
+
+    `warnings` ask for an operator, and make nothing unready.
+    """
     reasons = reasons_not_ready()
-    status = "unavailable" if reasons else "ready"
-    answer = JsonResponse({"status": status, "reasons": reasons}, status=503 if reasons else 200)
+    body = {"status": "unavailable" if reasons else "ready", "reasons": reasons}
+    body["warnings"] = [] if reasons else database_warnings()
+    answer = JsonResponse(body, status=503 if reasons else 200)
     if reasons:
         answer["Retry-After"] = "1"
     return answer

@@ -47,7 +47,12 @@ POSTGRES_VERSION = env.int("AGENTMEM_POSTGRES_VERSION", 18)
 EMBEDDED_SERVER = (
     None
     if DATABASE_URL
-    else Server(DATA_DIR / f"postgres-{POSTGRES_VERSION}", version=POSTGRES_VERSION)
+    else Server(
+        DATA_DIR / f"postgres-{POSTGRES_VERSION}",
+        version=POSTGRES_VERSION,
+        log_max_bytes=round(1024 * 1024 * env.float("AGENTMEM_POSTGRES_LOG_MAX_MB", 16)),
+        log_days=env.float("AGENTMEM_POSTGRES_LOG_DAYS", 14),
+    )
 )
 if EMBEDDED_SERVER is None:
     _application = env.db("DATABASE_URL")

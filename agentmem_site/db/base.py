@@ -29,6 +29,8 @@ class DatabaseWrapper(PostgresWrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """A connection; where the embedded server does not run (yet, or any more) it is started."""
         server = settings.EMBEDDED_SERVER
+        if server is not None:
+            server.bound_log()
         try:
             connection = super().get_new_connection(conn_params)
         except self.Database.OperationalError:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
+from agentmem_site.db.quiet import QUIET
 from agentmem_site.db.roles import ADMIN, APPLICATION, OWNER
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ class SetupRefused(Exception):
     """This PostgreSQL cannot carry AgentMem."""
 
 
-def setup_database(*, superuser: Settings, owner: Settings, application: Settings) -> None:
+def setup_database(*, superuser: Settings, owner: Settings, application: Settings) -> list[str]:
     """Makes what is missing for `application["NAME"]`; passwords are set to the ones given.
+
+    Returns the settings of the server's log that this sign-in may not set for the roles (a hosted
+    PostgreSQL gives nobody a true superuser): then the server's own have to be quiet.
 
     Raises:
         SetupRefused: the server is older than 16 or lacks pgvector 0.8.
@@ -30,6 +34,7 @@ def setup_database(*, superuser: Settings, owner: Settings, application: Setting
         if connection.info.server_version < 160000:
             raise SetupRefused("AgentMem needs PostgreSQL 16 or newer; this server is older.")
         _make_roles(connection, owner, application)
+        unset = _make_quiet(connection, {owner["USER"], application["USER"]})
         for name in (TEMPLATE, application["NAME"]):
             _make_database(connection, name, owner["USER"])
         connection.execute(
@@ -38,6 +43,7 @@ def setup_database(*, superuser: Settings, owner: Settings, application: Setting
     for name in (TEMPLATE, application["NAME"]):
         with _connect({**superuser, "NAME": name}) as connection:
             _make_extension(connection)
+    return unset
 
 
 def prepare_embedded(server: "Server") -> Callable[[Settings], None]:
@@ -81,10 +87,14 @@ def _make_roles(
                 sql.SQL("CREATE ROLE {} WITH {}").format(sql.Identifier(name), attributes)
             )
     for role, sign_in in ((OWNER, owner), (APPLICATION, application)):
+        # In clear it would stand in the server's log, and in pg_stat_activity for as long.
+        verifier = connection.pgconn.encrypt_password(
+            sign_in["PASSWORD"].encode(), sign_in["USER"].encode(), b"scram-sha-256"
+        )
         verb = "ALTER" if sign_in["USER"] in existing | set(wanted) else "CREATE"
         connection.execute(
             sql.SQL("{} ROLE {} WITH LOGIN PASSWORD {}").format(
-                sql.SQL(verb), sql.Identifier(sign_in["USER"]), sql.Literal(sign_in["PASSWORD"])
+                sql.SQL(verb), sql.Identifier(sign_in["USER"]), sql.Literal(verifier.decode())
             )
         )
         if sign_in["USER"] != role:
@@ -99,6 +109,21 @@ def _make_roles(
             sql.Identifier(ADMIN), sql.Identifier(application["USER"])
         )
     )
+
+
+def _make_quiet(connection: "psycopg.Connection[Any]", sign_ins: set[str]) -> list[str]:
+    """What people said stays out of the server's log. The settings that may not be set so."""
+    unset = []
+    for name, value in QUIET.items():
+        statement = sql.SQL("ALTER ROLE {} SET {} = {}")
+        try:
+            for sign_in in sorted(sign_ins):
+                connection.execute(
+                    statement.format(sql.Identifier(sign_in), sql.Identifier(name), value)
+                )
+        except psycopg.errors.InsufficientPrivilege:
+            unset.append(name)
+    return unset
 
 
 def _make_database(connection: "psycopg.Connection[Any]", name: str, owner: str) -> None:

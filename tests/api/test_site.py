@@ -83,7 +83,10 @@ def test_the_process_lives_without_a_database(client):
 
 def test_the_site_is_ready(client, db):
     response = client.get("/health/ready")
-    assert (response.status_code, response.json()) == (200, {"status": "ready", "reasons": []})
+    assert (response.status_code, response.json()) == (
+        200,
+        {"status": "ready", "reasons": [], "warnings": []},
+    )
 
 
 def test_a_database_with_open_walls_is_not_ready(client, db, monkeypatch):

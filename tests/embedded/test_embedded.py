@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ import psycopg
 import pytest
 
 from agentmem_site import embedded
+from agentmem_site.db.setup import prepare_embedded
 from agentmem_site.embedded import (
     DataDirectoryRefusal,
     EmbeddedError,
@@ -690,13 +692,102 @@ def test_memory_is_the_least_limit_on_the_way(tmp_path: Path) -> None:
     assert embedded.usable_memory(tmp_path) == 2000
 
 
-def test_long_log_is_moved_away(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+# The log
+
+
+def logged(server: Server) -> str:
+    return (server.root / "server.log").read_text()
+
+
+def test_log_has_no_statement_and_no_value(server: Server) -> None:
     server.start()
-    wait_until(lambda: "ready to accept" in (server.root / "server.log").read_text())
-    monkeypatch.setattr(embedded, "_LOG_MAX_BYTES", 100)
+    with connect(server) as connection:
+        connection.execute("CREATE TABLE person (email text PRIMARY KEY, n int)")
+        connection.execute("INSERT INTO person VALUES ('canary-7f3a', 1)")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            connection.execute("INSERT INTO person VALUES ('canary-7f3a', 1)")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            connection.execute("INSERT INTO person VALUES (%s, 2)", ["canary-7f3a"])
+        with (
+            pytest.raises(psycopg.errors.InvalidTextRepresentation),
+            connection.cursor().copy("COPY person FROM STDIN") as copy,
+        ):
+            copy.write("canary-7f3a\tone\n")  # its CONTEXT is the line
+    assert 'duplicate key value violates unique constraint "person_pkey"' in logged(server)
+    assert "canary-7f3a" not in logged(server)
+
+
+def test_log_of_an_older_cluster_is_as_quiet(server: Server) -> None:
     server.start()
-    assert (server.root / "server.log").stat().st_size == 0
-    assert "ready to accept connections" in (server.root / "server.log.1").read_text()
-    with pytest.raises(psycopg.errors.DivisionByZero):
-        ask(server, "SELECT 1/0")
-    assert (server.root / "server.log").read_bytes().startswith(b"20")  # no hole at its start
+    server.stop()
+    (server.pgdata / "agentmem.conf").write_text("log_statement = 'all'\n")
+    server.start()
+    assert ask(server, "SHOW log_statement") == "none"
+    assert ask(server, "SHOW log_error_verbosity") == "terse"
+    assert ask(server, "SHOW log_min_error_statement") == "panic"
+
+
+def test_passwords_of_roles_reach_the_server_as_verifiers(server: Server) -> None:
+    server.start()
+    server.stop()
+    with (server.pgdata / "postgresql.conf").open("a") as configuration:
+        configuration.write("\nlog_statement = all\nlog_min_duration_statement = 0\n")
+    server.start(prepare=prepare_embedded(server))
+    assert "ALTER ROLE" in logged(server)
+    for role in ("agentmem_owner", "agentmem_app"):
+        assert server.connection(role)["PASSWORD"] not in logged(server)
+        with connect(server, role, "agentmem") as connection:
+            assert connection.execute("SHOW log_statement").fetchone()[0] == "none"
+            assert connection.execute("SHOW log_min_messages").fetchone()[0] == "log"
+        verifier = f"SELECT rolpassword FROM pg_authid WHERE rolname = '{role}'"
+        assert ask(server, verifier).startswith("SCRAM-SHA-256$")
+
+
+def test_long_log_is_moved_away(tmp_path: Path) -> None:
+    server = Server(tmp_path / "postgres-18", log_max_bytes=100)
+    try:
+        server.start()
+        wait_until(lambda: "ready to accept" in logged(server))
+        server.start()
+        assert (server.root / "server.log").stat().st_size == 0
+        before = server.root / "server.log.1"
+        assert 0 < before.stat().st_size <= 100
+        assert before.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            ask(server, "SELECT 1/0")
+        assert (server.root / "server.log").read_bytes().startswith(b"20")  # no hole at its start
+    finally:
+        stop(server)
+
+
+def test_no_line_of_the_log_is_older_than_its_days(tmp_path: Path) -> None:
+    server = Server(tmp_path, log_days=10)
+    log, before = tmp_path / "server.log", tmp_path / "server.log.1"
+
+    def line(days_ago: float) -> str:
+        at = datetime.now(UTC) - timedelta(days=days_ago)
+        return f"{at:%Y-%m-%d %H:%M:%S}.123 UTC [7] postgres@agentmem LOG:  canary\n"
+
+    log.write_text("a shell's word\n" + line(4.9) + line(1))
+    server.bound_log()
+    assert not before.exists()
+    log.write_text("a shell's word\n" + line(5.1) + line(1))
+    server.bound_log()
+    assert log.read_text() == ""
+    assert "canary" in before.read_text()
+    server.bound_log()
+    assert before.exists()
+    os.utime(before, (time.time(), time.time() - 5.1 * 86400))
+    server.bound_log()
+    assert not before.exists()
+
+
+def test_full_disk_hinders_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server = Server(tmp_path, log_max_bytes=3)
+    (tmp_path / "server.log").write_text("words")
+    monkeypatch.setattr(embedded, "_write", full)
+    server.bound_log()
+    assert logged(server) == "words"

@@ -34,11 +34,16 @@ class Command(BaseCommand):
                 "Set DATABASE_OWNER_URL: the owner migrates, the application cannot."
             )
         try:
-            setup_database(
+            unset = setup_database(
                 superuser=environ.Env.db_url_config(options["superuser_url"]),
                 owner=application["OWNER"],
                 application=application,
             )
         except (SetupRefused, psycopg.Error) as refusal:
             raise CommandError(str(refusal)) from refusal
+        if unset:
+            self.stderr.write(
+                f"The log of PostgreSQL may come to hold what people said: {', '.join(unset)} may "
+                "not be set for these roles. Set them for the server (docs/operations.md)."
+            )
         self.stdout.write(f"{application['NAME']} is ready: run `manage.py migrate` next")
