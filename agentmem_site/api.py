@@ -270,26 +270,28 @@ def _is_api(request: HttpRequest) -> bool:
     return request.path.startswith(("/api/", "/health/"))
 
 
-def _plain(status: int, code: str, detail: str) -> HttpResponse:
+def plain_problem(status: int, code: str, detail: str) -> HttpResponse:
     return JsonResponse(_problem(status, code, detail), status=status, content_type=PROBLEM)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     if not _is_api(request):
         return defaults.bad_request(request, exception)
-    return _plain(400, "invalid", "This request cannot be understood.")
+    return plain_problem(400, "invalid", "This request cannot be understood.")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     if not _is_api(request):
         return defaults.page_not_found(request, exception)
-    return _plain(404, "no_such_route", "There is no such address: /api/docs/ lists them.")
+    return plain_problem(404, "no_such_route", "There is no such address: /api/docs/ lists them.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     if not _is_api(request):
         return defaults.server_error(request)
-    return _plain(500, "error", "Something went wrong here; the log has it under the request id.")
+    return plain_problem(
+        500, "error", "Something went wrong here; the log has it under the request id."
+    )
 
 
 # -- the schema -----------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ CONSOLE_POLICY = "; ".join(
 )
 
 
+def request_id_of(given: str) -> str:
+    return given if _SANE.fullmatch(given) else str(uuid7())
+
+
 class RequestIdMiddleware:
     """Taken from X-Request-Id when it is one, minted otherwise, always answered."""
 
@@ -39,8 +43,7 @@ class RequestIdMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        given = request.headers.get("X-Request-Id", "")
-        request.id = given if _SANE.fullmatch(given) else str(uuid7())  # type: ignore[attr-defined]
+        request.id = request_id_of(request.headers.get("X-Request-Id", ""))  # type: ignore[attr-defined]
         token = current_request_id.set(request.id)  # type: ignore[attr-defined]
         try:
             response = self.get_response(request)

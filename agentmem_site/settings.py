@@ -3,6 +3,7 @@
 Names are listed in docs/operations.md. Nothing else in the project reads the environment.
 """
 
+import os
 import secrets
 from pathlib import Path
 from urllib.parse import unquote
@@ -89,6 +90,13 @@ STATEMENT_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_STATEMENT_TIMEOUT_S", 30
 LOCK_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_LOCK_TIMEOUT_S", 5))
 # A connection of a request that says nothing for so long (a stalled pooler) is given up.
 DATABASE_SILENCE_S = env.float("AGENTMEM_DATABASE_SILENCE_S", 90)
+# Of each server process; `serve` divides `MAX_THREADS` among its processes (agentmem_site/serving).
+SERVING = {
+    "THREADS": env.int("AGENTMEM_THREADS", min(8, 2 * (os.cpu_count() or 1) + 1)),
+    "MAX_THREADS": env.int("AGENTMEM_MAX_THREADS", 64),
+    "TRANSFERS": env.int("AGENTMEM_TRANSFERS", 8),
+    "IDLE_S": env.float("AGENTMEM_BODY_IDLE_S", 30),
+}
 # Each server process embeds pending memories in a thread; `serve` turns it on.
 EMBED_THREAD = env.bool("AGENTMEM_EMBED_THREAD", False)
 # A server process ends when the one that started it does; `serve` turns it on.

@@ -1,6 +1,7 @@
 """Who calls: the holder of an API key, in `X-API-Key` or as a bearer."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
-from accounts.access import authenticate_key
+from accounts.access import KeyHolder, authenticate_key
 from accounts.actors import Actor
 from accounts.models import Organization
 
@@ -29,11 +30,10 @@ class Caller:
 
 class ApiKeyAuthentication(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[Caller, Actor] | None:
-        key = request.headers.get("X-API-Key", "") or _bearer(request)
+        key = key_of(request.headers)
         if not key:
             return None
-        is_sane = key.startswith(KEY_PREFIX) and key.isascii() and len(key) <= MAX_KEY_LENGTH
-        holder = authenticate_key(key) if is_sane else None
+        holder = holder_of(key)
         if holder is None:
             raise AuthenticationFailed("This API key is unknown, revoked or expired.")
         actor = holder.actor.at(
@@ -47,9 +47,16 @@ class ApiKeyAuthentication(BaseAuthentication):
         return 'Bearer realm="AgentMem"'
 
 
-def _bearer(request: Request) -> str:
-    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+def key_of(headers: Mapping[str, str]) -> str:
+    """What is given as a key; "" where nothing is. The names of `headers` in any case, or lower."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    return headers.get("x-api-key", "") or (bearer.strip() if scheme.lower() == "bearer" else "")
+
+
+def holder_of(key: str) -> KeyHolder | None:
+    """As `authenticate_key`; what cannot be a key is not looked up."""
+    is_sane = key.startswith(KEY_PREFIX) and key.isascii() and len(key) <= MAX_KEY_LENGTH
+    return authenticate_key(key) if is_sane else None
 
 
 def _address(request: Request) -> str | None:

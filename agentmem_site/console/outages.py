@@ -51,8 +51,14 @@ def _page(error: Exception) -> HttpResponse:
     state = _state(error)
     words, wait_s = _BY_STATE.get(state, (_AWAY, 1))
     logger.warning("The database is unavailable (SQLSTATE %s)", state or "none")
+    page = refusal_page(words, 503)
+    page["Retry-After"] = str(wait_s)
+    return page
+
+
+def refusal_page(words: str, status: int) -> HttpResponse:
     html = render_to_string("console/unavailable.html", {"words": words})
-    return HttpResponse(html, status=503, headers={"Retry-After": str(wait_s)})
+    return HttpResponse(html, status=status)
 
 
 def _state(error: Exception) -> str:

@@ -42,7 +42,7 @@ def said() -> Iterator[sql.SQL]:
     limits = _unsaid.get()
     token = _unsaid.set("")
     try:
-        yield sql.SQL(limits)  # type: ignore[arg-type]
+        yield sql.SQL(limits)
     finally:
         _unsaid.reset(token)
 
@@ -51,7 +51,7 @@ def _say(execute: Callable[..., Any], statement: Any, params: Any, many: bool, c
     limits = _unsaid.get()
     if not limits or many or str(statement).startswith(_SAVEPOINTS):
         return execute(statement, params, many, context)
-    whole = limits + statement if isinstance(statement, str) else sql.SQL(limits) + statement  # type: ignore[arg-type]
+    whole = limits + statement if isinstance(statement, str) else sql.SQL(limits) + statement
     result = execute(whole, params, many, context)
     context["cursor"].nextset()
     return result

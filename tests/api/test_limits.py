@@ -2,36 +2,16 @@
 
 import os
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
 import pytest
 from django.db import DataError, OperationalError, connection, transaction
-from psycopg import sql
 
 from accounts.tenancy import tenant
 from agentmem_site.db.limits import limited
-from tests.api.test_bulk_streams import Server, until
+from tests.serving.server import Server, locked, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.unguarded]
-
-
-@contextmanager
-def locked(table):
-    """As somebody's ALTER TABLE would."""
-    settings = connection.settings_dict
-    with psycopg.connect(
-        dbname=settings["NAME"],
-        user=settings["USER"],
-        password=settings["PASSWORD"],
-        host=settings["HOST"],
-        port=settings["PORT"],
-    ) as other:
-        lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(table))
-        other.execute(lock)
-        yield
-        other.rollback()
 
 
 # Of the row asked for; of the look-ups before the organization is known.

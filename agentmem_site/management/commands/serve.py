@@ -5,6 +5,7 @@ import socket
 import sys
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from agentmem_site.health import reasons_not_ready
@@ -12,6 +13,7 @@ from memories.embeddings import EncoderError, refuse_unknown_encoder
 
 HEADERS_WITHIN_MS = 10_000
 STOPS_WITHIN_S = 30
+CONNECTIONS = 4096  # of each process; one that waits costs no thread
 
 
 class Command(BaseCommand):
@@ -25,8 +27,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--threads",
             type=int,
-            default=min(8, 2 * (os.cpu_count() or 1) + 1),
-            help="requests at once per process",
+            default=settings.SERVING["THREADS"],
+            help="requests that compute at once, per process; those that wait are not counted",
         )
         parser.add_argument(
             "--no-embed",
@@ -47,6 +49,9 @@ class Command(BaseCommand):
             os.environ["AGENTMEM_EMBED_THREAD"] = "0"
         os.environ.setdefault("AGENTMEM_EMBED_THREAD", "1")
         os.environ["AGENTMEM_SUPERVISED"] = "1"
+        os.environ["AGENTMEM_THREADS"] = str(options["threads"])
+        most = max(settings.SERVING["MAX_THREADS"] // options["workers"], options["threads"])
+        os.environ["AGENTMEM_MAX_THREADS"] = str(most)
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         self.stdout.write(f"Serving on http://{host}:{options['port']}/; Ctrl-C stops it.")
         self.stdout.flush()
@@ -56,7 +61,7 @@ class Command(BaseCommand):
                 sys.executable,
                 "-m",
                 "granian",
-                "--interface=wsgi",
+                "--interface=rsgi",
                 f"--host={options['host']}",
                 f"--port={options['port']}",
                 f"--workers={options['workers']}",
@@ -64,11 +69,12 @@ class Command(BaseCommand):
                 "--respawn-failed-workers",
                 "--respawn-interval=0.5",
                 f"--workers-kill-timeout={STOPS_WITHIN_S}",
-                f"--blocking-threads={options['threads']}",
+                f"--backlog={CONNECTIONS}",
+                f"--backpressure={CONNECTIONS}",
                 f"--http1-header-read-timeout={HEADERS_WITHIN_MS}",
                 "--no-ws",
                 "--log-level=warning",
-                "agentmem_site.wsgi:application",
+                "agentmem_site.rsgi:application",
             ],
         )
 

@@ -1,82 +1,16 @@
 """Bodies on their way, at the real server: flat memory, clients that go away, clients that wait."""
 
 import json
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from django.db import connection
-from django.utils.http import urlencode
 
 from accounts.models import User
 from accounts.tenancy import tenant
+from tests.serving.server import CHUNKED, MIB, Server, answer, chunk, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.unguarded]
-
-ROOT = Path(__file__).resolve().parents[2]
-MIB = 1024 * 1024
-
-
-class Server:
-    """`manage.py serve` on the tests' database, with two threads."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        settings = connection.settings_dict
-        host = f"{quote(settings['HOST'], safe='@')}:{settings['PORT']}"
-        sign_in = f"{settings['USER']}:{settings['PASSWORD']}"
-        self.log = folder / "server.log"
-        arguments = ["serve", f"--port={self.port}", "--threads=2", "--no-embed"]
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / "manage.py"), *arguments],
-                env={
-                    **os.environ,
-                    "DATABASE_URL": f"postgres://{sign_in}@{host}/{settings['NAME']}",
-                },
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        until(self._answers, "the server answers")
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, self.log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", self.port)).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def peak_mib(self) -> int:
-        """The most memory that its processes have held at once, each."""
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        statuses = [Path(f"/proc/{p}/status").read_text() for p in [pid, *children]]
-        return max(int(re.search(r"VmHWM:\s+(\d+)", s)[1]) for s in statuses) // 1024
-
-    def begin(self, key: str, path: str, framing: str, **query: object) -> socket.socket:
-        """A request whose body is still to come."""
-        sent = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        sent.sendall(
-            f"POST /api/v1/{path}?{urlencode(query)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-            f"X-API-Key: {key}\r\nContent-Type: application/x-ndjson\r\n"
-            f"Connection: close\r\n{framing}\r\n\r\n".encode()
-        )
-        return sent
 
 
 @pytest.fixture
@@ -84,29 +18,6 @@ def server(tmp_path, transactional_db):
     started = Server(tmp_path)
     yield started
     started.stop()
-
-
-CHUNKED = "Transfer-Encoding: chunked"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def answer(sent: socket.socket) -> tuple[int, dict]:
-    with sent:
-        received = b"".join(iter(lambda: sent.recv(MIB), b""))
-    head, _, body = received.partition(b"\r\n\r\n")
-    if b"chunked" in head.lower():
-        body = body.partition(b"\r\n")[2].rpartition(b"\r\n0")[0]
-    return int(head.split()[1]), json.loads(body)
-
-
-def until(is_so, what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, f"Waited in vain until {what}"
-        time.sleep(0.05)
 
 
 def users(organization) -> int:
