@@ -20,7 +20,7 @@ django.setup()
 
 from django.db import connection  # noqa: E402  (after setup)
 
-from tests.benchmarks import adding, bulk, encoders, growth, search  # noqa: E402
+from tests.benchmarks import adding, bulk, crowd, encoders, growth, search  # noqa: E402
 from tests.benchmarks.locomo import evaluate  # noqa: E402
 
 PAPER = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
@@ -66,6 +66,7 @@ def main() -> None:
         "growth": lambda: in_database(lambda: growth.run(options.rows)),
         "encoders": lambda: f"{conditions()}\n\n{encoders.run()}",
         "search": lambda: in_database(lambda: search.run(options.rows)),
+        "crowd": lambda: in_database(crowd.run),
         "locomo": lambda: in_database(evaluate.run),
     }
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(sections)}")

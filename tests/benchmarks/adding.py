@@ -66,7 +66,7 @@ def run(rows: int) -> str:
     load = os.getloadavg()[0]
     rates: dict[str, list[float]] = {}
     for encoder in ("minilm-int8", "static"):
-        with _served(encoder) as port:
+        with served(encoder) as port:
             for mode, (wanted, embed, supplied) in MODES.items():
                 if wanted == encoder:
                     post = _client(port, key)
@@ -119,17 +119,20 @@ def _client(port: int, key: str) -> Callable[[str, Any], Any]:
 
 
 @contextmanager
-def _served(encoder: str) -> Iterator[int]:
+def served(encoder: str, **settings: str) -> Iterator[int]:
     """The port of a server of its own on the benchmark's database."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "manage.py", "serve", "--no-embed", f"--port={port}"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment(AGENTMEM_ENCODER=encoder), stdout=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=environment(AGENTMEM_ENCODER=encoder, **settings),
+        stdout=subprocess.DEVNULL,
     ) as server:
         try:
-            _await(port)
+            await_port(port)
             yield port
         finally:
             server.terminate()
@@ -149,7 +152,7 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def _await(port: int) -> None:
+def await_port(port: int) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
@@ -162,10 +165,9 @@ def _await(port: int) -> None:
 
 def _loaded(organization: Organization, rows: int) -> str:
     file = b"".join(lines("memories", row_count=rows, seed=4))
-    numbered = list(enumerate(file.splitlines(), start=1))
     report = run_load(
         "memories",
-        numbered,
+        numbered(file),
         organization=organization,
         actor=ACTOR,
         options=LoadOptions(),
@@ -177,6 +179,11 @@ def _loaded(organization: Organization, rows: int) -> str:
         f"\nThe loader, `--embed later`: {report.rows_per_second:,.0f} memories/s "
         f"({rows:,} lines of {len(file) / rows:.0f} bytes).\n"
     )
+
+
+def numbered(file: bytes) -> list[tuple[int, bytes, int]]:
+    """Lines as a source gives them, but for where they begin."""
+    return [(number, line, 0) for number, line in enumerate(file.splitlines(), start=1)]
 
 
 def _table(rates: dict[str, list[float]], load: float) -> str:
