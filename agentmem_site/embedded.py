@@ -33,6 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from agentmem_site import private
 from agentmem_site.db import quiet
 
 SUPERUSER = "postgres"
@@ -250,9 +251,8 @@ class Server:
             if not os.access(path, os.R_OK):
                 self._check_folder()
                 if not self.root.exists():
-                    self.root.mkdir(parents=True, exist_ok=True)
                     # The server's user passes through; what is secret below is closed by itself.
-                    self.root.chmod(0o711)
+                    private.make_folder(self.root, private.PASSAGE)
                 fresh = {role: secrets.token_urlsafe(32) for role in ROLES}
                 _write(path, json.dumps(fresh, indent=1) + "\n", replace=False)
             try:
@@ -630,7 +630,7 @@ def _plain_refusals(root: Path) -> Iterator[None]:
 
 def _private(path: Path, flags: int) -> IO[bytes]:
     """The opened file; a new one is private and belongs to the owner of its folder."""
-    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    fd = private.descriptor(path, flags | os.O_CREAT | os.O_NOFOLLOW)
     file = os.fdopen(fd, "r+b" if flags & os.O_RDWR else "wb" if flags & os.O_WRONLY else "rb")
     if os.geteuid() == 0 and os.fstat(fd).st_nlink == 1:  # more: somebody's trap for root
         owner = path.parent.stat()

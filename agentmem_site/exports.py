@@ -26,6 +26,7 @@ from accounts.tenancy import snapshot, tenant
 from agentmem_site.bulk.export import columns_of, encode, read, without_trash
 from agentmem_site.bulk.spec import LoadSpec, restoring
 from agentmem_site.loads import EXPORTED, LINKS, RESOURCES
+from agentmem_site.private import make_folder, open_private
 from memories.models import Memory
 
 FORMAT = 1
@@ -57,7 +58,7 @@ def write_export(
 
     Raises: NotExported; OSError. Then nothing is left in the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if any(folder.iterdir()):
         raise NotExported(f"{folder} holds something already: give an empty or a new directory.")
     manifest: Manifest = {
@@ -167,7 +168,7 @@ def _write(file: Path, lines: Iterable[tuple[dict[str, Any], bool]]) -> dict[str
     """The file's rows, lines and SHA-256; of sessions the runs too."""
     part, digest = file.with_suffix(".part"), hashlib.sha256()
     counts = {"rows": 0, "lines": 0}
-    with part.open("xb") as out:
+    with open_private(part, "xb") as out:
         for line, is_new in lines:
             data = encode(line)
             digest.update(data)
@@ -184,7 +185,7 @@ def _write(file: Path, lines: Iterable[tuple[dict[str, Any], bool]]) -> dict[str
 
 def _write_whole(file: Path, data: bytes) -> None:
     part = file.with_suffix(".part")
-    with part.open("xb") as out:
+    with open_private(part, "xb") as out:
         out.write(data)
         out.flush()
         os.fsync(out.fileno())

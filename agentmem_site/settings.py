@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import environ
 
+from agentmem_site import private
 from agentmem_site.embedded import DataDirectoryRefusal, Server
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -24,9 +25,9 @@ def _kept_secret(path: Path) -> str:
     """The secret key of this installation: made once, readable by its user alone."""
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.write_text(secrets.token_urlsafe(50))
+            private.make_folder(path.parent, private.PASSAGE)
+            with private.open_private(path, "w") as file:
+                file.write(secrets.token_urlsafe(50))
         return path.read_text().strip()
     except PermissionError as error:
         raise DataDirectoryRefusal(

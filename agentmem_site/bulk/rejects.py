@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from agentmem_site.bulk.spec import LineError
+from agentmem_site.private import open_private
 
 
 def as_json(error: LineError) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class RejectFile:
         self._path = path
         self._known: set[int] = set()
         with _named(path):
-            self._file: IO[bytes] = path.open("ab")
+            self._file: IO[bytes] = open_private(path, "ab")
 
     def __enter__(self) -> Self:
         return self

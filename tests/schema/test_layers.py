@@ -1,5 +1,5 @@
-"""Imports point one way: db <- bulk <- accounts <- memories <- sessions <- the roof, and inside an
-app errors <- querysets <- models <- access <- services <- one of the doors."""
+"""Imports point one way: private <- db <- bulk <- accounts <- memories <- sessions <- the roof, and
+inside an app errors <- querysets <- models <- access <- services <- one of the doors."""
 
 import ast
 import io
@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("agentmem_site", "accounts", "memories", "sessions")
-FLOORS = ["agentmem_site.db", "agentmem_site.bulk", "accounts", "memories", "sessions", "roof"]
+FLOORS = [
+    "agentmem_site.private",
+    "agentmem_site.db",
+    "agentmem_site.bulk",
+    "accounts",
+    "memories",
+    "sessions",
+    "roof",
+]
 
 # Inside an app, from below. What is not named here stands with the services: a model cannot
 # import it, a door can.

@@ -19,6 +19,7 @@ from accounts.services.organizations import organizations
 from accounts.tenancy import tenant
 from agentmem_site import samples
 from agentmem_site.management.commands.serve import refuse_taken_port
+from agentmem_site.private import make_folder, open_private
 from memories.models import Agent, Block, Tool
 from memories.services.agents import attach_block, attach_tool
 
@@ -77,10 +78,10 @@ class Command(BaseCommand):
             "memories": 4 * SESSIONS,
         }
         folder = settings.DATA_DIR / "sample"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for resource, count in counts.items():
             path: Path = folder / f"{resource}.jsonl"
-            with path.open("wb") as file:
+            with open_private(path, "wb") as file:
                 file.writelines(samples.lines(resource, row_count=count, seed=0))
             call_command(
                 "bulk_upsert",
