@@ -167,7 +167,7 @@ def _restore(
 ) -> None:
     """Brings rows back from the trash, each with what went there with it."""
     records = next(records for records in _RECORDS if records.model is model)
-    rows = model._default_manager.filter(pk__in=ids)
+    rows = model._default_manager.filter(pk__among=ids)
     try:
         records.restore(rows, organization=organization, actor=actor)
     except Conflict as error:

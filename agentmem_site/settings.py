@@ -89,6 +89,9 @@ DATABASES = {
 # How long a statement of a request may run, and wait for a lock. Loads have limits of their own.
 STATEMENT_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_STATEMENT_TIMEOUT_S", 30))
 LOCK_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_LOCK_TIMEOUT_S", 5))
+# How long a request may go on with a change of many statements (a deletion with all that hangs on
+# it); the last one of them begins before.
+CHANGE_TIMEOUT_S = env.float("AGENTMEM_CHANGE_TIMEOUT_S", 50)
 # A connection of a request that says nothing for so long (a stalled pooler) is given up.
 DATABASE_SILENCE_S = env.float("AGENTMEM_DATABASE_SILENCE_S", 90)
 # Of each server process; `serve` divides `MAX_THREADS` among its processes (agentmem_site/serving).

@@ -13,8 +13,18 @@ from psycopg import sql
 from accounts.organization_settings import LANGUAGES
 from accounts.tenancy import TenantQuerySet
 
-# {changed} gives (id, change_type, reason) of memories as they are now. Parameters: who, who, who,
-# when, when, those of {changed}, organization.
+_INTO_HISTORY = sql.SQL("""
+INSERT INTO memories_memoryhistory (
+    id, organization_id, memory_id, version, content, memory_metadata, importance, change_type,
+    changed_by_id, created_by_id, last_updated_by_id, created_at, updated_at, reason, metadata,
+    is_deleted)
+SELECT agentmem_uuid7(), c.organization_id, c.id, c.version, c.content, c.metadata, c.importance,
+    %s, %s, %s, %s, %s, %s, '', '{{}}', false
+FROM ({changed}) AS c (organization_id, id, version, content, metadata, importance)
+""")
+_OF_HISTORY = ("organization_id", "id", "version", "content", "metadata", "importance")
+# The loader's: {changed} gives (id, change_type, reason) of memories as they are now. Parameters:
+# who, who, who, when, when, those of {changed}, organization.
 WRITE_HISTORY = sql.SQL("""
 INSERT INTO memories_memoryhistory (
     id, organization_id, memory_id, version, change_type, reason, content, memory_metadata,
@@ -59,14 +69,13 @@ class MemoryQuerySet(TenantQuerySet):
     def write_history(
         self, change_type: str, *, organization: Any, changed_by_id: UUID | None, at: datetime
     ) -> None:
-        said = {"change": models.Value(change_type), "said_of_it": models.Value("")}
-        changed = self.order_by().annotate(**said).values("pk", *said)
+        changed = self.order_by().values_list(*_OF_HISTORY)
         compiled, parameters = changed.query.sql_with_params()
         by = changed_by_id
         with connection.cursor() as cursor:
             cursor.execute(
-                WRITE_HISTORY.format(changed=sql.SQL(compiled)),
-                [by, by, by, at, at, *parameters, getattr(organization, "pk", organization)],
+                _INTO_HISTORY.format(changed=sql.SQL(compiled)),
+                [change_type, by, by, by, at, at, *parameters],
             )
 
 

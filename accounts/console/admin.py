@@ -41,7 +41,8 @@ from accounts.console.shown import unsealed
 from accounts.errors import ServiceError
 from accounts.models import AuditEvent, Member, Organization
 from accounts.roles import VIEW_AUDIT, permission
-from accounts.services.records import Counts, Records
+from accounts.services.hanging import Counts
+from accounts.services.records import Records
 from agentmem_site.db.fields import TenantForeignKey
 
 # How far a confirmation page counts what hangs on a row.

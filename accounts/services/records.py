@@ -5,7 +5,8 @@ that a person would name: its own atomic block, the audit columns, the history, 
 The door holds the organization's context (accounts/tenancy.py).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -17,14 +18,25 @@ from accounts.actors import Actor
 from accounts.errors import Conflict, Invalid, NotFound, named_violations
 from accounts.models import Organization
 from accounts.services.audit import record_event
+from accounts.services.hanging import (
+    Chunk,
+    Counts,
+    Found,
+    Pick,
+    Progress,
+    Reach,
+    Rows,
+    add,
+    everything,
+    find,
+    parents_of,
+    progress,
+    remove,
+    walk,
+)
 from accounts.services.seen import refuse_stale
-from accounts.tenancy import LoadedModel
-from agentmem_site.db.fields import TenantForeignKey
 
 M = TypeVar("M", bound=models.Model)
-Rows = Any  # an AuditedQuerySet of any model
-Narrow = Callable[[Rows], Rows]
-Counts = dict[str, int]  # rows by model, e.g. {"session": 1, "run": 4}
 
 MAX_IDS_IN_EVENT = 100
 # The audit log tells old and new only of values that are no one's words.
@@ -37,6 +49,9 @@ class Records(Generic[M]):
     def __init__(self, model: type[M]) -> None:
         self.model: Any = model
         self.name = str(model._meta.model_name)
+
+    # In which order the rows are locked, of which a change is asked.
+    lock_order: Sequence[str] = ("pk",)
 
     # -- what a subclass may say ---------------------------------------------------------------
 
@@ -132,42 +147,36 @@ class Records(Generic[M]):
         """Moves the live ones of `rows` to the trash, with all that hangs on them; how many.
 
         The whole set gets one `deleted_at`: by it, `restore` finds what went together.
+        Raises: Unavailable (it takes longer than a request may).
         """
         stamp = {"is_deleted": True, "deleted_at": timezone.now()}
-        rows = rows.for_organization(organization)
-        with transaction.atomic():
-            return self._move("deleted", rows, _live, stamp, organization, actor)
+        live = rows.for_organization(organization).filter(is_deleted=False)
+        return self._move("deleted", live, _live, stamp, organization, actor)
 
     def restore(self, rows: Rows, *, organization: Organization, actor: Actor) -> Counts:
         """Brings `rows` back from the trash, each with what was deleted with it.
 
-        Raises: Conflict (a live row has taken the place, or the parent lies in the trash).
+        Raises: Conflict (a live row has taken the place, or the parent lies in the trash),
+        Unavailable (it takes longer than a request may).
         """
         stamp = {"is_deleted": False, "deleted_at": None}
-        rows = rows.for_organization(organization)
-        counts: Counts = {}
-        with transaction.atomic():
-            deleted = rows.filter(is_deleted=True).order_by("deleted_at")
-            for moment in list(deleted.values_list("deleted_at", flat=True).distinct()):
-                together = _deleted_at(moment)
-                for below in _descend(together(rows), organization, together):
-                    _refuse_orphans(below, but=None if below.model is self.model else moment)
-                part = self._move("restored", rows, together, stamp, organization, actor)
-                counts = {k: counts.get(k, 0) + part.get(k, 0) for k in {**counts, **part}}
-        return counts
+        # (Not by `is_deleted`: the index of the trash would seem the shortest way to a row.)
+        lying = rows.for_organization(organization).filter(deleted_at__isnull=False)
+        return self._move("restored", lying, _moved_with, stamp, organization, actor)
 
     def purge(self, rows: Rows, *, organization: Organization, actor: Actor) -> Counts:
         """Removes `rows` and all that hangs on them for good; references that outlive them are
-        emptied. How many rows of which model went."""
+        emptied. How many rows of which model went.
+
+        Raises: Unavailable (it takes longer than a request may)."""
         rows = rows.for_organization(organization)
         counts: Counts = {}
-        with transaction.atomic(), named_violations(self.model):
+        with transaction.atomic(), self._changing("purge") as going:
             self.before_move(rows, organization=organization, actor=actor)
-            ids = _first_ids(rows)
-            for below in _descend(rows, organization, _all, for_good=True):
-                # Not .delete(): Django would collect the rows in Python and go by id alone.
-                _add(counts, below, below._raw_delete(below.db))
-            self._event("purged", organization, actor, ids, {"rows": counts})
+            roots = self._lock(rows)
+            chunks = walk(self.model, roots, organization, everything, for_good=True)
+            remove(chunks, organization, counts, going)
+            self._event("purged", organization, actor, _first_ids(roots), {"rows": counts})
         return counts
 
     # -- questions -------------------------------------------------------------------------------
@@ -176,16 +185,12 @@ class Records(Generic[M]):
         self, rows: Rows, *, organization: Organization, at_most: int, for_good: bool = False
     ) -> Counts:
         """How many rows of which model `delete` (`purge`, if `for_good`) would take; `at_most` + 1
-        stands for more. One bounded statement per model."""
-        narrow = _all if for_good else _live
-        found: dict[type[models.Model], list[Rows]] = {}
-        for below in _descend(narrow(rows), organization, narrow):
-            found.setdefault(below.model, []).append(below.order_by().values("pk")[: at_most + 1])
-        counts: Counts = {}
-        for model, parts in found.items():  # reached on two ways, a row counts once
-            if number := parts[0].union(*parts[1:])[: at_most + 1].count():
-                counts[str(model._meta.model_name)] = number
-        return counts
+        stands for more. Nothing is locked."""
+        rows = rows.for_organization(organization)
+        rows = rows if for_good else rows.filter(is_deleted=False)
+        roots = [row for some in find(rows.order_by()) for row in some]
+        reach = Reach(everything if for_good else _unlocked, for_good=for_good, at_most=at_most)
+        return reach.count(walk(self.model, roots, organization, reach.pick, for_good=for_good))
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -193,26 +198,40 @@ class Records(Generic[M]):
         self,
         action: str,
         rows: Rows,
-        narrow: Narrow,
+        pick: Pick,
         stamp: Mapping[str, Any],
         organization: Organization,
         actor: Actor,
     ) -> Counts:
-        """Stamps `rows` and what hangs on them, the deepest first: parents still tell their own."""
+        """Stamps `rows` and what hangs on them, the deepest first."""
         counts: Counts = {}
         now = timezone.now()
-        self.before_move(narrow(rows), organization=organization, actor=actor)
-        ids = _first_ids(narrow(rows))
-        with named_violations(self.model):
-            for below in _descend(narrow(rows), organization, narrow):
-                below.write_history(
+        is_back = not stamp["is_deleted"]
+        with transaction.atomic(), self._changing("restore" if is_back else "delete") as going:
+            self.before_move(rows, organization=organization, actor=actor)
+            roots = self._lock(rows, no_key=True)
+            for chunk in walk(self.model, roots, organization, pick, is_together=is_back):
+                if is_back:
+                    _refuse_orphans(chunk, organization)
+                moved = chunk.rows(organization)
+                moved.write_history(
                     action, organization=organization, changed_by_id=actor.id, at=now
                 )
-                set_too = {**below.set_by_move, "last_updated_by_id": actor.id}
-                _add(counts, below, below.update(**stamp, **set_too))
-        if counts:
-            self._event(action, organization, actor, ids, {"rows": counts})
+                set_too = {**moved.set_by_move, "last_updated_by_id": actor.id}
+                add(counts, chunk.model, moved.update(**stamp, **set_too), going)
+            if counts:
+                self._event(action, organization, actor, _first_ids(roots), {"rows": counts})
         return counts
+
+    @contextmanager
+    def _changing(self, verb: str) -> Iterator[Progress]:
+        with named_violations(self.model), progress(f"{verb} {self.name}") as going:
+            yield going
+
+    def _lock(self, rows: Rows, *, no_key: bool = False) -> list[Found]:
+        ordered = rows.order_by(*self.lock_order)
+        locked = ordered.select_for_update(of=("self",), no_key=no_key)
+        return [row for some in find(locked) for row in some]
 
     def _note(
         self,
@@ -246,68 +265,43 @@ class Records(Generic[M]):
         )
 
 
-def _descend(
-    rows: Rows, organization: Organization, narrow: Narrow, *, for_good: bool = False
-) -> Iterator[Rows]:
-    """`rows` and, level by level, those that hang on them by a CASCADE reference, deepest first.
-
-    `narrow` picks among them (the live, those deleted at one moment). Querysets stay nested, so
-    that a million rows are never carried through Python. `for_good` takes along what has no trash
-    of its own, and empties the references that outlive the rows.
-    """
-    for relation in rows.model._meta.related_objects:
-        reference, child = relation.field, relation.related_model
-        if not isinstance(reference, TenantForeignKey):
-            continue
-        below = child.objects.for_organization(organization).filter(
-            **{f"{reference.name}__in": rows.order_by().values("pk")}
-        )
-        if relation.on_delete is models.CASCADE:
-            if child.has_trash or for_good:
-                yield from _descend(narrow(below), organization, narrow, for_good=for_good)
-        elif for_good:
-            # (What a file said of it is no longer so.)
-            said = {"line_hash": None} if issubclass(child, LoadedModel) else {}
-            below.update(**{reference.name: None, **said})
-    yield rows
-
-
-def _refuse_orphans(rows: Rows, *, but: datetime | None) -> None:
+def _refuse_orphans(chunk: Chunk, organization: Organization) -> None:
     """Refuses to bring back rows whose parent stays in the trash: a purge of it would take them.
-    Parents deleted at `but` are being brought back with them."""
-    for field in rows.model._meta.fields:
-        if not isinstance(field, TenantForeignKey):
+    A parent that went there with its row is being brought back with it."""
+    for place, field in enumerate(parents_of(chunk.model)):
+        parents = {row.parents[place] for row in chunk.found} - {None}
+        if field is chunk.way or not parents:
             continue
-        if field.remote_field.on_delete is not models.CASCADE:
-            continue
-        orphans = rows.filter(**{f"{field.name}__is_deleted": True})
-        if but is not None:
-            orphans = orphans.exclude(**{f"{field.name}__deleted_at": but})
-        if orphans.exists():
-            child, parent = rows.model._meta.verbose_name, field.related_model._meta.verbose_name
-            raise Conflict(f"The {parent} of this {child} lies in the trash: restore that first.")
+        parent: Any = field.related_model
+        rows = parent.objects.for_organization(organization)
+        lying = rows.filter(pk__among=parents, deleted_at__isnull=False)
+        moments = dict(lying.order_by().values_list("pk", "deleted_at"))
+        for row in chunk.found:
+            moment = moments.get(row.parents[place])
+            if moment and (chunk.way is None or moment != row.deleted_at):
+                child = chunk.model._meta.verbose_name
+                name = parent._meta.verbose_name
+                raise Conflict(f"The {name} of this {child} lies in the trash: restore that first.")
 
 
-def _all(rows: Rows) -> Rows:
-    return rows
+# What goes along: see `Pick`.
 
 
-def _live(rows: Rows) -> Rows:
+def _unlocked(rows: Rows, chunk: Chunk) -> Rows:
     return rows.filter(is_deleted=False)
 
 
-def _deleted_at(moment: datetime) -> Narrow:
-    return lambda rows: rows.filter(is_deleted=True, deleted_at=moment)
+def _live(rows: Rows, chunk: Chunk) -> Rows:
+    return rows.filter(is_deleted=False).select_for_update(of=("self",), no_key=True)
 
 
-def _add(counts: Counts, rows: Rows, number: int) -> None:
-    if number:
-        name = str(rows.model._meta.model_name)
-        counts[name] = counts.get(name, 0) + number
+def _moved_with(rows: Rows, chunk: Chunk) -> Rows:
+    moments = {row.deleted_at for row in chunk.found}
+    return rows.filter(deleted_at__among=moments).select_for_update(of=("self",), no_key=True)
 
 
-def _first_ids(rows: Rows) -> list[UUID]:
-    return list(rows.order_by().values_list("pk", flat=True)[: MAX_IDS_IN_EVENT + 1])
+def _first_ids(found: Sequence[Found]) -> list[UUID]:
+    return [row.id for row in found[: MAX_IDS_IN_EVENT + 1]]
 
 
 def _told(field: Any, old: Any, new: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The fields of a tenant table: its organization, its references; and a `real`."""
+"""The fields of a tenant table: its organization, its references; a `real`; and `among`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,25 @@ class TenantForeignKey(models.ForeignKey):
         # Without an alias it is exclude(children__..): a subquery that refers to the outer row.
         other = theirs.get_col(alias) if alias else ResolvedOuterRef("organization")
         return WhereNode([ours.get_lookup("exact")(ours.get_col(related_alias), other)])
+
+
+@models.Field.register_lookup
+@TenantForeignKey.register_lookup
+class Among(models.Lookup):
+    """`pk__among=ids`: in one array, however many they are.
+
+    A constant array leaves the planner no join to choose: an index is asked for each value, or, at
+    worst, each row is looked up in a hash of them. (Of `unnest` it may go through the whole array
+    for each row, where it expects one row.)
+    """
+
+    lookup_name = "among"
+    prepare_rhs = False
+
+    def as_sql(self, compiler: Any, connection: Any) -> Any:
+        column, parameters = self.process_lhs(compiler, connection)
+        array_type = self.lhs.output_field.db_type(connection) + "[]"
+        return column + " = ANY(%s::" + array_type + ")", [*parameters, list(self.rhs)]
 
 
 class RealField(models.FloatField):

@@ -16,14 +16,17 @@ from psycopg import Connection, OperationalError, errors, sql
 # What the statements at hand have to say; empty where nothing is limited, or all is said.
 _unsaid: ContextVar[str] = ContextVar("unsaid", default="")
 # (The way back to a savepoint leads out of a failed transaction, where nothing else is answered.)
-_SAVEPOINTS = ("SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
+SAVEPOINTS = ("SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
 _silence_s: ContextVar[float | None] = ContextVar("silence_s", default=None)
+_change_timeout_s: ContextVar[float | None] = ContextVar("change_timeout_s", default=None)
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Limits the statements inside by AGENTMEM_STATEMENT_TIMEOUT_S and AGENTMEM_LOCK_TIMEOUT_S."""
+    """Limits the statements inside by AGENTMEM_STATEMENT_TIMEOUT_S and AGENTMEM_LOCK_TIMEOUT_S,
+    changes that take many of them by AGENTMEM_CHANGE_TIMEOUT_S (`change_timeout_s`)."""
     silence = _silence_s.set(settings.DATABASE_SILENCE_S)
+    change = _change_timeout_s.set(settings.CHANGE_TIMEOUT_S or None)
     token = _unsaid.set(
         f"SELECT set_config('statement_timeout', '{settings.STATEMENT_TIMEOUT_MS:d}', true), "
         f"set_config('lock_timeout', '{settings.LOCK_TIMEOUT_MS:d}', true); "
@@ -33,7 +36,13 @@ def limited() -> Iterator[None]:
             yield
     finally:
         _unsaid.reset(token)
+        _change_timeout_s.reset(change)
         _silence_s.reset(silence)
+
+
+def change_timeout_s() -> float | None:
+    """How long a change of many statements may go on here; None: as long as it takes."""
+    return _change_timeout_s.get()
 
 
 @contextmanager
@@ -49,7 +58,7 @@ def said() -> Iterator[sql.SQL]:
 
 def _say(execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any) -> Any:
     limits = _unsaid.get()
-    if not limits or many or str(statement).startswith(_SAVEPOINTS):
+    if not limits or many or str(statement).startswith(SAVEPOINTS):
         return execute(statement, params, many, context)
     whole = limits + statement if isinstance(statement, str) else sql.SQL(limits) + statement
     result = execute(whole, params, many, context)

@@ -11,7 +11,8 @@ from accounts.errors import Forbidden
 from accounts.models import Organization
 from accounts.organization_settings import language_of
 from accounts.roles import permission
-from accounts.services.records import Counts, Records
+from accounts.services.hanging import CHUNK_ROWS, Counts
+from accounts.services.records import Records
 from memories.models import Memory, content_hash
 from memories.services.embedding import wake_worker
 
@@ -51,14 +52,14 @@ class MemoryRecords(Records[Memory]):
 
     def restore(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
         """What has expired, and says what one of `rows` does, makes way here too."""
-        coming = rows.for_organization(organization).deleted().filter(external_id=None)
+        coming = rows.for_organization(organization).filter(
+            deleted_at__isnull=False, external_id=None
+        )
         with transaction.atomic():
-            expired = _expired(organization).filter(hash__in=coming.order_by().values("hash"))
-            if found := list(expired.values_list("pk", *_SAME)):
-                same = coming.filter(hash__in=[row_hash for _, row_hash, *_ in found])
-                taken = set(map(_key, same.values_list(*_SAME)))
-                if ids := [pk for pk, *said in found if _key(said) in taken]:
-                    self.delete(expired.filter(pk__in=ids), organization=organization, actor=actor)
+            said = set(map(_key, coming.order_by().values_list(*_SAME)))
+            if ids := _expired_saying(said, organization):
+                expired = Memory.objects.for_organization(organization).filter(pk__among=ids)
+                self.delete(expired, organization=organization, actor=actor)
             return super().restore(rows, organization=organization, actor=actor)
 
     def before_update(
@@ -98,6 +99,15 @@ def _make_way(record: Memory) -> None:
 def _expired(organization: Organization | UUID) -> Any:
     """Those that the content tells apart."""
     return Memory.objects.for_organization(organization).live().expired().filter(external_id=None)
+
+
+def _expired_saying(said: set[tuple[Any, ...]], organization: Organization) -> list[UUID]:
+    hashes = list({row_hash for row_hash, *_ in said})
+    found: list[UUID] = []
+    for start in range(0, len(hashes), CHUNK_ROWS):
+        rows = _expired(organization).filter(hash__among=hashes[start : start + CHUNK_ROWS])
+        found += [pk for pk, *same in rows.values_list("pk", *_SAME) if _key(same) in said]
+    return found
 
 
 def _key(said: Sequence[Any]) -> tuple[Any, ...]:

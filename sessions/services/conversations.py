@@ -1,6 +1,6 @@
 """Sessions, the runs appended to them, and messages."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -47,8 +47,7 @@ class SessionRecords(AddressedRecords[Session]):
     """Sessions are locked before what hangs on them, in the order of their key: so do all loads,
     and who waits for a run holds its session."""
 
-    def before_move(self, rows: Any, *, organization: Organization, actor: Actor) -> None:
-        _lock(rows)
+    lock_order = ("session_id",)
 
 
 class RunRecords(AddressedRecords[Run]):
@@ -78,7 +77,7 @@ class RunRecords(AddressedRecords[Run]):
         )
 
     def before_move(self, rows: Any, *, organization: Organization, actor: Actor) -> None:
-        moved = rows.order_by().values("session_id")
+        moved = set(rows.order_by().values_list("session_id", flat=True))
         _touch(organization.pk, moved, at=timezone.now(), by=actor.id)
 
 
@@ -88,8 +87,10 @@ def _lock(sessions: Any) -> None:
         pass
 
 
-def _touch(organization_id: UUID, session_ids: Any, *, at: datetime, by: UUID | None) -> None:
-    rows = Session.objects.for_organization(organization_id).filter(pk__in=session_ids)
+def _touch(
+    organization_id: UUID, session_ids: Collection[UUID], *, at: datetime, by: UUID | None
+) -> None:
+    rows = Session.objects.for_organization(organization_id).filter(pk__among=session_ids)
     rows.update(updated_at=at, last_updated_by_id=by)
 
 

@@ -3,7 +3,7 @@
 It stands in this app as the uppermost that holds any of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -13,11 +13,23 @@ from accounts.actors import Actor
 from accounts.errors import Conflict, NotFound
 from accounts.models import AuditEvent, Organization, User
 from accounts.services.audit import record_event
+from accounts.services.hanging import (
+    CHUNK_ROWS,
+    Chunk,
+    Counts,
+    Found,
+    Pick,
+    Progress,
+    Reach,
+    everything,
+    find,
+    progress,
+    remove,
+    walk,
+)
 from accounts.services.records import Records
-from memories.models import AgentBlock, Block, Memory, MemoryHistory
-from sessions.models import Message, Run, Session
-
-Counts = dict[str, int]  # rows by model, e.g. {"memory": 12, "user": 1}
+from memories.models import Memory
+from sessions.models import Message, Session
 
 # The cache knows a vector by the hash of what was said, in every version there was of it: what
 # no memory says any more goes.
@@ -31,72 +43,81 @@ class PeopleRecords(Records[User]):
     """Users whose deletion for good is erasure."""
 
     def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
-        with transaction.atomic():
-            return _added(
-                erase_person(user, organization=organization, actor=actor)
-                for user in rows.for_organization(organization).order_by("pk")
-            )
+        total: Counts = {}
+        with transaction.atomic(), progress("erase users") as going:
+            for user in rows.for_organization(organization).order_by("pk"):
+                counts = _erase(user, organization, actor, going)
+                total = {k: total.get(k, 0) + counts.get(k, 0) for k in {**total, **counts}}
+            _forget_vectors(organization)
+        return total
 
     def reach(
         self, rows: Any, *, organization: Organization, at_most: int, for_good: bool = False
     ) -> Counts:
         if not for_good:
             return super().reach(rows, organization=organization, at_most=at_most)
-        return _added(
-            count_person(user, organization=organization)
+        reach = Reach(everything, for_good=True, at_most=at_most)
+        return reach.count(
+            chunk
             for user in rows.for_organization(organization)
+            for chunk in _everything_of(user, organization, reach.pick)
         )
 
 
 people = PeopleRecords(User)
 
 
-def _added(parts: Iterable[Counts]) -> Counts:
-    total: Counts = {}
-    for counts in parts:
-        for name, number in counts.items():
-            total[name] = total.get(name, 0) + number
-    return total
-
-
 def count_person(user: User, *, organization: Organization) -> Counts:
     """How many rows of which model `erase_person` would take; cached vectors are not counted."""
-    parts: dict[str, list[Any]] = {}
-    for rows in _everything_of(user, organization):
-        parts.setdefault(str(rows.model._meta.model_name), []).append(rows.order_by().values("pk"))
-    # Reached on two ways, a row counts once.
-    counts = {name: found[0].union(*found[1:]).count() for name, found in parts.items()}
-    return {name: number for name, number in counts.items() if number}
+    reach = Reach(everything, for_good=True)
+    return reach.count(_everything_of(user, organization, reach.pick))
 
 
 def erase_person(user: User, *, organization: Organization, actor: Actor) -> Counts:
     """Removes the user and all that is theirs, also from the trash; how many rows of which model.
 
-    Set by set in the database: a hundred thousand memories cost no memory here. The audit event
-    tells the counts and the uuid, no name and no key of the caller's: a hash of one could be
-    guessed back. Raises: NotFound (gone meanwhile), Conflict.
+    Chunk by chunk: a hundred thousand memories cost little memory here. The audit event tells the
+    counts and the uuid, no name and no key of the caller's: a hash of one could be guessed back.
+    Raises: NotFound (gone meanwhile), Conflict, Unavailable (it takes longer than a request may).
     """
-    with transaction.atomic():
-        own = User.objects.for_organization(organization).filter(pk=user.pk)
-        # Whoever would add a row of theirs waits, and finds nobody then.
-        if not own.select_for_update().exists():
-            raise NotFound
-        # What another said in a session of theirs stays, and forgets in which.
-        _said_in_sessions_of(user, organization).exclude(user=None).exclude(user=user).update(
-            session_id=None, line_hash=None
-        )
-        counts = _remove(_everything_of(user, organization))
-        with connection.cursor() as cursor:
-            cursor.execute(_FORGET_VECTORS, [organization.pk, organization.pk])
-        record_event(
-            organization=organization,
-            actor=actor,
-            action="erased",
-            resource_type="user",
-            resource_id=user.pk,
-            changes={"rows": counts},
-        )
+    with transaction.atomic(), progress("erase user") as going:
+        counts = _erase(user, organization, actor, going)
+        _forget_vectors(organization)
     return counts
+
+
+def _erase(user: User, organization: Organization, actor: Actor, going: Progress) -> Counts:
+    own = User.objects.for_organization(organization).filter(pk=user.pk)
+    # Whoever would add a row of theirs waits, and finds nobody then.
+    if not own.select_for_update().exists():
+        raise NotFound
+    # What another said in a session of theirs stays, and forgets in which.
+    for said in _said_in_sessions_of(user, organization):
+        for found in find(said.exclude(user=None).exclude(user=user)):
+            others = Chunk(Memory, found).rows(organization)
+            others.update(session_id=None, line_hash=None)
+    counts: Counts = {}
+    try:
+        remove(_everything_of(user, organization, everything), organization, counts, going)
+    except IntegrityError as error:
+        raise Conflict("A row was added to a session of theirs meanwhile: ask again.") from error
+    record_event(
+        organization=organization,
+        actor=actor,
+        action="erased",
+        resource_type="user",
+        resource_id=user.pk,
+        changes={"rows": counts},
+    )
+    return counts
+
+
+def _forget_vectors(organization: Organization) -> None:
+    with connection.cursor() as cursor:
+        # All vectors against all memories: never one by one, whatever is expected of them.
+        cursor.execute("SET LOCAL enable_nestloop = off")
+        cursor.execute(_FORGET_VECTORS, [organization.pk, organization.pk])
+        cursor.execute("SET LOCAL enable_nestloop TO DEFAULT")
 
 
 def erased_and_back(organization: Organization) -> list[UUID]:
@@ -107,47 +128,23 @@ def erased_and_back(organization: Organization) -> list[UUID]:
     return list(rows.order_by("pk").values_list("pk", flat=True))
 
 
-def _remove(sets: list[Any]) -> Counts:
-    counts: Counts = {}
-    try:
-        for rows in sets:
-            # Not .delete(): Django would collect the rows in Python and go by id alone.
-            if number := rows._raw_delete(rows.db):
-                name = str(rows.model._meta.model_name)
-                counts[name] = counts.get(name, 0) + number
-    except IntegrityError as error:
-        raise Conflict("A row was added to a session of theirs meanwhile: ask again.") from error
-    return counts
-
-
-def _said_in_sessions_of(user: User, organization: Organization) -> Any:
+def _said_in_sessions_of(user: User, organization: Organization) -> Iterator[Any]:
+    """Anybody's memories of sessions of theirs, of CHUNK_ROWS sessions at a time."""
     sessions = Session.objects.for_organization(organization).filter(user=user)
-    memories = Memory.objects.for_organization(organization)
-    return memories.filter(session_id__in=sessions.values("session_id"))
+    keys = list(sessions.order_by().values_list("session_id", flat=True))
+    memories = Memory.objects.for_organization(organization).order_by()
+    for start in range(0, len(keys), CHUNK_ROWS):
+        yield memories.filter(session_id__among=keys[start : start + CHUNK_ROWS])
 
 
-def _everything_of(user: User, organization: Organization) -> list[Any]:
-    """The rows, what refers to others first. Nested querysets: nothing comes to Python."""
-    sessions = Session.objects.for_organization(organization).filter(user=user)
-    runs = Run.objects.for_organization(organization).filter(session__in=sessions.values("pk"))
-    said = Message.objects.for_organization(organization)
-    memories = Memory.objects.for_organization(organization).filter(user=user)
-    # Learnt in a session of theirs, and of nobody else.
-    learnt = _said_in_sessions_of(user, organization).filter(user=None)
-    history = MemoryHistory.objects.for_organization(organization)
-    blocks = Block.objects.for_organization(organization).filter(user=user)
-    links = AgentBlock.objects.for_organization(organization)
-    return [
-        said.filter(user=user),
-        said.filter(session__in=sessions.values("pk")),
-        said.filter(run__in=runs.values("pk")),
-        history.filter(memory__in=memories.values("pk")),
-        history.filter(memory__in=learnt.values("pk")),
-        memories,
-        learnt,
-        runs,
-        sessions,
-        links.filter(block__in=blocks.values("pk")),
-        blocks,
-        User.objects.for_organization(organization).filter(pk=user.pk),
-    ]
+def _everything_of(user: User, organization: Organization, pick: Pick) -> Iterator[Chunk]:
+    """The rows, what refers to others first."""
+    messages = Message.objects.for_organization(organization).order_by()
+    for found in find(messages.filter(user=user)):
+        yield Chunk(Message, found)
+    for said in _said_in_sessions_of(user, organization):
+        # Learnt in a session of theirs, and of nobody else.
+        for learnt in find(said.filter(user=None)):
+            yield from walk(Memory, learnt, organization, pick, for_good=True)
+    roots = [Found(user.pk, user.deleted_at)]
+    yield from walk(User, roots, organization, pick, for_good=True)

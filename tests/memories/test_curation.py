@@ -693,5 +693,5 @@ def test_the_cost_of_statistics_and_changes_is_a_number_of_statements(
     # Key, organization, begin, context, time limit, the count; end of the context, commit.
     with django_assert_num_queries(8):
         api.get("memories/stats")
-    with django_assert_num_queries(11):
+    with django_assert_num_queries(12):
         api.post("memories/batch/update", {"all": True, "set": {"importance": 0.25}})
