@@ -197,6 +197,7 @@ MESSAGES = LoadSpec(
         "metadata",
     ],
     keys=[Key(("external_id",))],
+    together=["session_id", "user_id"],
     references=[
         USER,
         AGENT,

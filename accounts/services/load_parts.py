@@ -8,6 +8,7 @@ same job one is told.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -69,7 +70,8 @@ class LoadParts:
         finally:
             own.close()
 
-    def begin(self, workers: int) -> list[tuple[Mark, Tally]]:
+    def begin(self, workers: int) -> tuple[datetime, list[tuple[Mark, Tally]]]:
+        now = timezone.now()
         with tenant(self._organization):
             kept = list(self._rows.order_by("part"))
             if not kept or len(kept) != kept[0].parts:
@@ -81,14 +83,17 @@ class LoadParts:
                         resource=self._resource,
                         part=part,
                         parts=workers,
+                        created_at=now,
+                        updated_at=now,
                         created_by_id=self._actor.id,
                         last_updated_by_id=self._actor.id,
                         tally=Tally().as_json(),
                     )
                     for part in range(workers)
                 )
-                return [(Mark(), Tally())] * workers
-        return [(_mark(part), Tally.from_json(part.tally)) for part in kept]
+                return now, [(Mark(), Tally())] * workers
+        states = [(_mark(part), Tally.from_json(part.tally)) for part in kept]
+        return kept[0].created_at, states
 
     def save(self, part: int, before: Mark, after: Mark, tally: Tally) -> bool:
         return bool(

@@ -25,6 +25,7 @@ _halfvec_head = struct.Struct("!iHH").pack
 _UUID_LENGTH = _length(16)
 _TRUE, _FALSE = _length(1) + b"\1", _length(1) + b"\0"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_EPOCH_US = 946_684_800_000_000  # since 1970
 _VARCHAR_OID = 1043
 
 
@@ -53,6 +54,17 @@ def jsonb(raw: bytes) -> bytes:
 def timestamptz(value: datetime) -> bytes:
     since = value - _EPOCH
     return _int8(8, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+
+
+def moment_of(at_us: int) -> bytes:
+    """A timestamptz from microseconds since 1970."""
+    return _int8(8, at_us - _EPOCH_US)
+
+
+def microseconds(value: datetime) -> int:
+    """Since 1970."""
+    since = value - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds + _EPOCH_US
 
 
 def boolean(value: bool) -> bytes:

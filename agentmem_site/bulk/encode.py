@@ -5,13 +5,16 @@ What a line refers to is not known here: its column keeps the name, and `Batch.f
 in its place.
 """
 
+import os
 import re
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -20,6 +23,7 @@ from agentmem_site.bulk import binary
 from agentmem_site.bulk.checks import check_line
 from agentmem_site.bulk.report import Counts
 from agentmem_site.bulk.spec import (
+    LINE_AT,
     LINE_HASH,
     NO_MOMENT,
     Column,
@@ -32,7 +36,7 @@ from agentmem_site.bulk.spec import (
     json_object,
     moment,
 )
-from agentmem_site.db.ids import uuid7_bytes
+from agentmem_site.db.ids import uuid7_among, uuid7_at
 
 DIGEST_BYTES = 16
 
@@ -46,6 +50,11 @@ _OPENINGS: dict[binary.Encode, bytes] = {json_object: b"{", json_array: b"["}
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _QUOTED = re.compile(r"`(.*)`")
 _ID_BYTES = slice(4, 20)  # of an encoded uuid, behind its length
+# Of a row's parts: its id, and when its line says that it was made. They come first.
+_IDENTITY = slice(1, 3)
+_START = len(binary.row_header(0))
+_PARENT = _START + 20 + 12  # of a child's row: where its parent's id starts, behind its identity
+_REST = _PARENT + 20
 
 
 def refuse(error: LineError) -> None:
@@ -164,26 +173,30 @@ class Batch:
     def finish(self, known: Known) -> tuple[list[bytes], list[bytes]]:
         """The rows and their children's rows, the last of each key; every name is in `known`.
 
-        A row met twice keeps the children that its last line does not name, as it does when its
-        lines are in two batches.
+        A row met twice is what it would be if its lines were in two batches: it keeps the place
+        of its first line, and the children that its last does not name.
         """
         key_of = self.encoder.key_of
-        rows: dict[Any, tuple[int, bytes, Children]] = {}
+        rows: dict[Any, tuple[int, list[bytes], Children]] = {}
         self.child_duplicates = 0
         for row in self.rows:
             parts = self.encoder.complete(row.parts, known)
             key = key_of(parts)
             below = row.children
             self.child_duplicates += row.repeated
-            if earlier := rows[key][2] if key in rows else None:
+            if key in rows:
+                _, first, earlier = rows[key]
+                self.encoder.take_place(parts, first)
                 self.child_duplicates += len(earlier.keys() & below.keys())
-                below = {name: _handed_to(parts[1], child) for name, child in earlier.items()}
-                below |= row.children
-            rows[key] = row.number, b"".join(parts), below
+                below = earlier | {
+                    name: _handed_to(parts[1], child, earlier.get(name, child))
+                    for name, child in below.items()
+                }
+            rows[key] = row.number, parts, below
         all_below = [child for *_, children in rows.values() for child in children.values()]
         self.row_lines = [number for number, *_ in rows.values()]
         self.child_lines = [number for number, _, children in rows.values() for _ in children]
-        return [row for _, row, _ in rows.values()], all_below
+        return [b"".join(parts) for _, parts, _ in rows.values()], all_below
 
     def finish_each(self, known: Known, *, without: Container[int]) -> Iterator[Row]:
         """A row per line, in order, but for those lines; every name of the others is in `known`.
@@ -218,7 +231,11 @@ class Batch:
 
 
 class Encoder:
-    """Lines of one spec into rows. `columns` are those of a row, in the order they are copied."""
+    """Lines of one spec into rows. `columns` are those of a row, in the order they are copied.
+
+    New rows are in the order of their lines, whoever writes them and whenever: each is made a
+    microsecond after that of the line before, from `begun` on, and its id is of that moment.
+    """
 
     def __init__(self, spec: LoadSpec, *, keeps_time: bool, notes_lines: bool = False) -> None:
         self.spec = spec
@@ -226,7 +243,8 @@ class Encoder:
         parent = [spec.parent_column] if spec.parent_column else []
         times = ["created_at", "updated_at"] if keeps_time else []
         note = [LINE_HASH] if notes_lines else []
-        self.columns = ("id", *parent, *(c.name for c in spec.all_columns), *times, *note)
+        own = (column.name for column in spec.all_columns)
+        self.columns = ("id", LINE_AT, *parent, *own, *times, *note)
         self._sources = [column.name for column in spec.all_columns] + times
         get = attrgetter(*self._sources)
         self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
@@ -243,10 +261,20 @@ class Encoder:
         ]
         self.key_of = _key_of([[self.place_of[n] for n in key.columns] for key in spec.keys])
         self._note_place = self.place_of.get(LINE_HASH, 0)
+        self._made_place = self.place_of.get("created_at", 0)
         self._probe = _probe(spec)
+        columns = [reference.column for reference in spec.references]
+        self._together = [columns.index(column) for column in spec.together]
         # (An export's runs bear their times, those of a file the load's.)
         below = spec.children and spec.children.spec
         self.children = Encoder(below, keeps_time=keeps_time and spec.keeps_ids) if below else None
+        self.begun = datetime.now(UTC)
+
+    def begun_at(self, moment: datetime) -> Self:
+        """The same for the lines of a load that began then."""
+        other = copy(self)
+        other.begun = moment
+        return other
 
     def decode(self, lines: Iterable[RawLine], reject: Reject = refuse) -> list[DecodedLine]:
         """The lines as the spec has them; a bad one goes to `reject`, which raises or notes it."""
@@ -264,15 +292,22 @@ class Encoder:
     def encode(self, decoded: Sequence[DecodedLine], reject: Reject = refuse) -> Batch:
         """The batch of these lines; a bad one goes to `reject`."""
         source = self.spec.children.source if self.spec.children else ""
-        total = len(decoded) + sum(len(getattr(d.line, source)) for d in decoded if source)
-        ids = uuid7_bytes(total)
+        begun_us = binary.microseconds(self.begun)
+        random = os.urandom(8 * len(decoded))
         rows = []
-        for number, line, offset, digest in decoded:
-            row_id = self._row_id(line, ids)
+        for index, (number, line, offset, digest) in enumerate(decoded):
+            at_us = begun_us + number
+            chance = int.from_bytes(random[8 * index : 8 * index + 8])
+            if self.spec.keeps_ids:
+                row_id = binary.uuid(line.id)
+            else:
+                row_id = binary.data(
+                    uuid7_among(at_us, 0, chance) if source else uuid7_at(at_us, chance)
+                )
             try:
-                parts = self._parts(line, row_id)
+                parts = self._parts(line, row_id, binary.moment_of(at_us))
                 children, repeated = (
-                    self._children(getattr(line, source), row_id, ids) if source else ({}, 0)
+                    self._children(getattr(line, source), row_id, at_us) if source else ({}, 0)
                 )
             except LineError as error:
                 error.line, error.offset = number, offset
@@ -308,24 +343,25 @@ class Encoder:
         others += [by_key.pop(key).raw for key in again]
         return list(by_key.values()), sorted(others)
 
-    def part_of(self, line: Any, parts: int) -> int:
-        """Which of so many workers a line is for: the same for all lines of a key."""
-        key = self.spec.keys[0].columns[0]
-        name = getattr(line, key)
-        if name is None and len(self.spec.keys) > 1:
-            name = getattr(line, self.spec.keys[1].columns[0])
-        return zlib.crc32(name if isinstance(name, bytes) else str(name).encode()) % parts
+    def part_of(self, raw: RawLine, parts: int) -> tuple[bytes, int]:
+        """The key of a line not decoded yet, and which of so many workers it is for; any one for a
+        line that cannot be decoded.
 
-    def part_of_raw(self, raw: RawLine, parts: int) -> int:
-        """The same of a line not decoded yet; any one for a line that cannot be."""
+        All lines of a key are for the same; where lines belong `together`, all of a name are.
+        """
         decode, split = self._probe
         try:
-            key, *_ = split(decode(raw.line))  # type: ignore[arg-type]
-            if key is None:
-                return self.part_of(self._decode(raw.line), parts)
+            name, names, _ = split(decode(raw.line))  # type: ignore[arg-type]
+            key = self._second_key(raw) if name is None else name.encode()
         except (msgspec.MsgspecError, LineError, TypeError, ValueError, RecursionError):
-            return 0
-        return zlib.crc32(key.encode()) % parts
+            return b"", 0
+        home = next((names[place] for place in self._together if names[place] is not None), None)
+        return key, zlib.crc32(key if home is None else home.encode()) % parts  # type: ignore[union-attr]
+
+    def _second_key(self, raw: RawLine) -> bytes:
+        line = self._decode(raw.line)
+        value = getattr(line, self.spec.keys[-1].columns[0])
+        return value if isinstance(value, bytes) else str(value).encode()
 
     def complete(self, parts: list[Any], known: Known) -> list[bytes]:
         """The parts with ids in place of names."""
@@ -338,6 +374,12 @@ class Encoder:
             referred = [parts[place] for place, _ in self.reference_places]
             parts[self._note_place] = binary.data(line_hash(digest, referred))
         return parts
+
+    def take_place(self, parts: list[bytes], first: Sequence[bytes]) -> None:
+        """Makes a row's parts those of the row whose first line gave `first`."""
+        parts[_IDENTITY] = first[_IDENTITY]
+        if self._made_place and parts[self._made_place] == binary.NULL:
+            parts[self._made_place] = first[self._made_place]
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -352,10 +394,7 @@ class Encoder:
         except (msgspec.DecodeError, RecursionError) as error:
             raise LineError("malformed_json", "", str(error)) from error
 
-    def _row_id(self, line: Any, ids: Iterator[bytes]) -> bytes:
-        return binary.uuid(line.id) if self.spec.keeps_ids else binary.data(next(ids))
-
-    def _parts(self, line: Any, row_id: bytes, *parent: bytes) -> list[Any]:
+    def _parts(self, line: Any, row_id: bytes, made_at: bytes, *parent: bytes) -> list[Any]:
         """The header and the encoded columns; references stay names. Raises: LineError."""
         values = self._values(line)
         try:
@@ -369,7 +408,7 @@ class Encoder:
             for name in self._times:
                 if (given := getattr(line, name)) is not None and not _is_moment(given):
                     raise LineError("invalid_value", name, NO_MOMENT)
-        parts[:0] = (self._header, row_id, *parent)
+        parts[:0] = (self._header, row_id, made_at, *parent)
         for column, place, outer in self._within:
             if parts[place] is not None:
                 if getattr(line, outer) is None:
@@ -377,17 +416,21 @@ class Encoder:
                 parts[place] = (getattr(line, outer), parts[place])
         return parts
 
-    def _children(
-        self, lines: Sequence[Any], parent: bytes, ids: Iterator[bytes]
-    ) -> tuple[Children, int]:
+    def _children(self, lines: Sequence[Any], parent: bytes, at_us: int) -> tuple[Children, int]:
         """The rows of the lines within a line, the last of each key; how many that leaves out."""
         encoder = self.children
         rows: Children = {}
         if encoder is None:
             return rows, 0
+        made_at, random = binary.moment_of(at_us), os.urandom(8 * len(lines))
         for position, line in enumerate(lines):
+            if encoder.spec.keeps_ids:
+                row_id = binary.uuid(line.id)
+            else:
+                chance = int.from_bytes(random[8 * position : 8 * position + 8])
+                row_id = binary.data(uuid7_among(at_us, position + 1, chance))
             try:
-                parts = encoder._parts(line, encoder._row_id(line, ids), parent)
+                parts = encoder._parts(line, row_id, made_at, parent)
             except LineError as error:
                 error.field = f"{self.spec.children.source}[{position}].{error.field}"  # type: ignore[union-attr]
                 raise
@@ -427,10 +470,9 @@ def _key_of(keys: list[list[int]]) -> Callable[[Sequence[Any]], Any]:
     return lambda parts: rest(parts) if parts[lead] == binary.NULL else first(parts)
 
 
-def _handed_to(parent: bytes, row: bytes) -> bytes:
-    """A child's row under another parent: its header and its own id come before the parent's."""
-    start = len(binary.row_header(0)) + len(parent)
-    return row[:start] + parent + row[start + len(parent) :]
+def _handed_to(parent: bytes, row: bytes, first: bytes) -> bytes:
+    """A child's row under another parent, with the identity of `first`, a row of its key."""
+    return row[:_START] + first[_START:_PARENT] + parent + row[_REST:]
 
 
 def _is_moment(value: Any) -> bool:

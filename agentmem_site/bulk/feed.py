@@ -1,8 +1,9 @@
 """Lines into batches, a batch ahead of the connections that write them.
 
-One thread reads, decodes and encodes for all workers; a line goes to the worker of its key, so that
-lines of one key stay in their order. On two cores Python's share is less than PostgreSQL's, with
-two connections too (docs/decisions/0007).
+One thread reads, decodes and encodes for all workers. A line goes to the worker of its key, so that
+lines of one key stay in their order; or to that of its conversation, so that what is stored of one
+has no gaps. On two cores Python's share is less than PostgreSQL's, with two connections too
+(docs/decisions/0007).
 """
 
 import gc
@@ -32,6 +33,7 @@ from agentmem_site.bulk.spec import LineError
 MAX_BATCH_BYTES = 12 * 1024 * 1024
 LEAST_BYTES = 400  # of a line: as a row it takes more than a short one is long
 FIRST_ROWS = 500  # of a load: it tells what is coming, and shows soon that it goes on
+MAX_KEYS = 200_000  # that are kept in mind, to see one that comes to another worker
 
 
 class FileChanged(Exception):
@@ -80,6 +82,11 @@ class Feed:
         # Of each worker: one batch is made while another is written, and no third.
         self._is_wanted = [threading.Semaphore(1) for _ in marks]
         self._stopped = threading.Event()
+        # Of keys whose lines may be for several workers: which had the last line of each. Batches
+        # that were handed over and are not stored.
+        self._part_of_key: dict[bytes, int] = {}
+        self._unstored = 0
+        self._stored = threading.Condition()
         # Whether lines are looked up before they are decoded: the workers say from what they see.
         self.probes = encoder.spec.notes_lines
         self._is_first = True
@@ -96,6 +103,9 @@ class Feed:
             if isinstance(item, BaseException):
                 raise item
             yield item
+            with self._stored:  # (whoever wants the next has stored this one)
+                self._unstored -= 1
+                self._stored.notify_all()
 
     def start(self) -> None:
         # A daemon: after an error it may still sit in front of a silent pipe.
@@ -105,6 +115,8 @@ class Feed:
         """No worker is given anything any more."""
         self._stopped.set()
         self._knows_what_comes.set()
+        with self._stored:
+            self._stored.notify_all()
         for part, is_wanted in enumerate(self._is_wanted):
             self._queues[part].put(None)
             is_wanted.release()
@@ -132,6 +144,9 @@ class Feed:
         to_check = {mark.checked_line: mark.digest for mark in self._marks if mark.checked_line}
         limit = MAX_BATCH_BYTES // parts
         file_digest = self._seed.copy()
+        is_shared = parts > 1 and bool(self._encoder.spec.together)
+        if is_shared:  # (how lines are dealt out is a part of what a mark says)
+            file_digest.update(repr(self._encoder.spec.together).encode())
         number = 0
         for number, line, offset in self._lines:
             digest = self._digest(line)
@@ -141,9 +156,11 @@ class Feed:
             if number <= done_for_all:
                 continue
             raw = RawLine(number, line, offset, digest)
-            part = self._encoder.part_of_raw(raw, parts) if parts > 1 else 0
+            key, part = self._encoder.part_of(raw, parts) if parts > 1 else (b"", 0)
             if number <= self._marks[part].line:
                 continue
+            if is_shared and self._is_in_between(key, part):
+                self._store_all(pending)
             mine = pending[part]
             mine.lines.append(raw)
             mine.bytes += max(len(line), LEAST_BYTES) if isinstance(line, bytes) else LEAST_BYTES
@@ -158,6 +175,24 @@ class Feed:
         for part, rest in enumerate(pending):
             if rest.lines:
                 self._hand_over(part, rest.lines, Mark(number, number, file_digest.digest()))
+
+    def _is_in_between(self, key: bytes, part: int) -> bool:
+        """Whether the line before of this key may be another worker's, and not stored yet."""
+        is_others = self._part_of_key.setdefault(key, part) != part
+        if is_others or len(self._part_of_key) > MAX_KEYS:
+            self._part_of_key = {key: part}
+            return True
+        return False
+
+    def _store_all(self, pending: list[_Pending]) -> None:
+        """Waits until all lines so far are stored."""
+        for part, waiting in enumerate(pending):
+            if waiting.lines:
+                pending[part] = _Pending()
+                # (In the middle of a batch, the digest of the file is that of the batch before.)
+                self._hand_over(part, waiting.lines, Mark(waiting.lines[-1].number))
+        with self._stored:
+            self._stored.wait_for(lambda: not self._unstored or self._stopped.is_set())
 
     def _digest(self, line: bytes | LineError) -> bytes:
         digest = self._seed.copy()
@@ -174,6 +209,8 @@ class Feed:
         self._is_wanted[part].acquire()
         if self._stopped.is_set():
             return
+        with self._stored:
+            self._unstored += 1
         if self.probes or lines[0].number <= self._prepares_until:
             probes, others = self._encoder.probes(lines) if self.probes else ([], lines)
             self._queues[part].put(Chunk(others, probes, end))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -62,7 +63,7 @@ class LoadOptions:
     min_batch_size: int = 500  # a batch that takes too long is halved down to it
     timeout_s: float = 30  # per statement; 0: none
     throttle_ms: float = 0  # between batches
-    workers: int = 1  # connections; lines of one key go to the same
+    workers: int = 1  # connections; lines of one key, or one conversation, go to the same
     retry: RetryPolicy = RETRIES["default"]
     skips_bad: bool = False  # rejects a bad line and goes on; otherwise it stops the load
     max_rejects: int | None = None
@@ -101,8 +102,9 @@ class Preparation:
 class Checkpoint(Protocol):
     """Where the caller keeps how far a load is: a mark and a tally for each worker."""
 
-    def begin(self, workers: int) -> list[tuple[Mark, Tally]]:
-        """The state of each worker; of a load begun before, of as many as that had."""
+    def begin(self, workers: int) -> tuple[datetime, list[tuple[Mark, Tally]]]:
+        """When the load began, and the state of each worker; of a load begun before, of as many
+        as that had."""
 
     def save(self, part: int, before: Mark, after: Mark, tally: Tally) -> bool:
         """Notes it within the open transaction of a batch; False where the mark is not `before`
@@ -138,13 +140,16 @@ def load(
     """
     spec = tolerant(spec) if options.ignore_unknown else spec
     spec = restoring(spec) if options.preserve_ids else spec
-    encoder = Encoder(spec, keeps_time=options.preserve_timestamps, notes_lines=spec.notes_lines)
+    begun = datetime.now(UTC)
     report = LoadReport(spec.resource, dry_run=options.dry_run)
     is_parted = options.workers > 1 and not options.dry_run
     states = [(Mark(), Tally())] * (options.workers if is_parted else 1)
     with _told(report), busy_interpreter():
         if checkpoint:
-            states = checkpoint.begin(len(states))
+            begun, states = checkpoint.begin(len(states))
+        encoder = Encoder(
+            spec, keeps_time=options.preserve_timestamps, notes_lines=spec.notes_lines
+        ).begun_at(begun)
         feed = Feed(
             lines,
             encoder,

@@ -1,6 +1,8 @@
 """The ids of what lines name: looked up set-wise, unknown ones created, kept between batches."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +14,7 @@ from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.encode import Known, Name
 from agentmem_site.bulk.spec import LoadSpec, Reference
 from agentmem_site.bulk.sql import Stamp
-from agentmem_site.db.ids import uuid7_bytes
+from agentmem_site.db.ids import uuid7_at
 
 _MAX_KNOWN = 200_000  # per column
 
@@ -44,17 +46,25 @@ class References:
             self._find(reference, unknown, stamp)  # type: ignore[arg-type]
         return [name for name in unknown if name not in known]
 
-    def create(self, reference: Reference, names: Sequence[Any], stamp: Stamp) -> None:
-        """Makes rows of these keys, and known."""
+    def create(self, reference: Reference, names: Mapping[Any, int], stamp: Stamp) -> None:
+        """Makes rows of these keys, and known; each is made when the line is that names it first,
+        whose number is given."""
         if not names:
             return
-        ids = [UUID(bytes=row_id) for row_id in uuid7_bytes(len(names))]
-        rows = list(zip(ids, names, strict=True))
+        begun_us = binary.microseconds(stamp.begun)
+        rows = [
+            (
+                UUID(bytes=uuid7_at(begun_us + number, int.from_bytes(os.urandom(8)))),
+                name,
+                stamp.begun + timedelta(microseconds=number),
+            )
+            for name, number in names.items()
+        ]
         with connection.cursor() as cursor:
             cursor.execute(statements.create_references(reference, stamp, rows))
             model = str(reference.model._meta.model_name)
             self.created[model] = self.created.get(model, 0) + cursor.rowcount
-        self._find(reference, names, stamp)
+        self._find(reference, list(names), stamp)
 
     def _find(self, reference: Reference, names: Sequence[str], stamp: Stamp) -> None:
         rows = _rows(statements.find_references(reference, stamp.organization_id, names))

@@ -21,6 +21,7 @@ KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)] | int | float  # numbers: seconds since 1970
 ABSENT = msgspec.Raw()
 LINE_HASH = "line_hash"  # the column that notes a row's last line
+LINE_AT = "line_at"  # beside a staged row: when it was made, where its line does not say
 OVERWRITE = "{new}.{column}"
 DIFFERENT = "{old}.{column} IS DISTINCT FROM {new}.{column}"
 MAX_ECHOED = 200  # characters
@@ -144,6 +145,8 @@ class LoadSpec:
     keys: Sequence[Key]
     references: Sequence[Reference] = ()
     children: Children | None = None
+    # Reference columns: lines that name the same in the first that they fill are one worker's.
+    together: Sequence[str] = ()
     # Of a child: the column that holds its parent's id, first in its key.
     parent_column: str = ""
     # SQL over {old} and {new}: columns that the server keeps and a real change moves.

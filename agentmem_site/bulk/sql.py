@@ -14,11 +14,21 @@ from uuid import UUID
 from django.db import connection
 from psycopg import sql
 
-from agentmem_site.bulk.spec import LINE_HASH, OVERWRITE, Column, Key, LoadSpec, Reference
+from agentmem_site.bulk.spec import (
+    LINE_AT,
+    LINE_HASH,
+    OVERWRITE,
+    Column,
+    Key,
+    LoadSpec,
+    Reference,
+)
 from agentmem_site.db.roles import ADMIN
 
 _OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
 _EXCLUDED = sql.SQL("EXCLUDED")
+# A moment that the load gave to a row whose line has none.
+_OF_LOAD = "{new}.{column} BETWEEN {begun} AND {now}"
 _AND, _OR, _COMMA = sql.SQL(" AND "), sql.SQL(" OR "), sql.SQL(", ")
 # Before and after statements that look rows up (`_looked_up`).
 LOOK_UPS = sql.SQL("SET LOCAL enable_seqscan = off")
@@ -27,11 +37,12 @@ ANY_PLANS = sql.SQL("SET LOCAL enable_seqscan = on")
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Whose rows, by whom, when."""
+    """Whose rows, by whom, when; and when their load began."""
 
     organization_id: UUID
     actor_id: UUID | None
     now: datetime
+    begun: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,7 @@ class Stage:
 
     @property
     def keeps_time(self) -> bool:
-        """The file's timestamps count; otherwise rows bear the time of the load."""
+        """The file's timestamps count; otherwise rows bear the time of their lines."""
         return "created_at" in self.columns
 
     @property
@@ -77,6 +88,7 @@ class Stage:
     def create_rows(self) -> sql.Composed:
         """The staged rows' table alone."""
         types = {f.column: f.db_type(connection) for f in self.spec.model._meta.concrete_fields}
+        types[LINE_AT] = types["created_at"]
         return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(
             self.rows,
             _COMMA.join(
@@ -214,6 +226,16 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -
     spec = stage.spec
     values = _inserted(stage, stamp)
     values["id"] = sql.SQL("coalesce(m.id, s.id)")
+    if stage.keeps_time:
+        # (Now stands for none: the row that was met keeps its own, unless it begins anew.)
+        values["created_at"] = sql.SQL(
+            "coalesce(s.created_at, CASE WHEN m.id IS NULL OR (m.is_gone AND ({gone}) IS NOT TRUE) "
+            "THEN {made} ELSE {now} END)"
+        ).format(
+            gone=_gone(spec, _NEW, stamp),
+            made=sql.Identifier("s", LINE_AT),
+            now=sql.Literal(stamp.now),
+        )
     source = sql.SQL("{} s LEFT JOIN {} m ON m.staged_id = s.id").format(stage.rows, stage.met)
     where: list[sql.Composable] = [
         _staged(spec.keys, key),
@@ -434,26 +456,30 @@ def find_references_within(
 
 
 def create_references(
-    reference: Reference, stamp: Stamp, rows: Sequence[tuple[UUID, str]]
+    reference: Reference, stamp: Stamp, rows: Sequence[tuple[UUID, str, datetime]]
 ) -> sql.Composed:
-    """New rows (id, key) with every other column at its default; one made meanwhile stays."""
+    """New rows (id, key, created_at) with every other column at its default; one made meanwhile
+    stays."""
     given = {
         **_audit_values(stamp),
         "id": sql.Identifier("new", "id"),
+        "created_at": sql.Identifier("new", "made_at"),
         "organization_id": sql.Literal(stamp.organization_id),
         reference.key: sql.Identifier("new", "key"),
     }
     values = {**given, **_defaults(reference.model, given)}
     return sql.SQL(
         "INSERT INTO {table} ({names}) SELECT {values} "
-        "FROM unnest({ids}::uuid[], {keys}::text[]) AS new (id, key) ORDER BY new.key "
+        "FROM unnest({ids}::uuid[], {keys}::text[], {moments}::timestamptz[]) "
+        "AS new (id, key, made_at) ORDER BY new.key "
         "ON CONFLICT (organization_id, {key}) DO NOTHING"
     ).format(
         table=sql.Identifier(reference.model._meta.db_table),
         names=_COMMA.join(map(sql.Identifier, values)),
         values=_COMMA.join(values.values()),
-        ids=sql.Literal([i for i, _ in rows]),
-        keys=sql.Literal([k for _, k in rows]),
+        ids=sql.Literal([i for i, _, _ in rows]),
+        keys=sql.Literal([k for _, k, _ in rows]),
+        moments=sql.Literal([m for _, _, m in rows]),
         key=sql.Identifier(reference.key),
     )
 
@@ -482,7 +508,7 @@ def seen_rows(
 
 def _inserted(stage: Stage, stamp: Stamp) -> dict[str, sql.Composable]:
     """Column -> value of the INSERT: staged, stamped, or the model's default."""
-    apart = ("created_at", "updated_at", LINE_HASH)
+    apart = ("created_at", "updated_at", LINE_AT, LINE_HASH)
     values: dict[str, sql.Composable] = {
         name: sql.Identifier("s", name) for name in stage.columns if name not in apart
     }
@@ -492,11 +518,10 @@ def _inserted(stage: Stage, stamp: Stamp) -> dict[str, sql.Composable]:
     }
     values["organization_id"] = sql.Literal(stamp.organization_id)
     values |= _audit_values(stamp)
+    values["created_at"] = sql.Identifier("s", LINE_AT)
     if stage.keeps_time:
         for name in ("created_at", "updated_at"):
-            values[name] = sql.SQL("coalesce(s.{}, {})").format(
-                sql.Identifier(name), sql.Literal(stamp.now)
-            )
+            values[name] = sql.SQL("coalesce(s.{}, {})").format(sql.Identifier(name), values[name])
     if LINE_HASH in stage.columns:
         values[LINE_HASH] = sql.SQL("s.{} || timestamptz_send({})").format(
             sql.Identifier(LINE_HASH), values["updated_at"]
@@ -536,7 +561,10 @@ def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
         updates.append((LINE_HASH, OVERWRITE))
     kept = "{old}.{column}"
     if stage.keeps_time:
-        kept = "CASE WHEN {new}.{column} = {now} THEN {old}.{column} ELSE {new}.{column} END"
+        kept = (
+            "CASE WHEN {new}.{column} = {now} OR ({old}.id <> {new}.id AND "
+            f"{_OF_LOAD}) THEN {{old}}.{{column}} ELSE {{new}}.{{column}} END"
+        )
     if gone := stage.spec.gone:
         # What stood there is over: the row begins anew, unless it stays gone.
         old, new = (gone.when.replace("{row}", row) for row in ("{old}.", "{new}."))
@@ -551,7 +579,11 @@ def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
         sql.SQL("{} = {}").format(
             sql.Identifier(name),
             sql.SQL(value).format(
-                old=_OLD, new=_EXCLUDED, column=sql.Identifier(name), now=sql.Literal(stamp.now)
+                old=_OLD,
+                new=_EXCLUDED,
+                column=sql.Identifier(name),
+                now=sql.Literal(stamp.now),
+                begun=sql.Literal(stamp.begun),
             ),
         )
         for name, value in updates
@@ -563,13 +595,18 @@ def _differs(
 ) -> sql.Composable:
     tests = [(column.name, column.differs) for column in _own_columns(stage.spec)]
     if stage.keeps_time:
-        # A missing timestamp is no change. (In EXCLUDED it is the load's now: the row was not yet
-        # there when it was looked up, another loader has inserted it since.)
+        # A missing timestamp is no change. (In EXCLUDED it is the load's: the row was not yet there
+        # when it was looked up, another loader has inserted it since.)
         given = "({old}.{column} <> {new}.{column} AND {new}.{column} <> {now})"
-        tests += [("created_at", given), ("updated_at", given)]
+        made = f"({{old}}.{{column}} <> {{new}}.{{column}} AND NOT {_OF_LOAD})"
+        tests += [("created_at", made if new is _EXCLUDED else given), ("updated_at", given)]
     compared = [
         sql.SQL(test).format(
-            old=old, new=new, column=sql.Identifier(name), now=sql.Literal(stamp.now)
+            old=old,
+            new=new,
+            column=sql.Identifier(name),
+            now=sql.Literal(stamp.now),
+            begun=sql.Literal(stamp.begun),
         )
         for name, test in tests
         if test

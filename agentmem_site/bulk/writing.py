@@ -59,6 +59,7 @@ class Writer:
         below = encoder.children
         self._child_stage = Stage(below.spec, below.columns) if below else None
         self._references = References(self.spec)
+        self._begun = encoder.begun
         self._was_new = False  # all of the last batch
 
     def write(self, batch: Batch) -> tuple[Counts, Counts]:
@@ -121,7 +122,7 @@ class Writer:
     # -- inside ----------------------------------------------------------------------------------
 
     def _stamp(self) -> Stamp:
-        return Stamp(self._organization_id, self._actor_id, timezone.now())
+        return Stamp(self._organization_id, self._actor_id, timezone.now(), self._begun)
 
     def _open(self, cursor: Any) -> None:
         self._cursor = cursor
@@ -135,7 +136,8 @@ class Writer:
             wanted = batch.wanted(reference.column)
             missing = self._references.find(reference, list(wanted), stamp)
             if missing and reference.creates and self._may_create(reference):
-                self._references.create(reference, missing, stamp)
+                lines = {name: wanted[name] for name in missing}
+                self._references.create(reference, lines, stamp)
                 self.growth.note(reference.model, len(missing))
             elif missing:
                 number, name = min((wanted[name], name) for name in missing)

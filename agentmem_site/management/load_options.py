@@ -217,7 +217,7 @@ def _add_going(group: Any) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="connections that load side by side; rows of one key stay in their order "
+        help="connections that load side by side; the order of the file stays "
         "(default 1; two are 1.2 to 1.4 times as fast on two cores)",
     )
     group.add_argument(

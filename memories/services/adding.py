@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import starmap
 from typing import Any, Literal
@@ -133,8 +133,10 @@ class _Adding:
 
     def store(self, lines: Sequence[DecodedLine]) -> None:
         """One transaction: what items refer to, rows, history, one audit event."""
-        batch = self._encoder.encode(lines, self._reject)
-        stamp = Stamp(self.organization.pk, self.actor.id, timezone.now())
+        now = timezone.now()
+        begun = now - timedelta(microseconds=MAX_ITEMS)  # (no item is made after now)
+        batch = self._encoder.begun_at(begun).encode(lines, self._reject)
+        stamp = Stamp(self.organization.pk, self.actor.id, now, begun)
         references = References(MEMORIES)
         with tenant(self.organization):
             self._resolve(batch, references, stamp)
@@ -185,7 +187,11 @@ class _Adding:
         }
         for reference in MEMORIES.references:
             column = reference.column
-            names = [name for name in to_create[column] if (column, name) in used]
+            names = {
+                name: number
+                for name, number in batch.wanted(column).items()
+                if name in to_create[column] and (column, name) in used
+            }
             references.create(reference, names, stamp)
             _growth.note(reference.model, len(names))
 

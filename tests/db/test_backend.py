@@ -21,7 +21,7 @@ from accounts.models import Organization, User
 from accounts.tenancy import platform, tenant
 from agentmem_site.checks import database_faults
 from agentmem_site.db.fields import OrganizationKey, TenantForeignKey
-from agentmem_site.db.ids import uuid7, uuid7_bytes
+from agentmem_site.db.ids import uuid7, uuid7_among, uuid7_at
 from agentmem_site.db.roles import APPLICATION, as_owner
 from agentmem_site.db.walls import TenantWall
 from memories.models import Agent, Memory
@@ -483,13 +483,27 @@ def test_ids_are_version_7_and_in_order():
     assert len({i.int & (1 << 62) - 1 for i in ids}) == len(ids)  # the random part alone
 
 
-def test_a_batch_of_ids_is_in_order_and_unlike_any_other():
-    # 5,000 are 1.25 ms apart: they cross the millisecond.
-    first, second = ([UUID(bytes=i) for i in uuid7_bytes(5000)] for _ in range(2))
-    assert first == sorted(first)
-    assert {(i.version, i.variant) for i in first} == {(7, "specified in RFC 4122")}
-    assert len({*first, *second}) == 10_000
-    assert list(uuid7_bytes(0)) == []
+def test_ids_of_given_moments_are_in_their_order():
+    start_us, most = 1_800_000_000_000_000, 2**64 - 1
+    # A microsecond apart, across the millisecond; the random part does not count.
+    ids = [UUID(bytes=uuid7_at(start_us + n, (n * 977 << 50) & most)) for n in range(5000)]
+    assert ids == sorted(ids)
+    assert {(i.version, i.variant) for i in ids} == {(7, "specified in RFC 4122")}
+    assert [milliseconds(i) * 1000 - start_us for i in (ids[0], ids[999], ids[1000])] == [
+        0,
+        0,
+        1000,
+    ]
+    assert uuid7_at(start_us, 1) != uuid7_at(start_us, 2)
+
+
+def test_ids_of_one_moment_are_in_the_order_of_their_places():
+    at_us, most = 1_800_000_000_000_000, 2**64 - 1
+    ids = [UUID(bytes=uuid7_among(at_us, n, most - n)) for n in (0, 1, 2, 40_000, 2**24 - 1)]
+    assert ids == sorted(ids)
+    assert ids[-1] < UUID(bytes=uuid7_among(at_us + 1, 0, 0))
+    assert {(i.version, i.variant) for i in ids} == {(7, "specified in RFC 4122")}
+    assert uuid7_among(at_us, 7, 1) != uuid7_among(at_us, 7, 2)
 
 
 def test_ids_made_in_sql(db):
