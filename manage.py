@@ -10,6 +10,7 @@ MISSING = {"42P01", "42703"}  # undefined_table, undefined_column
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "agentmem_site.settings")
+    from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line  # after the settings are named
     from django.db import OperationalError, ProgrammingError
 
@@ -17,7 +18,8 @@ def main() -> None:
 
     try:
         execute_from_command_line(sys.argv)
-    except EmbeddedError as error:  # the data directory, told before any command begins
+    # The data directory, a setting: told before any command begins.
+    except (EmbeddedError, ImproperlyConfigured) as error:
         sys.exit(f"Error: {error}")
     # Of commands that do not tell it themselves.
     except OperationalError as error:

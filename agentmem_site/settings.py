@@ -6,11 +6,12 @@ Names are listed in docs/operations.md. Nothing else in the project reads the en
 import os
 import secrets
 from pathlib import Path
-from urllib.parse import unquote
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 from agentmem_site import private
+from agentmem_site.db.urls import settings_of_url
 from agentmem_site.embedded import DataDirectoryRefusal, Server
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -57,32 +58,40 @@ EMBEDDED_SERVER = (
     )
 )
 if EMBEDDED_SERVER is None:
-    _application = env.db("DATABASE_URL")
-    _owner = env.db("DATABASE_OWNER_URL") if env.str("DATABASE_OWNER_URL", "") else {}
-    for _server in filter(None, (_application, _owner)):
-        _server["HOST"] = unquote(_server["HOST"])  # %2Frun%2Fpostgresql: a socket's folder
+    _application = settings_of_url(DATABASE_URL, "DATABASE_URL")
+    _owner_url = env.str("DATABASE_OWNER_URL", "")
+    _owner = settings_of_url(_owner_url, "DATABASE_OWNER_URL") if _owner_url else {}
+    if _owner and _owner["NAME"] != _application["NAME"]:
+        raise ImproperlyConfigured(
+            f"DATABASE_OWNER_URL names the database {_owner['NAME']} and DATABASE_URL "
+            f"{_application['NAME']}: the owner migrates what the application serves, so name one."
+        )
 else:
     _application = EMBEDDED_SERVER.connection("agentmem_app")
     _owner = EMBEDDED_SERVER.connection("agentmem_owner")
     # Whoever else listens under the socket's name learns no password.
     _application["OPTIONS"] = {"require_auth": "scram-sha-256"}
+_options = {
+    "connect_timeout": 5,
+    "application_name": "agentmem",
+    # A host that is gone is noticed within 30 s, whatever is being waited for.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    **_application.get("OPTIONS", {}),
+}
 DATABASES = {
     "default": {
         **_application,
         "ENGINE": "agentmem_site.db",
-        "OWNER": {key: _owner.get(key, "") for key in ("USER", "PASSWORD", "HOST", "PORT")},
+        "OWNER": {
+            **{key: _owner.get(key, "") for key in ("USER", "PASSWORD", "HOST", "PORT")},
+            "OPTIONS": {**_options, **_owner.get("OPTIONS", {})},
+        },
         "CONN_MAX_AGE": env.int("AGENTMEM_CONN_MAX_AGE_S", 600),
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {
-            "connect_timeout": 5,
-            "application_name": "agentmem",
-            # A host that is gone is noticed within 30 s, whatever is being waited for.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-            **_application.get("OPTIONS", {}),
-        },
+        "OPTIONS": _options,
         "TEST": {"TEMPLATE": "agentmem_template"},
     }
 }

@@ -1,17 +1,21 @@
 """Django's PostgreSQL backend with what tenant tables need, and an embedded server behind it."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from django.conf import settings
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresWrapper
+from django.db.backends.postgresql.client import DatabaseClient as PostgresClient
 from django.db.backends.postgresql.features import DatabaseFeatures as PostgresFeatures
+from psycopg.conninfo import make_conninfo
 
 from agentmem_site.db.creation import DatabaseCreation
 from agentmem_site.db.fields import tenant_key
 from agentmem_site.db.limits import wait_limited
 from agentmem_site.db.schema import DatabaseSchemaEditor
 from agentmem_site.db.setup import prepare_embedded
+from agentmem_site.db.urls import connection_words
 
 
 class DatabaseFeatures(PostgresFeatures):
@@ -21,10 +25,23 @@ class DatabaseFeatures(PostgresFeatures):
         return tenant_key(model) is None and super().allows_group_by_selected_pks_on_model(model)
 
 
+class DatabaseClient(PostgresClient):
+    @classmethod
+    def settings_to_cmd_args_env(
+        cls, settings_dict: dict[str, Any], parameters: Iterable[str]
+    ) -> tuple[list[str], dict[str, str] | None]:
+        """psql with every option of the connection; Django's own passes on those it knows."""
+        words = connection_words(settings_dict)
+        password = words.pop("password", None)
+        env = {"PGPASSWORD": str(password)} if password else None
+        return [cls.executable_name, make_conninfo(**words), *parameters], env
+
+
 class DatabaseWrapper(PostgresWrapper):
     SchemaEditorClass = DatabaseSchemaEditor
     features_class = DatabaseFeatures
     creation_class = DatabaseCreation
+    client_class = DatabaseClient
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """A connection; where the embedded server does not run (yet, or any more) it is started."""

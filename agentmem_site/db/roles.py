@@ -5,8 +5,9 @@ agentmem_app    the application, its commands and its tests; obeys the walls, ow
 agentmem_admin  nobody signs in as it; the application enters it for work across organizations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -28,17 +29,13 @@ def as_owner(connection: BaseDatabaseWrapper) -> Iterator[None]:
         yield
         return
     kept = {key: connection.settings_dict[key] for key in owner}
-    kept_options = connection.settings_dict["OPTIONS"]
     connection.close()
-    connection.settings_dict.update(owner)
-    # A pool holds the application's connections.
-    connection.settings_dict["OPTIONS"] = {k: v for k, v in kept_options.items() if k != "pool"}
+    connection.settings_dict.update(_unpooled(owner))
     try:
         yield
     finally:
         connection.close()
         connection.settings_dict.update(kept)
-        connection.settings_dict["OPTIONS"] = kept_options
 
 
 @contextmanager
@@ -50,14 +47,17 @@ def owner_beside(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrappe
     """
     beside = connection.copy()
     owner = beside.settings_dict.get("OWNER") or {}
-    if owner.get("USER"):
-        beside.settings_dict.update(owner)
-    options = beside.settings_dict["OPTIONS"]
-    beside.settings_dict["OPTIONS"] = {k: v for k, v in options.items() if k != "pool"}
+    beside.settings_dict.update(_unpooled(owner if owner.get("USER") else beside.settings_dict))
     try:
         yield beside if _is_owner(beside) else None
     finally:
         beside.close()
+
+
+def _unpooled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """(A pool holds the application's connections.)"""
+    options = settings["OPTIONS"]
+    return {**settings, "OPTIONS": {k: v for k, v in options.items() if k != "pool"}}
 
 
 def _is_owner(connection: BaseDatabaseWrapper) -> bool:

@@ -1,6 +1,6 @@
 """Roles, database, extension and template: what only a superuser can make. Idempotent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -8,12 +8,12 @@ from psycopg import sql
 
 from agentmem_site.db.quiet import QUIET
 from agentmem_site.db.roles import ADMIN, APPLICATION, OWNER
+from agentmem_site.db.urls import Settings, connection_words
 
 if TYPE_CHECKING:
     from agentmem_site.embedded import Server
 
 TEMPLATE = "agentmem_template"
-Settings = Mapping[str, Any]  # Django's keys: NAME USER PASSWORD HOST PORT
 
 
 class SetupRefused(Exception):
@@ -60,15 +60,8 @@ def prepare_embedded(server: "Server") -> Callable[[Settings], None]:
 
 
 def _connect(settings: Settings) -> "psycopg.Connection[Any]":
-    return psycopg.connect(
-        dbname=settings["NAME"],
-        user=settings["USER"],
-        password=settings["PASSWORD"] or None,
-        host=settings["HOST"] or None,
-        port=settings["PORT"] or None,
-        connect_timeout=5,
-        autocommit=True,
-    )
+    words = {"connect_timeout": 5, **connection_words(settings)}
+    return psycopg.connect(**words, autocommit=True)
 
 
 def _make_roles(

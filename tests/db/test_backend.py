@@ -23,6 +23,7 @@ from agentmem_site.checks import database_faults
 from agentmem_site.db.fields import OrganizationKey, TenantForeignKey
 from agentmem_site.db.ids import uuid7, uuid7_among, uuid7_at
 from agentmem_site.db.roles import APPLICATION, as_owner
+from agentmem_site.db.urls import connection_words
 from agentmem_site.db.walls import TenantWall
 from memories.models import Agent, Memory
 from sessions.models import Message, Session
@@ -65,12 +66,8 @@ def scratch(django_db_setup: None, django_db_blocker: Any) -> Iterator[Scratch]:
             connection.close()
             settings["NAME"] = kept
 
-    signing_in = {key: value for key, value in settings["OWNER"].items() if value}
-    with psycopg.connect(
-        **{key.lower(): value for key, value in signing_in.items()},
-        dbname=settings["NAME"],
-        autocommit=True,
-    ) as owner:
+    signing_in = connection_words({**settings["OWNER"], "NAME": settings["NAME"]})
+    with psycopg.connect(**signing_in, autocommit=True) as owner:
         owner.execute(drop)
         owner.execute(make)
         owner.execute(quick)

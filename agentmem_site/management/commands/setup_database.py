@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import environ
 import psycopg
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from agentmem_site.db.setup import SetupRefused, setup_database
+from agentmem_site.db.urls import settings_of_url
 
 
 class Command(BaseCommand):
@@ -22,7 +23,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--superuser-url",
             required=True,
-            help="postgres://postgres:PASSWORD@HOST:PORT/postgres",
+            help="postgres://postgres:PASSWORD@HOST:PORT/postgres, with options of its own such as "
+            "?sslmode=verify-full&sslrootcert=FILE: those of DATABASE_URL are not taken over.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -35,11 +37,11 @@ class Command(BaseCommand):
             )
         try:
             unset = setup_database(
-                superuser=environ.Env.db_url_config(options["superuser_url"]),
+                superuser=settings_of_url(options["superuser_url"], "--superuser-url"),
                 owner=application["OWNER"],
                 application=application,
             )
-        except (SetupRefused, psycopg.Error) as refusal:
+        except (ImproperlyConfigured, SetupRefused, psycopg.Error) as refusal:
             raise CommandError(str(refusal)) from refusal
         if unset:
             self.stderr.write(

@@ -1,0 +1,75 @@
+"""A `postgres://` URL as Django's settings of a connection. Every URL of the project is taken apart
+here, by libpq itself: each option that it knows reaches it, any other is refused by its name."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
+
+Settings = Mapping[str, Any]  # Django's keys: NAME USER PASSWORD HOST PORT OPTIONS
+
+_SCHEMES = ("postgres", "postgresql")
+_KEYS = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
+_ENCODED = "; special characters of a password (# / ? % [) are %-encoded."
+_REFUSED = {
+    "client_encoding": "AgentMem speaks UTF-8",
+    "replication": "AgentMem does not replicate",
+    "conn_max_age": "set AGENTMEM_CONN_MAX_AGE_S",
+    "conn_health_checks": "they are always on",
+}
+
+
+def settings_of_url(url: str, name: str) -> dict[str, Any]:
+    """NAME, USER, PASSWORD, HOST and PORT ("" where the URL has none) and OPTIONS, all strings.
+
+    `name` is where the URL comes from. Nothing that is raised quotes the URL: it has a password.
+
+    Raises: ImproperlyConfigured.
+    """
+    shape = f"{name} is to be postgres://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE"
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _SCHEMES:
+        raise ImproperlyConfigured(f"{shape}.")
+    try:
+        parts = urlsplit(f"postgresql://{rest}")
+        options = [option for option, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    except ValueError:
+        raise ImproperlyConfigured(f"{shape}{_ENCODED}") from None
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()} | {"ssl"}
+    for option in options:
+        if not option.isidentifier():  # perhaps a part of a password
+            raise ImproperlyConfigured(f"{shape}{_ENCODED}")
+        if option.lower() in _REFUSED:
+            raise ImproperlyConfigured(
+                f"{name}: {option} cannot be set there: {_REFUSED[option.lower()]}."
+            )
+        if option not in known:
+            raise ImproperlyConfigured(
+                f"{name}: the libpq that is installed here knows no option {option}: remove it, or "
+                "mend its spelling (PostgreSQL's manual, Parameter Key Words)."
+            )
+        if options.count(option) > 1:
+            raise ImproperlyConfigured(f"{name}: {option} stands there twice: leave one.")
+    user, at, place = parts.netloc.rpartition("@")
+    # (libpq itself ends the password at the first @.)
+    user = quote(user, safe="%:!$&'()*+,;=~")
+    try:
+        found = conninfo_to_dict(f"postgresql://{user}{at}{place}{parts.path}?{parts.query}")
+    except psycopg.ProgrammingError:
+        raise ImproperlyConfigured(f"{shape}{_ENCODED}") from None
+    settings: dict[str, Any] = {key: str(found.pop(word, "")) for word, key in _KEYS.items()}
+    if not settings["HOST"] and settings["NAME"].startswith("/"):  # //FOLDER/DATABASE
+        settings["HOST"], _, settings["NAME"] = settings["NAME"].rpartition("/")
+    if parts.fragment or not settings["NAME"] or set(settings["NAME"]) & set("/@"):
+        raise ImproperlyConfigured(f"{shape}{_ENCODED}")
+    return {**settings, "OPTIONS": found}
+
+
+def connection_words(settings: Settings) -> dict[str, Any]:
+    """What psycopg.connect and libpq want, of Django's settings of a connection."""
+    told = {word: settings[key] for word, key in _KEYS.items() if settings.get(key)}
+    return {**settings.get("OPTIONS", {}), **told}
