@@ -191,6 +191,8 @@ class ApiKey(TenantModel):
 class User(LoadedModel):
     """An end user of the organization's agents: somebody whom memories are about."""
 
+    made_by = "external_id"
+
     class Status(models.TextChoices):
         ACTIVE = "active", "Active"
         INACTIVE = "inactive", "Inactive"

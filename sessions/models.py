@@ -12,6 +12,8 @@ from memories.models import Agent
 class Session(LoadedModel):
     """One conversation of a user with an agent, a team or a workflow."""
 
+    made_by = "session_id"
+
     session_id = models.CharField(max_length=255)
     agent = TenantForeignKey(Agent, models.CASCADE, null=True, blank=True, related_name="sessions")
     user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="sessions")

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,10 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+from accounts.services.naming import is_id, refusal
+from agentmem_site.db.ids import NOBODY
+
+_MAX_KEY_LENGTH = 255
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _MAX_REAL, _MIN_REAL = 3.4e38, 1.2e-38
 # "+02:00" in a query string that was not escaped arrives as " 02:00".
@@ -26,7 +30,7 @@ def find(rows: Any, name: str, natural_key: str) -> Any:
     if "\0" in name:
         return None
     named = Q(**{natural_key: name}) if natural_key else Q()
-    if not _UUID.fullmatch(name):
+    if not is_id(name):
         return rows.filter(named).first() if natural_key else None
     found = list(rows.filter(Q(pk=UUID(name)) | named)[:2])
     return min(found, key=lambda row: row.pk != UUID(name), default=None)
@@ -34,38 +38,107 @@ def find(rows: Any, name: str, natural_key: str) -> Any:
 
 @extend_schema_field(OpenApiTypes.STR)
 class ReferenceField(serializers.Field[Any, Any, Any, Any]):
-    """A live row of the request's organization, named by uuid or by its natural key.
+    """A live row of the request's organization, named by uuid or by its natural key. A key that is
+    nobody's is a new row, which the service adds (accounts/services/naming.py), where a name alone
+    makes one.
 
     Shown as the uuid, without loading the row. `user_id = ReferenceField(User, source="user")`.
     """
 
-    default_error_messages = {
-        "not_text": "An id is text.",
-        "unknown": "There is no {label} {name!r}.",
-    }
+    default_error_messages = {"not_text": "An id is text."}
 
-    def __init__(self, model: type[Model], *, key: str = "external_id", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: type[Model],
+        *,
+        key: str = "external_id",
+        key_rule: Callable[[str], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`key_rule` raises ValidationError for a key that no row may have."""
         self.model: Any = model
         self.key = key
-        kwargs.setdefault(
-            "help_text", f"uuid or {key} on input, uuid in answers" if key else "uuid"
-        )
+        self.key_rule = key_rule
+        kwargs.setdefault("help_text", self._help())
         super().__init__(**kwargs)
+
+    def _help(self) -> str:
+        if not self.key:
+            return "uuid"
+        made = f"; a new {self.key} makes the {self.model._meta.verbose_name}"
+        is_made = getattr(self.model, "made_by", "") == self.key
+        return f"uuid or {self.key} on input, uuid in answers{made if is_made else ''}"
 
     def to_internal_value(self, data: Any) -> Any:
         if not isinstance(data, str):
             self.fail("not_text")
-        rows = self.model.objects.for_organization(self.context["organization"]).live()
-        row = find(rows, data, self.key)
-        if row is None:
-            self.fail("unknown", label=self.model._meta.verbose_name, name=data[:80])
-        return row
+        return named(
+            self.model,
+            data,
+            self.key,
+            organization=self.context["organization"],
+            rule=self.key_rule,
+        )
 
     def get_attribute(self, instance: Any) -> Any:
         return getattr(instance, f"{self.source}_id")
 
     def to_representation(self, value: Any) -> str:
         return str(value)
+
+
+def named(
+    model: Any,
+    name: str,
+    key: str,
+    *,
+    organization: Any,
+    rule: Callable[[str], None] | None = None,
+) -> Any:
+    """The live row that a row which is written names, or a new one (naming.is_new).
+
+    One statement, where it is there. Raises: ValidationError.
+    """
+    rows = model.objects.for_organization(organization)
+    if (row := find(rows.live(), name, key)) is not None:
+        return row
+    is_deleted = find(rows.deleted(), name, key) is not None
+    if refused := refusal(model, name, is_deleted=is_deleted):
+        raise serializers.ValidationError(str(refused), code=refused.code)
+    checked = serializers.CharField(max_length=_MAX_KEY_LENGTH, trim_whitespace=False)
+    checked.run_validation(name)
+    if rule is not None:
+        rule(name)
+    return model(organization=organization, **{key: name})
+
+
+@extend_schema_field(OpenApiTypes.STR)
+class ReferenceFilter(serializers.Field[Any, Any, Any, Any]):
+    """The id of the row that a question names, by uuid or by its natural key, in the trash or not;
+    NOBODY where there is none, so that nothing is found.
+
+    `user_id = ReferenceFilter(User)` narrows by that column.
+    """
+
+    default_error_messages = {
+        "not_text": "An id is text.",
+        "blank": "This field may not be blank.",
+    }
+
+    def __init__(self, model: type[Model], *, key: str = "external_id", **kwargs: Any) -> None:
+        self.model: Any = model
+        self.key = key
+        kwargs.setdefault("help_text", f"uuid or {key}; of one that is unknown nothing is found")
+        super().__init__(required=False, **kwargs)
+
+    def to_internal_value(self, data: Any) -> UUID:
+        if not isinstance(data, str):
+            self.fail("not_text")
+        if not data:
+            self.fail("blank")
+        rows = self.model.objects.for_organization(self.context["organization"])
+        row = find(rows.only("pk", *filter(None, [self.key])), data, self.key)
+        return NOBODY if row is None else row.pk
 
 
 class Moment(serializers.DateTimeField):

@@ -209,9 +209,11 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         rows: Any = self.parent_model
         rows = rows.objects.for_organization(self.organization).live()
         row = find(rows, self.kwargs[self.parent_kwarg], self.parent_key)
-        if row is None:
-            raise NotFound
-        return row
+        return self.unknown_parent(self.kwargs[self.parent_kwarg]) if row is None else row
+
+    def unknown_parent(self, name: str) -> Any:
+        """What stands for a parent of which there is no live row. Raises: NotFound."""
+        raise NotFound
 
     def get_object(self) -> Any:
         row = find(self.get_queryset(), self.kwargs[self.lookup_url_kwarg], self.natural_key)

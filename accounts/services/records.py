@@ -34,6 +34,7 @@ from accounts.services.hanging import (
     remove,
     walk,
 )
+from accounts.services.naming import add_named
 from accounts.services.seen import refuse_stale
 
 M = TypeVar("M", bound=models.Model)
@@ -44,7 +45,8 @@ _TELLING = (models.BooleanField, models.IntegerField, models.FloatField)
 
 
 class Records(Generic[M]):
-    """Create, update, delete, restore and purge for one model."""
+    """Create, update, delete, restore and purge for one model. What a new or changed row names and
+    nobody has yet is added with it (naming.py)."""
 
     def __init__(self, model: type[M]) -> None:
         self.model: Any = model
@@ -73,13 +75,13 @@ class Records(Generic[M]):
     # -- verbs -----------------------------------------------------------------------------------
 
     def create(self, *, organization: Organization, actor: Actor, values: Mapping[str, Any]) -> M:
-        """The new row. Raises: Conflict, Invalid."""
+        """The new row. Raises: Conflict, Forbidden, Invalid."""
         return self.create_many(organization=organization, actor=actor, rows=[values])[0]
 
     def create_many(
         self, *, organization: Organization, actor: Actor, rows: Sequence[Mapping[str, Any]]
     ) -> list[M]:
-        """The new rows, in order: one INSERT, all or none. Raises: Conflict, Invalid."""
+        """The new rows, in order: one INSERT, all or none. Raises: Conflict, Forbidden, Invalid."""
         now = timezone.now()
         stamps = {
             "created_at": now,
@@ -87,11 +89,13 @@ class Records(Generic[M]):
             "created_by_id": actor.id,
             "last_updated_by_id": actor.id,
         }
-        records = [self.model(**{**stamps, **row}) for row in rows]
-        for record, row in zip(records, rows, strict=True):
-            record.organization = organization  # whatever the row says, organization_id too
-            self.derive(record, frozenset(row), is_new=True)
         with transaction.atomic(), named_violations(self.model):
+            for row in rows:
+                add_named(row, organization=organization, actor=actor)
+            records = [self.model(**{**stamps, **row}) for row in rows]
+            for record, row in zip(records, rows, strict=True):
+                record.organization = organization  # whatever the row says, organization_id too
+                self.derive(record, frozenset(row), is_new=True)
             self.model.objects.bulk_create(records)
             self._note("created", organization, actor, [r.pk for r in records], now)
         return records
@@ -110,9 +114,11 @@ class Records(Generic[M]):
         `seen` holds digests of what the caller knows of these columns (services/seen.py): one
         that has changed since is not written over. Without it the last writer wins.
 
-        Raises: NotFound (purged or in the trash meanwhile), Stale, Conflict, Invalid.
+        Raises: NotFound (purged or in the trash meanwhile), Stale, Conflict, Forbidden,
+            Invalid.
         """
         with transaction.atomic(), named_violations(self.model):
+            add_named(values, organization=organization, actor=actor)
             rows = self.model.objects.for_organization(organization).filter(pk=record.pk)
             locked = rows.select_for_update(of=("self",)).first()
             if locked is None:

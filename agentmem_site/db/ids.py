@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 
+NOBODY = uuid.UUID(int=0)  # no row has it: what is asked of it is found nowhere
 _VERSION = 0x7 << 12
 _VARIANT = 0x8000_0000_0000_0000
 _LOW_62 = 0x3FFF_FFFF_FFFF_FFFF

@@ -10,7 +10,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.api.fields import ReferenceField
+from accounts.api.fields import ReferenceFilter
 from accounts.api.pagination import DEFAULT_LIMIT, MAX_LIMIT, page_link, read_cursor
 from accounts.api.shapes import Query
 from accounts.api.views import TenantViewSet
@@ -26,8 +26,8 @@ class DuplicatesQuery(Query):
     threshold = serializers.FloatField(
         min_value=_LOWEST, max_value=1, default=_USUAL, help_text="Cosine, at least."
     )
-    user_id = ReferenceField(User, required=False)
-    agent_id = ReferenceField(Agent, required=False)
+    user_id = ReferenceFilter(User)
+    agent_id = ReferenceFilter(Agent)
     across = serializers.BooleanField(
         default=False, help_text="Pairs of different agents and users, too."
     )
@@ -94,8 +94,8 @@ class MemoryDuplicatesViewSet(TenantViewSet):
         found = near_duplicates(
             organization=self.organization,
             threshold=asked["threshold"],
-            user=asked.get("user_id"),
-            agent=asked.get("agent_id"),
+            user_id=asked.get("user_id"),
+            agent_id=asked.get("agent_id"),
             across=asked["across"],
             start=asked.get("cursor"),
             limit=asked["limit"],

@@ -7,7 +7,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.api.fields import JsonObject, Moment, Real, ReferenceField
+from accounts.api.fields import JsonObject, Moment, Real, ReferenceFilter
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
 from accounts.models import User
@@ -29,8 +29,8 @@ _USUAL = Weights()
 class Narrowed(Strict):
     """What is asked of memories; a condition left out asks nothing."""
 
-    user_id = ReferenceField(User, required=False)
-    agent_id = ReferenceField(Agent, required=False)
+    user_id = ReferenceFilter(User)
+    agent_id = ReferenceFilter(Agent)
     session_id = serializers.CharField(required=False, max_length=255, trim_whitespace=False)
     types = serializers.ListField(
         child=serializers.ChoiceField(Memory.Type.choices), required=False, allow_empty=False
@@ -55,8 +55,8 @@ class Narrowed(Strict):
         """Of the checked `values`. Raises: Invalid."""
         conditions = values.get("filters")
         return MemoryFilter(
-            agent_id=_id_of(values.get("agent_id")),
-            user_id=_id_of(values.get("user_id")),
+            agent_id=values.get("agent_id"),
+            user_id=values.get("user_id"),
             session_id=values.get("session_id"),
             memory_types=_tuple(values.get("types")),
             scopes=_tuple(values.get("scopes")),
@@ -276,10 +276,6 @@ def _shown_hit(hit: Hit, memory: dict[str, Any]) -> dict[str, Any]:
         "similarity": ranked.similarity,
         "matched_terms": ranked.matched,
     }
-
-
-def _id_of(row: Any) -> Any:
-    return None if row is None else row.pk
 
 
 def _tuple(values: Any) -> Any:

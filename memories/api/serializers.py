@@ -8,7 +8,14 @@ from django.db.models.functions import Cast
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from accounts.api.fields import JsonObject, Moment, Real, ReferenceField, TextBytes
+from accounts.api.fields import (
+    JsonObject,
+    Moment,
+    Real,
+    ReferenceField,
+    ReferenceFilter,
+    TextBytes,
+)
 from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer, Strict
 from accounts.models import User
 from accounts.organization_settings import language_of
@@ -83,7 +90,7 @@ class BlockSerializer(RecordSerializer):
 
 class BlockQuery(ListQuery):
     external_id = serializers.CharField(required=False)
-    user_id = ReferenceField(User, source="user", required=False)
+    user_id = ReferenceFilter(User)
     label: Any = serializers.CharField(required=False)
     is_template = serializers.BooleanField(required=False)
 
@@ -242,8 +249,8 @@ EXPIRED_HELP = "`only`: what is past its `expires_at`; `include`: that too."
 
 class MemoryQuery(ListQuery):
     external_id = serializers.CharField(required=False, trim_whitespace=False)
-    user_id = ReferenceField(User, source="user", required=False)
-    agent_id = ReferenceField(Agent, source="agent", required=False)
+    user_id = ReferenceFilter(User)
+    agent_id = ReferenceFilter(Agent)
     session_id = serializers.CharField(required=False, trim_whitespace=False)
     memory_type = serializers.ChoiceField(Memory.Type.choices, required=False)
     scope = serializers.ChoiceField(Memory.Scope.choices, required=False)

@@ -8,7 +8,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.api.fields import Moment, ReferenceField
+from accounts.api.fields import Moment, ReferenceFilter
 from accounts.api.shapes import Query
 from accounts.api.views import TenantViewSet
 from accounts.models import User
@@ -17,8 +17,8 @@ from memories.services.stats import memory_stats
 
 
 class StatsQuery(Query):
-    user_id = ReferenceField(User, required=False)
-    agent_id = ReferenceField(Agent, required=False)
+    user_id = ReferenceFilter(User)
+    agent_id = ReferenceFilter(Agent)
 
 
 class MemoryStatsViewSet(TenantViewSet):
@@ -59,8 +59,8 @@ class MemoryStatsViewSet(TenantViewSet):
         """
         found = memory_stats(
             organization=self.organization,
-            user=self.query.get("user_id"),
-            agent=self.query.get("agent_id"),
+            user_id=self.query.get("user_id"),
+            agent_id=self.query.get("agent_id"),
         )
         return Response(
             {

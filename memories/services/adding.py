@@ -6,7 +6,6 @@ into the table; what becomes of each is told item by item.
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
@@ -19,11 +18,11 @@ from django.utils import timezone
 from psycopg import sql
 
 from accounts.actors import Actor
-from accounts.errors import Conflict, Invalid
+from accounts.errors import Conflict, Forbidden, Invalid, ServiceError
 from accounts.models import Organization
 from accounts.organization_settings import language_of
-from accounts.roles import permission
 from accounts.services.audit import record_event
+from accounts.services.naming import refusal
 from accounts.services.records import MAX_IDS_IN_EVENT
 from accounts.tenancy import tenant
 from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder, Name, RawLine, Row
@@ -41,11 +40,14 @@ from memories.services.lines import embed_lines
 MAX_ITEMS = 1_000
 Embed = Literal["now", "later"]
 TAKEN, IN_TRASH = "duplicate", "in_trash"  # codes of faults that are conflicts
+_KINDS: dict[str, type[ServiceError]] = {
+    TAKEN: Conflict,
+    IN_TRASH: Conflict,
+    Forbidden.code: Forbidden,
+}
 
 _growth = Growth()  # of this process
 logger = logging.getLogger("agentmem.memories")
-# As answers write an id; another spelling of one may well be somebody's own key.
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -100,11 +102,12 @@ def add_memories(
 def add_memory(
     *, organization: Organization, actor: Actor, values: Mapping[str, Any], embed: Embed = "now"
 ) -> Added:
-    """What became of one memory. Called outside `tenant()`. Raises: Conflict, Invalid."""
+    """What became of one memory. Called outside `tenant()`. Raises: Conflict, Forbidden,
+    Invalid."""
     item = json.dumps(values, default=datetime.isoformat).encode()
     (added,) = add_memories(organization=organization, actor=actor, items=[item], embed=embed)
     if added.error:
-        kind = Conflict if added.error.code in (TAKEN, IN_TRASH) else Invalid
+        kind = _KINDS.get(added.error.code, Invalid)
         raise kind(added.error.message, field=added.error.field or None, code=added.error.code)
     return added
 
@@ -180,8 +183,8 @@ class _Adding:
             faults = {name: self._fault(reference, name, references) for name in wanted}
             to_create[reference.column] = {name for name in missing if not faults[name]}
             for number, column, name in batch.named():
-                if column == reference.column and (message := faults[name]):
-                    self._reject(LineError("unknown_reference", column, message, line=number))
+                if column == reference.column and (fault := faults[name]):
+                    self._reject(LineError(fault.code, column, str(fault), line=number))
         used = {
             (column, name) for number, column, name in batch.named() if number not in self.added
         }
@@ -195,20 +198,14 @@ class _Adding:
             references.create(reference, names, stamp)
             _growth.note(reference.model, len(names))
 
-    def _fault(self, reference: Reference, name: Any, references: References) -> str:
-        """Why an item cannot refer to `name`; empty where it can, once the row is made."""
-        label = reference.model._meta.verbose_name
-        if (reference.column, name) in references.deleted and not _UUID.fullmatch(name):
-            return f"The {label} {name!r} lies in the trash: restore it first."
-        is_known = name in references.known[reference.column]
-        if is_known and (reference.column, name) not in references.deleted:
-            return ""
-        if _UUID.fullmatch(name):
-            return f"There is no {label} {name!r}."
-        needed = permission(str(reference.model._meta.model_name), "write")
-        if self.actor.may(needed):
-            return ""
-        return f"There is no {label} {name!r}, and adding one needs the scope {needed}."
+    def _fault(
+        self, reference: Reference, name: Any, references: References
+    ) -> ServiceError | None:
+        """Why an item cannot refer to `name`; None where it can, once the row is made."""
+        is_deleted = (reference.column, name) in references.deleted
+        if name in references.known[reference.column] and not is_deleted:
+            return None
+        return refusal(reference.model, name, is_deleted=is_deleted, actor=self.actor)
 
     def _insert(self, rows: list[Row], stamp: Stamp) -> Inserted:
         try:

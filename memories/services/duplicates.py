@@ -15,8 +15,8 @@ from uuid import UUID
 from django.db import connection
 from psycopg import sql
 
-from accounts.models import Organization, User
-from memories.models import Agent, Memory
+from accounts.models import Organization
+from memories.models import Memory
 from memories.search.likeness import (
     PER_MEMORY,
     SLICE_COLUMNS,
@@ -73,8 +73,8 @@ def near_duplicates(
     *,
     organization: Organization,
     threshold: float = 0.95,
-    user: User | None = None,
-    agent: Agent | None = None,
+    user_id: UUID | None = None,
+    agent_id: UUID | None = None,
     across: bool = False,
     start: Place | None = None,
     limit: int = 50,
@@ -85,9 +85,8 @@ def near_duplicates(
     Over all pages a pair comes once. A page costs at most so many memories looked at and so many
     vectors read. HNSW is approximate, and of one memory the nearest PER_MEMORY pairs are told.
     """
-    asked: dict[str, Any] = {"user_id": user.pk} if user else {}
-    if agent:
-        asked["agent_id"] = agent.pk
+    whose = {"user_id": user_id, "agent_id": agent_id}
+    asked: dict[str, Any] = {name: row_id for name, row_id in whose.items() if row_id}
     page = _Page(organization.pk, asked, threshold, across)
     rows = page.rows_after(start)
     looked_at = page.look_at(rows)

@@ -13,11 +13,11 @@ from uuid import UUID
 from django.db import connection
 
 from accounts.errors import Invalid
-from accounts.models import Organization, User
+from accounts.models import Organization
 from accounts.organization_settings import language_of
 from accounts.tenancy import tenant
 from memories.embeddings import EncoderError
-from memories.models import Agent, Memory
+from memories.models import Memory
 from memories.search.filters import MemoryFilter
 from memories.search.ranking import QueryVector, Ranked, Weights, rank
 from memories.services.embedding import embed_queries
@@ -74,8 +74,8 @@ def search_memories(
     *,
     organization: Organization,
     query: str,
-    agent: Agent | None = None,
-    user: User | None = None,
+    agent_id: UUID | None = None,
+    user_id: UUID | None = None,
     session_id: str | None = None,
     limit: int = 10,
     mode: Mode = "hybrid",
@@ -83,8 +83,8 @@ def search_memories(
 ) -> Found:
     """`search` for one question; `narrowed` are the other fields of MemoryFilter."""
     condition = MemoryFilter(
-        agent_id=agent.pk if agent else None,
-        user_id=user.pk if user else None,
+        agent_id=agent_id,
+        user_id=user_id,
         session_id=session_id,
         **narrowed,
     )

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from uuid import UUID
 
 from django.db import OperationalError, connection
 from psycopg import errors as postgres
 
 from accounts.errors import Unavailable
-from accounts.models import Organization, User
-from memories.models import Agent
+from accounts.models import Organization
 
 TIMEOUT_S = 10
 
@@ -55,13 +55,12 @@ class Stats:
 
 
 def memory_stats(
-    *, organization: Organization, user: User | None = None, agent: Agent | None = None
+    *, organization: Organization, user_id: UUID | None = None, agent_id: UUID | None = None
 ) -> Stats:
     """One statement, one pass over the memories that are asked for; in a transaction.
 
     Raises: Unavailable (it takes longer than TIMEOUT_S).
     """
-    user_id, agent_id = user.pk if user else None, agent.pk if agent else None
     with connection.cursor() as cursor:
         cursor.execute("SELECT set_config('statement_timeout', %s, true)", [f"{TIMEOUT_S}s"])
         try:

@@ -8,7 +8,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.api.fields import ReferenceField
+from accounts.api.fields import ReferenceFilter
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
 from accounts.models import User
@@ -30,10 +30,8 @@ class ContextBody(Strict):
     query = serializers.CharField(
         max_length=MAX_QUERY_LENGTH, help_text="What the memories are searched for."
     )
-    user_id = ReferenceField(
-        User, required=False, help_text="uuid or external_id; the session's, where not given"
-    )
-    session_id = ReferenceField(Session, key="session_id", required=False)
+    user_id = ReferenceFilter(User, help_text="uuid or external_id; the session's, where not given")
+    session_id = ReferenceFilter(Session, key="session_id")
     max_tokens = serializers.IntegerField(
         required=False,
         min_value=1,
@@ -97,6 +95,9 @@ class AgentContextViewSet(TenantViewSet):
     parent_model = Agent
     parent_kwarg = "agent_id"
 
+    def unknown_parent(self, name: str) -> None:
+        """The first turn of an agent: there is nothing of it yet."""
+
     @extend_schema(
         summary="Build the context of a prompt",
         request=ContextBody,
@@ -126,8 +127,8 @@ class AgentContextViewSet(TenantViewSet):
             agent=self.parent,
             query=values["query"],
             max_characters=body.budget(),
-            user=values.get("user_id"),
-            session=values.get("session_id"),
+            user_id=values.get("user_id"),
+            session_id=values.get("session_id"),
             memory_limit=values["memories"],
             message_limit=values["messages"],
         )

@@ -6,14 +6,21 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from accounts.api.fields import JsonObject, ReferenceField, find
+from accounts.api.fields import JsonObject, ReferenceField, ReferenceFilter, find
 from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer
 from accounts.models import User
+from accounts.services.naming import is_new
 from agentmem_site.db.ids import uuid7
 from memories.models import Agent
 from sessions.models import Message, Run, Session
 
 LAST = "last"  # sessions/{id}/runs/last
+
+
+def addressable(key: str) -> None:
+    """Raises: ValidationError."""
+    if "/" in key:
+        raise serializers.ValidationError("It stands in URLs: no slash.", code="slash")
 
 
 @extend_schema_field(OpenApiTypes.STR)
@@ -38,11 +45,6 @@ class RunReference(NaturalKeyReference):
         return data
 
 
-def _addressable(key: str) -> None:
-    if "/" in key:
-        raise serializers.ValidationError("It stands in URLs: no slash.", code="slash")
-
-
 class SessionSerializer(RecordSerializer):
     kept_by_put = ("session_id",)
 
@@ -52,7 +54,7 @@ class SessionSerializer(RecordSerializer):
         max_length=255,
         trim_whitespace=False,
         required=False,
-        validators=[_addressable],
+        validators=[addressable],
         help_text="The caller's own key, unique in the organization; made where not given.",
     )
     summary = JsonObject(required=False, allow_null=True)
@@ -81,8 +83,8 @@ class SessionSerializer(RecordSerializer):
 
 
 class SessionQuery(ListQuery):
-    agent_id = ReferenceField(Agent, source="agent", required=False)
-    user_id = ReferenceField(User, source="user", required=False)
+    agent_id = ReferenceFilter(Agent)
+    user_id = ReferenceFilter(User)
     team_id = serializers.CharField(required=False)
     workflow_id = serializers.CharField(required=False)
 
@@ -97,7 +99,7 @@ class RunSerializer(RecordSerializer):
         max_length=255,
         trim_whitespace=False,
         required=False,
-        validators=[_addressable],
+        validators=[addressable],
         help_text="The caller's own key, unique in the session; made where not given.",
     )
 
@@ -149,10 +151,12 @@ class MessageSerializer(RecordSerializer):
     session_id = NaturalKeyReference(
         Session,
         key="session_id",
+        key_rule=addressable,
         source="session",
         required=False,
         allow_null=True,
-        help_text="uuid or session_id on input, session_id in answers",
+        help_text="uuid or session_id on input, session_id in answers; a new session_id makes the "
+        "session, of the message's agent and user",
     )
     run_id = RunReference(
         Run,
@@ -195,19 +199,24 @@ class MessageSerializer(RecordSerializer):
         """The run is one of the message's session, given or the one in the path."""
         path_session = self.context.get("session")
         session = self._session(values, path_session)
-        if path_session is not None and session != path_session:
-            raise serializers.ValidationError(
-                {"session_id": "This is not the session in the path."}, code="mismatch"
-            )
+        if path_session is not None:
+            if session is None or session.session_id != path_session.session_id:
+                raise serializers.ValidationError(
+                    {"session_id": "This is not the session in the path."}, code="mismatch"
+                )
+            session = path_session  # (if it is new, there is one row for both)
         if isinstance(name := values.get("run"), str):
             rows = Run.objects.for_organization(self.context["organization"]).live()
-            if session is None:
+            if is_new(session):
+                run = None
+            elif session is None:
                 run = find(rows, name, "")
             else:
                 run = find(rows.filter(session=session), name, "run_id")
             if run is None:
                 raise serializers.ValidationError(
-                    {"run_id": f"There is no run {name[:80]!r} in this session."}, code="unknown"
+                    {"run_id": f"There is no run {name[:80]!r} in this session."},
+                    code="unknown_reference",
                 )
             values.update(run=run, session=session or run.session)
         elif self._leaves_its_session(values):
@@ -229,9 +238,7 @@ class MessageSerializer(RecordSerializer):
 
 class MessageQuery(ListQuery):
     external_id = serializers.CharField(required=False)
-    session_id = ReferenceField(
-        Session, key="session_id", source="session", required=False, help_text="uuid or session_id"
-    )
-    agent_id = ReferenceField(Agent, source="agent", required=False)
-    user_id = ReferenceField(User, source="user", required=False)
+    session_id = ReferenceFilter(Session, key="session_id")
+    agent_id = ReferenceFilter(Agent)
+    user_id = ReferenceFilter(User)
     role = serializers.ChoiceField(Message.Role.choices, required=False)

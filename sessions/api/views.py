@@ -4,12 +4,15 @@ from typing import Any
 
 from django.db.models import F
 from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_view
+from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.api.fields import named
 from accounts.api.views import Adding, Listing, RecordViewSet, TenantViewSet
 from accounts.errors import NotFound
+from accounts.services.naming import is_id
 from memories.models import Agent
 from sessions.api.serializers import (
     LAST,
@@ -19,6 +22,7 @@ from sessions.api.serializers import (
     RunSerializer,
     SessionQuery,
     SessionSerializer,
+    addressable,
 )
 from sessions.models import Message, Session
 from sessions.services.conversations import append_run, messages, runs, sessions
@@ -82,8 +86,22 @@ class AgentSessionViewSet(Listing, TenantViewSet):
         return super().list(request, *args, **kwargs)
 
 
+class _MakesSession:
+    """What is added to a session that nobody has made yet makes it."""
+
+    def unknown_parent(self: Any, name: str) -> Any:
+        if self.action != "create" or is_id(name):
+            raise NotFound
+        try:
+            return named(
+                Session, name, "session_id", organization=self.organization, rule=addressable
+            )
+        except serializers.ValidationError as refused:
+            raise serializers.ValidationError({"session_id": refused.detail}) from refused
+
+
 @extend_schema_view(create=extend_schema(summary="Append a run", examples=[_RUN_EXAMPLE]))
-class RunViewSet(RecordViewSet):
+class RunViewSet(_MakesSession, RecordViewSet):
     """The runs of a session, the last appended first."""
 
     tag = "Sessions"
@@ -137,7 +155,7 @@ class MessageViewSet(_ShowsKeys, RecordViewSet):
     list=extend_schema(summary="List a session's messages"),
     create=extend_schema(summary="Add a message to a session"),
 )
-class SessionMessageViewSet(_ShowsKeys, Listing, Adding, TenantViewSet):
+class SessionMessageViewSet(_MakesSession, _ShowsKeys, Listing, Adding, TenantViewSet):
     tag = "Sessions"
     records = messages
     resource = "session"

@@ -16,6 +16,7 @@ from uuid import UUID
 from accounts.errors import Invalid
 from accounts.models import Organization, User
 from accounts.tenancy import tenant
+from agentmem_site.db.ids import NOBODY
 from memories.models import Agent, AgentBlock
 from memories.services.searching import Found, Hit, search_memories
 from sessions.models import Message, Session
@@ -96,49 +97,73 @@ def estimated_tokens(characters: int) -> int:
 def build_context(
     *,
     organization: Organization,
-    agent: Agent,
+    agent: Agent | None,
     query: str,
     max_characters: int,
-    user: User | None = None,
-    session: Session | None = None,
+    user_id: UUID | None = None,
+    session_id: UUID | None = None,
     memory_limit: int = 10,
     message_limit: int = 20,
 ) -> WorkingSet:
     """What to put into a prompt for the query. Called outside `tenant()`: the query is encoded.
 
     Messages are the session's, or without one the agent's with this user; without either there
-    are none. Raises: Invalid, EncoderError.
+    are none. An agent, user or session that is not there (None; an id that no row has) has nothing
+    to show, and the notice says so. Raises: Invalid, EncoderError.
     """
-    if session is not None and user is None:
-        with tenant(organization):
-            user = session.user
-    if session is not None and user is not None and session.user_id not in (None, user.pk):
-        raise Invalid("This session is of another user.", field="session_id")
+    unknown = [] if agent else ["agent"]
+    with tenant(organization):
+        session = _live(Session, session_id, organization)
+        if user_id is not None and _live(User, user_id, organization) is None:
+            unknown.append("user")
+    if session_id is not None and session is None:
+        unknown.append("session")
+        # Nobody's memories, not everybody's: whose session it will be is not known yet.
+        user_id = user_id or NOBODY
+    if session is not None:
+        if user_id is not None and session.user_id not in (None, user_id):
+            raise Invalid("This session is of another user.", field="session_id")
+        user_id = user_id or session.user_id
     found = Found([], "hybrid", 0)
     if memory_limit:
         found = search_memories(
             organization=organization,
             query=query,
-            agent=agent,
-            user=user,
+            agent_id=agent.pk if agent else NOBODY,
+            user_id=user_id,
             limit=memory_limit,
             with_common=True,
         )
-    working_set = WorkingSet(max_characters, notice=found.notice)
+    notices = [f"There is no such {kind} yet." for kind in unknown]
+    working_set = WorkingSet(
+        max_characters, notice=" ".join(filter(None, [*notices, found.notice]))
+    )
     with tenant(organization):
-        _offer_blocks(working_set, organization, agent, user)
+        if agent:
+            _offer_blocks(working_set, organization, agent, user_id)
         for hit in found.hits:
             memory = hit.memory
             score = hit.ranked.score
             working_set.offer(
                 "memory", memory.pk, memory.external_id or "", _line(hit), score=score
             )
-        _offer_messages(working_set, organization, agent, user, session, message_limit)
+        rows = Message.objects.for_organization(organization).live()
+        if session_id is not None:
+            _offer_messages(working_set, rows.filter(session_id=session_id), message_limit)
+        elif agent is not None and user_id is not None:
+            rows = rows.filter(agent=agent, user_id=user_id)
+            _offer_messages(working_set, rows, message_limit)
     return working_set
 
 
+def _live(model: Any, row_id: UUID | None, organization: Organization) -> Any:
+    if row_id is None:
+        return None
+    return model.objects.for_organization(organization).live().filter(pk=row_id).first()
+
+
 def _offer_blocks(
-    working_set: WorkingSet, organization: Organization, agent: Agent, user: User | None
+    working_set: WorkingSet, organization: Organization, agent: Agent, user_id: UUID | None
 ) -> None:
     if agent.system.strip():
         working_set.offer("system", agent.pk, "system", agent.system)
@@ -147,7 +172,7 @@ def _offer_blocks(
     for link in links.order_by("created_at", "pk"):
         block = link.block
         text = f"# {block.label}\n{block.value}"
-        if user is not None and block.user_id not in (None, user.pk):
+        if user_id is not None and block.user_id not in (None, user_id):
             working_set.leave_out("block", block.pk, block.label, text, "another_user")
         elif not block.value.strip():
             working_set.leave_out("block", block.pk, block.label, text, "empty")
@@ -161,21 +186,7 @@ def _line(hit: Hit) -> str:
     return f"- {memory.created_at:%Y-%m-%d} {who}{memory.content.strip()}"
 
 
-def _offer_messages(
-    working_set: WorkingSet,
-    organization: Organization,
-    agent: Agent,
-    user: User | None,
-    session: Session | None,
-    limit: int,
-) -> None:
-    rows = Message.objects.for_organization(organization).live()
-    if session is not None:
-        rows = rows.filter(session=session)
-    elif user is not None:
-        rows = rows.filter(agent=agent, user=user)
-    else:
-        return
+def _offer_messages(working_set: WorkingSet, rows: Any, limit: int) -> None:
     start, is_broken_off = len(working_set.items), False
     for message in rows.newest_first()[:limit]:
         said = _said(message)

@@ -1,6 +1,6 @@
 """Sessions, the runs appended to them, and messages."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,6 +11,7 @@ from django.utils import timezone
 from accounts.actors import Actor
 from accounts.errors import Invalid, NotFound
 from accounts.models import Organization
+from accounts.services.naming import add_named, is_new
 from accounts.services.records import M, Records
 from sessions.models import Message, Run, Session
 
@@ -32,6 +33,15 @@ class AddressedRecords(Records[M]):
 
 
 class MessageRecords(Records[Message]):
+    def create_many(
+        self, *, organization: Organization, actor: Actor, rows: Sequence[Mapping[str, Any]]
+    ) -> list[Message]:
+        for row in rows:
+            session: Any = row.get("session")
+            if is_new(session):
+                session.agent, session.user = row.get("agent"), row.get("user")
+        return super().create_many(organization=organization, actor=actor, rows=rows)
+
     def derive(self, record: Message, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
         # Said in a session it is of that session's agent and user, where nothing else is told:
         # an agent's messages are asked for without its sessions.
@@ -102,11 +112,13 @@ messages = MessageRecords(Message)
 def append_run(
     session: Session, *, organization: Organization, actor: Actor, values: Mapping[str, Any]
 ) -> Run:
-    """The new last run of the session; appending the 10,000th costs what the first did.
+    """The new last run of the session, which is added where it is new (naming.py); appending the
+    10,000th costs what the first did.
 
-    Raises: NotFound (the session is gone), Conflict (the run_id is taken), Invalid.
+    Raises: NotFound (the session is gone), Conflict (the run_id is taken), Forbidden, Invalid.
     """
     with transaction.atomic():
+        add_named({"session": session}, organization=organization, actor=actor)
         rows = Session.objects.for_organization(organization).live().filter(pk=session.pk)
         if not rows.select_for_update().exists():
             raise NotFound

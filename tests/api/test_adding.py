@@ -238,12 +238,12 @@ def test_whoever_may_not_add_users_names_those_that_are_there(acme):
     )["results"]
     assert refused["error"] == {
         "field": "user_id",
-        "code": "unknown_reference",
+        "code": "forbidden",
         "message": "There is no user 'bob', and adding one needs the scope user:write.",
     }
     assert (known["status"], made["status"]) == ("created", "created")
     single = client.post("memories", {"content": "4", "user_id": "bob"})
-    assert single.status_code == 400
+    assert single.status_code == 403
     assert single.json()["detail"] == refused["error"]["message"]
     with tenant(acme):
         agents = Agent.objects.for_organization(acme).values_list("external_id", flat=True)

@@ -242,6 +242,7 @@ def test_a_message_belongs_to_a_run_of_its_session(api, cast):
     api.post("sessions", {"session_id": "elsewhere"})
     for body, problem in [
         ({"run_id": run}, f"run_id: There is no run {run!r} in this session."),
+        ({"run_id": run, "session_id": "new"}, f"run_id: There is no run {run!r} in"),
         ({"run_id": run, "session_id": "elsewhere"}, f"run_id: There is no run {run!r} in"),
     ]:
         refused = api.post("messages", {"role": "user", **body})
