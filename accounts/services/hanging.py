@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, compress
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -36,18 +37,23 @@ TELL_EVERY_S = 10.0
 
 
 class Found(NamedTuple):
-    """A row: its id, since when it lies in the trash, its parents (as `parents_of`)."""
+    """Rows by column: ids, since when they lie in the trash, and their parents, a column for each
+    of `parents_of`. (An object for each row costs more than the database does.)"""
 
-    id: UUID
-    deleted_at: Any
-    parents: tuple[UUID | None, ...] = ()
+    ids: Sequence[UUID] = ()
+    moments: Sequence[Any] = ()
+    parents: Sequence[Sequence[UUID | None]] = ()
+
+    def part(self, start: int, end: int) -> "Found":
+        columns = [column[start:end] for column in self.parents]
+        return Found(self.ids[start:end], self.moments[start:end], columns)
 
 
 class Chunk(NamedTuple):
     """Some rows of one model, and the reference by which they were reached; None: by none."""
 
     model: Any
-    found: Sequence[Found]
+    found: Found
     way: TenantForeignKey | None = None
 
     @property
@@ -55,12 +61,8 @@ class Chunk(NamedTuple):
         """False of rows that stay, and only refer to what goes."""
         return self.way is None or goes_along(self.way)
 
-    @property
-    def ids(self) -> list[UUID]:
-        return [row.id for row in self.found]
-
     def rows(self, organization: Organization) -> Rows:
-        return self.model.objects.for_organization(organization).filter(pk__among=self.ids)
+        return self.model.objects.for_organization(organization).filter(pk__among=self.found.ids)
 
 
 class Progress:
@@ -137,7 +139,7 @@ def goes_along(reference: TenantForeignKey) -> bool:
     return reference.remote_field.on_delete is models.CASCADE
 
 
-def find(rows: Rows) -> Iterator[list[Found]]:
+def find(rows: Rows) -> Iterator[Found]:
     """These rows, up to CHUNK_ROWS at a time; the result as a whole stays outside of Python."""
     columns = [field.attname for field in parents_of(rows.model)]
     try:
@@ -148,12 +150,24 @@ def find(rows: Rows) -> Iterator[list[Found]]:
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         while some := cursor.fetchmany(CHUNK_ROWS):
-            yield [Found(row[0], row[1], tuple(row[2:])) for row in some]
+            ids, moments, *parents = zip(*some, strict=True)
+            yield Found(ids, moments, parents)
+
+
+def find_all(rows: Rows) -> Found:
+    parts = list(find(rows))
+    if len(parts) < 2:
+        return parts[0] if parts else Found()
+    columns = [
+        [*chain.from_iterable(some)] for some in zip(*(p.parents for p in parts), strict=True)
+    ]
+    ids, moments = (list(chain.from_iterable(p[place] for p in parts)) for place in (0, 1))
+    return Found(ids, moments, columns)
 
 
 def walk(
     model: Model,
-    roots: Sequence[Found],
+    roots: Found,
     organization: Organization,
     pick: Pick,
     *,
@@ -165,8 +179,8 @@ def walk(
     `is_together`: only what went to the trash at its root's moment. `for_good` takes along what has
     no trash of its own, and comes by rows that stay, too (`Chunk.goes`).
     """
-    for start in range(0, len(roots), CHUNK_ROWS):
-        chunk = Chunk(model, roots[start : start + CHUNK_ROWS])
+    for start in range(0, len(roots.ids), CHUNK_ROWS):
+        chunk = Chunk(model, roots.part(start, start + CHUNK_ROWS))
         yield from _descend(chunk, organization, pick, is_together, for_good)
 
 
@@ -179,7 +193,7 @@ def _descend(
         if not (for_good or (is_along and child.has_trash)):
             continue
         rows = child.objects.for_organization(organization).order_by()
-        picked = pick(rows.filter(**{f"{reference.name}__among": chunk.ids}), chunk)
+        picked = pick(rows.filter(**{f"{reference.name}__among": chunk.found.ids}), chunk)
         if picked is None:
             continue
         for found in find(picked):
@@ -192,10 +206,12 @@ def _descend(
     yield chunk
 
 
-def _together(found: Sequence[Found], way: TenantForeignKey, chunk: Chunk) -> list[Found]:
-    moments: dict[Any, Any] = {row.id: row.deleted_at for row in chunk.found}
-    place = parents_of(way.model).index(way)
-    return [row for row in found if row.deleted_at == moments[row.parents[place]]]
+def _together(found: Found, way: TenantForeignKey, chunk: Chunk) -> Found:
+    went: dict[Any, Any] = dict(zip(chunk.found.ids, chunk.found.moments, strict=True))
+    parents = found.parents[parents_of(way.model).index(way)]
+    is_one = [moment == went[parent] for moment, parent in zip(found.moments, parents, strict=True)]
+    columns = [list(compress(column, is_one)) for column in found.parents]
+    return Found(list(compress(found.ids, is_one)), list(compress(found.moments, is_one)), columns)
 
 
 class Reach:
@@ -205,7 +221,7 @@ class Reach:
     def __init__(self, pick: Pick, *, for_good: bool, at_most: int | None = None) -> None:
         self._pick, self._for_good = pick, for_good
         self._end = None if at_most is None else at_most + 1
-        self._found: dict[Model, set[UUID]] = {}
+        self._found: dict[Model, set[int]] = {}  # ids: of plain numbers there may be many
 
     def pick(self, rows: Rows, chunk: Chunk) -> Rows | None:
         """For `walk`: what is picked, as far as it counts."""
@@ -218,7 +234,9 @@ class Reach:
     def count(self, chunks: Iterable[Chunk]) -> Counts:
         for chunk in chunks:
             if chunk.goes and not self._is_full(chunk.model):
-                self._found.setdefault(chunk.model, set()).update(chunk.ids)
+                self._found.setdefault(chunk.model, set()).update(
+                    row_id.int for row_id in chunk.found.ids
+                )
         return {
             str(model._meta.model_name): len(ids) if self._end is None else min(len(ids), self._end)
             for model, ids in self._found.items()

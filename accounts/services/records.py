@@ -28,7 +28,7 @@ from accounts.services.hanging import (
     Rows,
     add,
     everything,
-    find,
+    find_all,
     parents_of,
     progress,
     remove,
@@ -194,7 +194,7 @@ class Records(Generic[M]):
         stands for more. Nothing is locked."""
         rows = rows.for_organization(organization)
         rows = rows if for_good else rows.filter(is_deleted=False)
-        roots = [row for some in find(rows.order_by()) for row in some]
+        roots = find_all(rows.order_by())
         reach = Reach(everything if for_good else _unlocked, for_good=for_good, at_most=at_most)
         return reach.count(walk(self.model, roots, organization, reach.pick, for_good=for_good))
 
@@ -234,10 +234,9 @@ class Records(Generic[M]):
         with named_violations(self.model), progress(f"{verb} {self.name}") as going:
             yield going
 
-    def _lock(self, rows: Rows, *, no_key: bool = False) -> list[Found]:
+    def _lock(self, rows: Rows, *, no_key: bool = False) -> Found:
         ordered = rows.order_by(*self.lock_order)
-        locked = ordered.select_for_update(of=("self",), no_key=no_key)
-        return [row for some in find(locked) for row in some]
+        return find_all(ordered.select_for_update(of=("self",), no_key=no_key))
 
     def _note(
         self,
@@ -275,16 +274,16 @@ def _refuse_orphans(chunk: Chunk, organization: Organization) -> None:
     """Refuses to bring back rows whose parent stays in the trash: a purge of it would take them.
     A parent that went there with its row is being brought back with it."""
     for place, field in enumerate(parents_of(chunk.model)):
-        parents = {row.parents[place] for row in chunk.found} - {None}
+        parents = set(chunk.found.parents[place]) - {None}
         if field is chunk.way or not parents:
             continue
         parent: Any = field.related_model
         rows = parent.objects.for_organization(organization)
         lying = rows.filter(pk__among=parents, deleted_at__isnull=False)
         moments = dict(lying.order_by().values_list("pk", "deleted_at"))
-        for row in chunk.found:
-            moment = moments.get(row.parents[place])
-            if moment and (chunk.way is None or moment != row.deleted_at):
+        for parent_id, went in zip(chunk.found.parents[place], chunk.found.moments, strict=True):
+            moment = moments.get(parent_id)
+            if moment and (chunk.way is None or moment != went):
                 child = chunk.model._meta.verbose_name
                 name = parent._meta.verbose_name
                 raise Conflict(f"The {name} of this {child} lies in the trash: restore that first.")
@@ -302,12 +301,12 @@ def _live(rows: Rows, chunk: Chunk) -> Rows:
 
 
 def _moved_with(rows: Rows, chunk: Chunk) -> Rows:
-    moments = {row.deleted_at for row in chunk.found}
+    moments = set(chunk.found.moments)
     return rows.filter(deleted_at__among=moments).select_for_update(of=("self",), no_key=True)
 
 
-def _first_ids(found: Sequence[Found]) -> list[UUID]:
-    return [row.id for row in found[: MAX_IDS_IN_EVENT + 1]]
+def _first_ids(found: Found) -> list[UUID]:
+    return list(found.ids[: MAX_IDS_IN_EVENT + 1])
 
 
 def _told(field: Any, old: Any, new: Any) -> Any:

@@ -146,5 +146,5 @@ def _everything_of(user: User, organization: Organization, pick: Pick) -> Iterat
         # Learnt in a session of theirs, and of nobody else.
         for learnt in find(said.filter(user=None)):
             yield from walk(Memory, learnt, organization, pick, for_good=True)
-    roots = [Found(user.pk, user.deleted_at)]
+    roots = Found([user.pk], [user.deleted_at])
     yield from walk(User, roots, organization, pick, for_good=True)
