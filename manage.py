@@ -12,8 +12,9 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "agentmem_site.settings")
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line  # after the settings are named
-    from django.db import OperationalError, ProgrammingError
+    from django.db import InternalError, OperationalError, ProgrammingError
 
+    from agentmem_site.db.outages import AWAY, outage_of
     from agentmem_site.embedded import EmbeddedError
 
     try:
@@ -22,10 +23,12 @@ def main() -> None:
     except (EmbeddedError, ImproperlyConfigured) as error:
         sys.exit(f"Error: {error}")
     # Of commands that do not tell it themselves.
-    except OperationalError as error:
-        if "--traceback" in sys.argv:
+    except (OperationalError, InternalError) as error:
+        outage = outage_of(error)
+        if outage is None or "--traceback" in sys.argv:
             raise
-        sys.stderr.write(f"Error: No database: {error}\n")
+        said = f"No database: {error}" if outage is AWAY else outage.words
+        sys.stderr.write(f"Error: {said}\n")
         sys.exit(TEMPORARY)
     except ProgrammingError as error:
         state = getattr(error.__cause__, "sqlstate", None)

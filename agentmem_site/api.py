@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
-import psycopg
 from django.core.exceptions import PermissionDenied, TooManyFieldsSent
-from django.db import DataError, InterfaceError, InternalError, OperationalError
+from django.db import DataError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import re_path
 from django.views import defaults
@@ -39,6 +38,7 @@ from agentmem_site.bulk_api import (
     ToolBulkViewSet,
     UserBulkViewSet,
 )
+from agentmem_site.db.outages import outage_of
 from agentmem_site.middleware import current_request_id
 from agentmem_site.retention_api import SweptOrganizationViewSet
 from memories.api.adding import MemoryBatchViewSet
@@ -138,14 +138,12 @@ urlpatterns = [
 # -- failures -------------------------------------------------------------------------------------
 
 PROBLEM = "application/problem+json"
-_READ_ONLY = "25006"  # a standby, or a server that was set so
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403, Unavailable: 503}
 _PLAINER = {
     NotAuthenticated: "Send an API key: `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
     UnsupportedMediaType: "Send JSON, with `Content-Type: application/json`.",
     NotAcceptable: "The answer is JSON: `Accept: application/json`.",
 }
-_UNAVAILABLE = "The database cannot answer right now; the same request may well succeed in a while."
 
 
 def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
@@ -198,14 +196,19 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
             return 403, {}, _problem(403, Forbidden.code, Forbidden().args[0])
         case TooManyFieldsSent():
             return 400, {}, _problem(400, "invalid", "There are too many parameters.")
-        case OperationalError() | InterfaceError() | psycopg.OperationalError():
-            return _unavailable(error)
-        case InternalError() if getattr(error.__cause__, "sqlstate", "") == _READ_ONLY:
-            return _unavailable(error)
+        case OperationalError() if _state(error).startswith("54"):
+            # its own limits, e.g. 1 MB of words in a search document
+            detail = "A value is larger than PostgreSQL can hold or index."
+            return 400, {}, _problem(400, "too_large", detail)
         case DataError():
             logger.warning("A value reached the database unchecked", exc_info=error)
             return 400, {}, _problem(400, "invalid", "A value is outside what can be stored.")
-    return None
+    outage = outage_of(error)
+    if outage is None:
+        return None
+    logger.warning("%s (SQLSTATE %s)", outage.words, _state(error) or "none")
+    headers = {"Retry-After": str(outage.wait_s)}
+    return 503, headers, _problem(503, outage.code, outage.words)
 
 
 _CODES = {
@@ -216,16 +219,8 @@ _CODES = {
 }
 
 
-def _unavailable(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]]:
-    state = getattr(error.__cause__ or error, "sqlstate", None) or ""
-    if state.startswith("54"):  # its own limits, e.g. 1 MB of words in a search document
-        return (
-            400,
-            {},
-            _problem(400, "too_large", "A value is larger than PostgreSQL can hold or index."),
-        )
-    logger.warning("The database is unavailable (SQLSTATE %s)", state or "none")
-    return 503, {"Retry-After": "1"}, _problem(503, "unavailable", _UNAVAILABLE)
+def _state(error: Exception) -> str:
+    return getattr(error.__cause__ or error, "sqlstate", None) or ""
 
 
 def _flatten(detail: Any, path: str = "") -> Iterator[dict[str, Any]]:

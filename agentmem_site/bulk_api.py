@@ -29,6 +29,7 @@ from agentmem_site.bulk.readers import Source, UnreadableFile, source_of
 from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.report import BadLine, Interrupted, Unprepared, Unreadable
 from agentmem_site.bulk.worker import PreparationFailed
+from agentmem_site.db.outages import DISK_FULL, READ_ONLY, outage_of
 from agentmem_site.loads import EMBED_FIRST, run_load
 from agentmem_site.request_body import RequestBody
 
@@ -233,6 +234,8 @@ def _spooled(body: IO[bytes]) -> Iterator[IO[bytes]]:
         try:
             shutil.copyfileobj(body, file)
         except OSError as error:
+            if outage_of(error):  # it is not the body's fault
+                raise
             raise UnreadableFile(f"{_NAME}: {error.strerror or error}") from error
         file.seek(0)
         yield file
@@ -326,6 +329,10 @@ def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusa
         case Unreadable():
             detail = f"{stopped} {committed}"
             return LoadRefusal(400, "unreadable_body", detail, members=members)
+        case LoadStopped() if (outage := outage_of(stopped.__cause__)) in (DISK_FULL, READ_ONLY):
+            logger.warning("A load stopped: %s", outage.words)
+            detail = f"{outage.words} {committed} {_AGAIN}"
+            return LoadRefusal(503, outage.code, detail, members=members, wait_s=outage.wait_s)
         case Interrupted() | Unprepared():
             # (What is wrong, an address or a file, is for the server's log.)
             logger.warning("A load stopped: %s", stopped)

@@ -71,6 +71,14 @@ class ServerFailure(EmbeddedError):
     """PostgreSQL ended while it was starting."""
 
 
+class DiskFull(DataDirectoryRefusal, ServerFailure, OSError):
+    """The disk of the data directory is full. (An OSError of ENOSPC, as of any full disk.)"""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.errno = errno.ENOSPC
+
+
 class ServerTimeout(EmbeddedError):
     """PostgreSQL did not answer in time."""
 
@@ -419,6 +427,7 @@ class Server:
         lines = "\n".join(said.decode(errors="replace").strip().splitlines()[-8:])
         if "No space left on device" in lines:
             what += f" The disk of {self.root} is full: free some space and start again."
+            return DiskFull(f"{what}\n{lines}")
         return ServerFailure(f"{what}\n{lines}")
 
     def _end(self, pid: int, number: signal.Signals | None, timeout_s: float) -> bool:
@@ -619,13 +628,15 @@ def _plain_refusals(root: Path) -> Iterator[None]:
     """Turns an OSError into one sentence with a remedy."""
     try:
         yield
+    except EmbeddedError:
+        raise
     except OSError as error:
         remedy = "mend that, or set AGENTMEM_DATA_DIR to another folder"
+        refusal = DataDirectoryRefusal
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space and start again"
-        raise DataDirectoryRefusal(
-            f"{error.filename or root}: {error.strerror or error}: {remedy}."
-        ) from error
+            refusal = DiskFull
+        raise refusal(f"{error.filename or root}: {error.strerror or error}: {remedy}.") from error
 
 
 def _private(path: Path, flags: int) -> IO[bytes]:

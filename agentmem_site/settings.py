@@ -114,6 +114,8 @@ SERVING = {
 EMBED_THREAD = env.bool("AGENTMEM_EMBED_THREAD", False)
 # A server process ends when the one that started it does; `serve` turns it on.
 SUPERVISED = env.bool("AGENTMEM_SUPERVISED", False)
+# /health/ready warns when a disk of this machine has less left.
+DISK_LEAST_BYTES = round(1024 * 1024 * env.float("AGENTMEM_DISK_LEAST_MB", 512))
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- the application -------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.core.management.base import CommandError
-from django.db import OperationalError
+from django.db import InternalError, OperationalError
 
 from accounts.errors import ServiceError, Unavailable
+from agentmem_site.db.outages import AWAY, outage_of
 
 USAGE, SOME_REJECTED = 2, 3
 BAD_DATA, INTEGRITY, CANNOT_WRITE, TEMPORARY, PERMISSION = 65, 70, 73, 75, 77
@@ -24,5 +25,9 @@ def told(then: str) -> Iterator[None]:
         raise CommandError(str(error), returncode=code) from error
     except KeyboardInterrupt as stop:
         raise CommandError(f"Stopped. {then}", returncode=INTERRUPTED) from stop
-    except OperationalError as error:
-        raise CommandError(f"No database: {error}\n{then}", returncode=TEMPORARY) from error
+    except (OperationalError, InternalError) as error:
+        outage = outage_of(error)
+        if outage is None:
+            raise
+        said = f"No database: {error}" if outage is AWAY else outage.words
+        raise CommandError(f"{said}\n{then}", returncode=TEMPORARY) from error

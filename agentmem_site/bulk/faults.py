@@ -7,6 +7,8 @@ from enum import Enum, auto
 from django.db import Error as DatabaseError
 from django.db import InterfaceError
 
+from agentmem_site.db.outages import DISK_FULL_STATE, READ_ONLY_STATE
+
 # Source: PostgreSQL manual, appendix A, "PostgreSQL Error Codes".
 _TRANSIENT = frozenset(
     # the connection; shut down, crashed, cannot connect now; serialization, deadlock; lock not
@@ -14,7 +16,6 @@ _TRANSIENT = frozenset(
     ["57P01", "57P02", "57P03", "40001", "40P01", "55P03", "53200", "53300", "25P03"]
 )
 _CONNECTION = "08"
-_DISK_FULL = "53100"
 _TOO_SLOW = "57014"
 LIMIT_EXCEEDED = "54"  # the class of SQLSTATEs
 _OF_A_ROW = ("22", "23", LIMIT_EXCEEDED)  # data exception, integrity constraint
@@ -24,7 +25,7 @@ _NOT_PERMITTED = ("28", "3D", "42501")
 
 class Verdict(Enum):
     AGAIN = auto()  # in a new transaction
-    AGAIN_LATER = auto()  # the disk is full: somebody may be making room
+    AGAIN_LATER = auto()  # the disk is full, or all is read-only: somebody may be mending that
     SMALLER = auto()  # it took too long
     FIND_ROW = auto()  # one of the rows is to blame
     NOT_PERMITTED = auto()
@@ -38,7 +39,7 @@ def verdict(error: DatabaseError) -> Verdict:
         return Verdict.AGAIN if lost else Verdict.GIVE_UP
     if state in _TRANSIENT or state.startswith(_CONNECTION):
         return Verdict.AGAIN
-    if state == _DISK_FULL:
+    if state in (DISK_FULL_STATE, READ_ONLY_STATE):
         return Verdict.AGAIN_LATER
     if state == _TOO_SLOW:
         return Verdict.SMALLER

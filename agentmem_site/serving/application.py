@@ -1,7 +1,6 @@
 """The way of a request from granian to Django and back (RSGI)."""
 
 import asyncio
-import errno
 import logging
 import resource
 import sys
@@ -18,6 +17,7 @@ from agentmem_site import health
 from agentmem_site.api import plain_problem
 from agentmem_site.console.outages import refusal_page
 from agentmem_site.db.limits import limited
+from agentmem_site.db.outages import AWAY, outage_of
 from agentmem_site.middleware import current_request_id, request_id_of
 from agentmem_site.serving.answers import (
     WSGI,
@@ -43,8 +43,6 @@ _TOO_SLOW = 408
 _LIVE = ("/health/live", "/health/live/")
 _READY = ("/health/ready", "/health/ready/")
 _BUSY = "The server is busy: everything that can be worked on at once is. Send it again in a while."
-_AWAY = "The database cannot answer right now; the same request may well succeed in a while."
-_FULL = "The server's disk is full: what you sent could not be put down."
 _SIGN_IN_FIRST = "The form is too large for somebody who is not signed in."
 
 logger = logging.getLogger("agentmem.serving")
@@ -229,10 +227,11 @@ def _refusal_of(scope: Any, error: Exception) -> Answer:
             )
         case _CutShort():
             return _refused(scope, 400, "body_cut_short", "The body ends before it should.")
-        case DatabaseError() | InterfaceError():
-            return _refused(scope, 503, "unavailable", _AWAY, wait_s=1)
-        case OSError(errno=errno.ENOSPC):
-            return _refused(scope, 503, "disk_full", _FULL, wait_s=60)
+    outage = outage_of(error)
+    if outage is None and isinstance(error, DatabaseError | InterfaceError):
+        outage = AWAY
+    if outage is not None:
+        return _refused(scope, 503, outage.code, outage.words, wait_s=outage.wait_s)
     logger.error("A request failed outside Django", exc_info=error)
     return _refused(scope, 500, "error", "Something went wrong here; the log has it.")
 

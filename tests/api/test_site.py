@@ -81,7 +81,8 @@ def test_the_process_lives_without_a_database(client):
     assert client.post("/health/live").status_code == 405
 
 
-def test_the_site_is_ready(client, db):
+def test_the_site_is_ready(client, db, settings):
+    settings.DISK_LEAST_BYTES = 0
     response = client.get("/health/ready")
     assert (response.status_code, response.json()) == (
         200,

@@ -155,7 +155,7 @@ def test_signing_in_says_that_the_disk_is_full(table, verb, alice):
     with connection.cursor() as cursor:
         cursor.execute(_FULL.format(table, verb))
     client, page = sign_in(alice.email)
-    assert_unavailable(page, "disk is full", "30")
+    assert_unavailable(page, "disk is full", "60")
     assert "sessionid" not in client.cookies
 
 
@@ -170,12 +170,12 @@ def read_only(console, alice):
 
 def test_signing_in_says_that_the_database_is_read_only(read_only, alice):
     _, page = sign_in(alice.email)
-    assert_unavailable(page, "read-only", "5")
+    assert_unavailable(page, "read-only", "60")
 
 
 def test_saving_says_that_the_database_is_read_only(read_only, console):
     page = console.post(url(Agent, "add"), CASES[Agent].form)
-    assert_unavailable(page, "read-only", "5")
+    assert_unavailable(page, "read-only", "60")
 
 
 @pytest.mark.parametrize("page", ["index", "trash", "upload", "memories_agent_changelist"])

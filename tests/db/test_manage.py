@@ -9,9 +9,11 @@ from pathlib import Path
 import django.core.management
 import psycopg
 import pytest
-from django.db import OperationalError, ProgrammingError, connection, transaction
+from django.core.management import CommandError
+from django.db import InternalError, OperationalError, ProgrammingError, connection, transaction
 
 import manage
+from accounts.management import ending
 
 
 def run(monkeypatch, act, *arguments: str) -> None:
@@ -49,6 +51,33 @@ def test_no_database_is_told_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "Error: No database: connection refused\n"
     with pytest.raises(OperationalError):
         run(monkeypatch, gone, "--traceback")
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause", "said"),
+    [
+        (OperationalError, psycopg.errors.DiskFull, "Error: The server's disk is full: nothing"),
+        (InternalError, psycopg.errors.ReadOnlySqlTransaction, "Error: The database is read-only"),
+    ],
+)
+def test_what_cannot_be_saved_is_told_in_a_line(kind, cause, said, monkeypatch, capsys):
+    def refused() -> None:
+        raise kind("refused") from cause()
+
+    with pytest.raises(SystemExit) as told:
+        run(monkeypatch, refused)
+    assert told.value.code == 75
+    assert capsys.readouterr().err.startswith(said)
+    with pytest.raises(CommandError, match=said.removeprefix("Error: ")), ending.told("Not done."):
+        refused()
+
+
+def test_other_faults_inside_the_database_keep_their_traceback(monkeypatch):
+    def broken() -> None:
+        raise InternalError("corrupt") from psycopg.errors.DataCorrupted()
+
+    with pytest.raises(InternalError):
+        run(monkeypatch, broken)
 
 
 def test_database_url_alone_warns_of_nothing():

@@ -86,7 +86,8 @@ def test_nothing_that_was_said_is_logged(acme, acme_key, tmp_path, logged):
 
 
 @embedded
-def test_the_embedded_server_warns_of_nothing(client, db):
+def test_the_embedded_server_warns_of_nothing(client, db, settings):
+    settings.DISK_LEAST_BYTES = 0
     assert database_warnings() == []
     assert client.get("/health/ready").json()["warnings"] == []
 
@@ -112,7 +113,8 @@ def test_fatal_errors_alone_are_quiet_too():
     assert quiet.loud({**quiet.QUIET, "log_min_messages": "fatal", "log_duration": "on"}) == []
 
 
-def test_a_loud_log_is_a_warning_and_no_reason(client, db, monkeypatch):
+def test_a_loud_log_is_a_warning_and_no_reason(client, db, monkeypatch, settings):
+    settings.DISK_LEAST_BYTES = 0
     asked = "SELECT 'warning', " + ", ".join(f"'{value}'" for value in quiet.VALUES.values())
     monkeypatch.setattr(quiet, "ASKED", asked)
     response = client.get("/health/ready")
