@@ -233,7 +233,7 @@ class MessageAdmin(TenantAdmin):
 
     @display(description="Message")
     def shown_text(self, obj: Message) -> Any:
-        return show.clipped(obj.text or "(no text)", 110)
+        return show.clipped(obj.words or "(no text)", 110)
 
     @display(
         description="Role",

@@ -7,6 +7,7 @@ from typing import Any
 
 from accounts.console.lists import BoundedPaginator
 from sessions.models import Message, Run, Session
+from sessions.words import words_of
 
 RUNS_PER_PAGE = 20
 MESSAGES_PER_PAGE = 200
@@ -70,13 +71,12 @@ def run_part(run: Run, messages: list[Message]) -> Part:
 def message_turn(message: Message) -> Turn:
     speaker = {"user": message.user, "assistant": message.agent}.get(message.role)
     labels = (
-        ("Content", message.content),
         ("Tool calls", message.tool_calls),
         ("Tool returns", message.tool_returns),
     )
     return Turn(
         role=message.role,
-        text=message.text or said(message.content),
+        text=message.words,
         who=message.name or (str(speaker) if speaker else ""),
         at=message.created_at,
         model=message.model,
@@ -93,19 +93,7 @@ def _told_turns(run: Run) -> Iterator[Turn]:
         calls = told.get("tool_calls")
         yield Turn(
             role=str(told.get("role", "")),
-            text=said(told.get("content")),
+            text=words_of(content=told.get("content"), tool_calls=calls),
             who=str(told.get("name") or ""),
             data=[("Tool calls", calls)] if calls else [],
         )
-
-
-def said(content: Any) -> str:
-    """The words of a message's content: a text, or a list of parts some of which are text."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, dict):
-        content = [content]
-    if not isinstance(content, list):
-        return ""
-    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-    return "\n".join(text for text in texts if isinstance(text, str))

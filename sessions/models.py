@@ -7,6 +7,7 @@ from accounts.models import User
 from accounts.tenancy import LoadedModel, TenantModel
 from agentmem_site.db.fields import TenantForeignKey
 from memories.models import Agent
+from sessions.words import words_of
 
 
 class Session(LoadedModel):
@@ -177,4 +178,15 @@ class Message(LoadedModel):
         ]
 
     def __str__(self) -> str:
-        return f"{self.role}: {self.text[:60]}"
+        return f"{self.role}: {self.words[:60]}"
+
+    @property
+    def words(self) -> str:
+        """What it says, as it stands in a prompt or a preview: texts, and placeholders for files
+        and calls of tools."""
+        return words_of(
+            text=self.text,
+            content=self.content,
+            tool_calls=self.tool_calls,
+            tool_returns=self.tool_returns,
+        )

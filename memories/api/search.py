@@ -18,9 +18,15 @@ from memories.models import Agent, Memory
 from memories.search.filters import MemoryFilter
 from memories.search.metadata import compile_metadata
 from memories.search.ranking import QueryVector, Weights
-from memories.services.searching import MAX_LIMIT, Found, Hit, SearchRequest, search
+from memories.services.searching import (
+    MAX_LIMIT,
+    MAX_QUERY_LENGTH,
+    Found,
+    Hit,
+    SearchRequest,
+    search,
+)
 
-MAX_QUERY_LENGTH = 8000  # characters
 MAX_SEARCHES = 32
 _MODES = ["hybrid", "semantic", "keyword"]
 _USUAL = Weights()
@@ -81,9 +87,9 @@ class SearchBody(Narrowed):
     query: Any = serializers.CharField(
         required=False,
         allow_blank=True,
-        max_length=MAX_QUERY_LENGTH,
         default="",
-        help_text="Of a long one the first 64 words are looked for; its meaning is that of all.",
+        help_text=f"Of a long one the first {MAX_QUERY_LENGTH:,} characters are read, and the "
+        "first 64 words looked for.",
     )
     mode = serializers.ChoiceField(
         _MODES, default="hybrid", help_text="By meaning and by words, or by one of them."

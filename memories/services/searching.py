@@ -26,6 +26,8 @@ from memories.services.found import note_found
 logger = logging.getLogger("agentmem.memories")
 Mode = Literal["hybrid", "semantic", "keyword"]
 MAX_LIMIT = 200
+MAX_QUERY_LENGTH = 8000  # characters, as many as an encoder reads at most
+_CUT = "The question has {:,} characters: its first {:,} were searched for."
 _BY_KEYWORD = "Searched by keyword alone: the encoder cannot be used; the server's log says why."
 _QUESTION = "The encoder knows nearly no word of the question: "
 _QUESTION_BY_KEYWORD = f"{_QUESTION}searched by keyword alone."
@@ -62,7 +64,8 @@ class Hit:
 class Found:
     """Hits, best first. `mode` is the one that was carried out: where the encoder cannot be used,
     or cannot read the question, a hybrid search goes by keyword alone and `notice` says why. It
-    says too that memories among which was searched have no vector because none could be read."""
+    says too that memories among which was searched have no vector because none could be read, and
+    that the question was cut."""
 
     hits: list[Hit]
     mode: Mode
@@ -99,7 +102,7 @@ def search(requests: Sequence[SearchRequest], *, organization: Organization) -> 
     Raises: Invalid, EncoderError (for a semantic search).
     """
     started = time.monotonic()
-    asked = _with_vectors(requests, organization)
+    asked = _with_vectors([_cut(request) for request in requests], organization)
     vectors = [[one.vector] if one.vector else [] for one in asked]
     ranked, rows, unreadable = _find(asked, vectors, organization)
     elsewhere = next(
@@ -118,10 +121,15 @@ def search(requests: Sequence[SearchRequest], *, organization: Organization) -> 
             [Hit(rows[r.id], r) for r in hits if r.id in rows],
             one.request.mode,
             took_ms,
-            " ".join(filter(None, [one.notice, _UNREADABLE if among else ""])),
+            " ".join(filter(None, [_cut_notice(given), one.notice, _UNREADABLE if among else ""])),
         )
-        for one, hits, among in zip(asked, ranked, unreadable, strict=True)
+        for given, one, hits, among in zip(requests, asked, ranked, unreadable, strict=True)
     ]
+
+
+def _cut_notice(given: SearchRequest) -> str:
+    length = len(given.query)
+    return _CUT.format(length, MAX_QUERY_LENGTH) if length > MAX_QUERY_LENGTH else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +165,11 @@ def _with_vectors(requests: Sequence[SearchRequest], organization: Organization)
         logger.warning("Searching by keyword alone: %s", error)
         notice = _BY_KEYWORD
     return [_with_vector(request, encoded, notice) for request in requests]
+
+
+def _cut(request: SearchRequest) -> SearchRequest:
+    """As an encoder does: the beginning of a long question stands for it."""
+    return replace(request, query=request.query[:MAX_QUERY_LENGTH])
 
 
 def _with_vector(

@@ -15,6 +15,7 @@ from accounts.models import User
 from accounts.roles import permission
 from accounts.tenancy import tenant
 from memories.models import Agent
+from memories.services.searching import MAX_QUERY_LENGTH
 from sessions.models import Session
 from sessions.services.context import (
     CHARACTERS_PER_TOKEN,
@@ -23,12 +24,12 @@ from sessions.services.context import (
     estimated_tokens,
 )
 
-DEFAULT_TOKENS, MAX_TOKENS, MAX_QUERY_LENGTH, MAX_ROWS = 4000, 1_000_000, 8000, 200
+DEFAULT_TOKENS, MAX_TOKENS, MAX_ROWS = 4000, 1_000_000, 200
 
 
 class ContextBody(Strict):
     query = serializers.CharField(
-        max_length=MAX_QUERY_LENGTH, help_text="What the memories are searched for."
+        help_text=f"What the memories are searched for: its first {MAX_QUERY_LENGTH:,} characters."
     )
     user_id = ReferenceFilter(User, help_text="uuid or external_id; the session's, where not given")
     session_id = ReferenceFilter(Session, key="session_id")
@@ -43,6 +44,9 @@ class ContextBody(Strict):
     )
     memories = serializers.IntegerField(min_value=0, max_value=MAX_ROWS, default=10)
     messages = serializers.IntegerField(min_value=0, max_value=MAX_ROWS, default=20)
+    allow_gaps = serializers.BooleanField(
+        default=True, help_text="false: no message older than one that does not fit."
+    )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if "max_tokens" in values and "max_characters" in values:
@@ -69,6 +73,9 @@ class _Sized(serializers.Serializer[Any]):
 class ContextItem(_Sized):
     text = serializers.CharField(help_text="As it stands in the prompt.")
     score = serializers.FloatField(allow_null=True, help_text="Of a memory.")
+    is_cut = serializers.BooleanField(
+        help_text="A message too long for the budget: a mark at its end tells how long it is."
+    )
 
 
 class ContextLeftOut(_Sized):
@@ -82,7 +89,9 @@ class Context(serializers.Serializer[Any]):
     estimated_tokens = serializers.IntegerField()
     items = ContextItem(many=True)
     left_out = ContextLeftOut(many=True)
-    notice = serializers.CharField(required=False, help_text="Why it was searched otherwise.")
+    notice = serializers.CharField(
+        required=False, help_text="What was searched otherwise, or is not there."
+    )
 
 
 class AgentContextViewSet(TenantViewSet):
@@ -116,7 +125,7 @@ class AgentContextViewSet(TenantViewSet):
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """The system prompt and the blocks, then the best memories for the query, then the latest
-        messages, as many as the budget holds, each whole; `left_out` names what did not fit. The
+        messages, as many as the budget holds; `left_out` names what did not fit. The
         messages are the session's, or without one the agent's with the user."""
         body: Any = self.get_serializer(data=request.data)
         with tenant(self.organization):
@@ -131,6 +140,7 @@ class AgentContextViewSet(TenantViewSet):
             session_id=values.get("session_id"),
             memory_limit=values["memories"],
             message_limit=values["messages"],
+            allow_gaps=values["allow_gaps"],
         )
         return Response(_shown(working_set))
 

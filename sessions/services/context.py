@@ -2,11 +2,10 @@
 of them as a budget holds.
 
 What is named first is taken first: the system prompt, the blocks in the order in which they were
-attached, memories by score, messages from the newest back. Nothing is cut: what does not fit is
-left out whole, and named.
+attached, memories by score, messages from the newest back. What does not fit is left out whole, and
+named; only a message that alone takes more than half of what messages have is cut, with a mark.
 """
 
-import json
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -24,13 +23,15 @@ from sessions.models import Message, Session
 CHARACTERS_PER_TOKEN = 4  # in English; other scripts have fewer
 Kind = Literal["system", "block", "memory", "message"]
 Reason = Literal["over_budget", "after_a_gap", "another_user", "empty"]
+MIN_CUT = 200  # characters: a message of which less would be left is left out
 _HEADINGS = {"memory": "# Memories\n", "message": "# Recent messages\n"}
 _BETWEEN_PARTS, _BETWEEN_LINES = "\n\n", "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A piece of the prompt; `characters` with the heading or the line break that leads to it."""
+    """A piece of the prompt; `characters` with the heading or the line break that leads to it.
+    `is_cut`: a mark at its end says how long it was."""
 
     kind: Kind
     id: UUID
@@ -38,6 +39,7 @@ class Item:
     text: str
     characters: int
     score: float | None = None
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +71,33 @@ class WorkingSet:
             parts += [heading + _BETWEEN_LINES.join(texts)] if heading else texts
         return _BETWEEN_PARTS.join(parts)
 
+    def room(self, kind: Kind) -> int:
+        """How many characters the text of one more piece may have; below 0 where none fits."""
+        return self.max_characters - self.characters - self._lead(kind)
+
     def offer(
-        self, kind: Kind, row_id: UUID, label: str, text: str, *, score: float | None = None
+        self,
+        kind: Kind,
+        row_id: UUID,
+        label: str,
+        text: str,
+        *,
+        score: float | None = None,
+        is_cut: bool = False,
     ) -> bool:
         """Takes the piece if it fits; whether it did."""
-        if kind in _HEADINGS and any(item.kind == kind for item in self.items):
-            lead = len(_BETWEEN_LINES)
-        else:
-            lead = len(_BETWEEN_PARTS) if self.items else 0
-            lead += len(_HEADINGS.get(kind, ""))
-        size = lead + len(text)
-        if self.characters + size > self.max_characters:
+        if len(text) > self.room(kind):
             self.leave_out(kind, row_id, label, text, "over_budget")
             return False
-        self.items.append(Item(kind, row_id, label, text, size, score))
+        size = self._lead(kind) + len(text)
+        self.items.append(Item(kind, row_id, label, text, size, score, is_cut))
         self.characters += size
         return True
+
+    def _lead(self, kind: Kind) -> int:
+        if kind in _HEADINGS and any(item.kind == kind for item in self.items):
+            return len(_BETWEEN_LINES)
+        return len(_HEADINGS.get(kind, "")) + (len(_BETWEEN_PARTS) if self.items else 0)
 
     def leave_out(self, kind: Kind, row_id: UUID, label: str, text: str, reason: Reason) -> None:
         self.left_out.append(LeftOut(kind, row_id, label, len(text), reason))
@@ -104,12 +117,14 @@ def build_context(
     session_id: UUID | None = None,
     memory_limit: int = 10,
     message_limit: int = 20,
+    allow_gaps: bool = True,
 ) -> WorkingSet:
     """What to put into a prompt for the query. Called outside `tenant()`: the query is encoded.
 
     Messages are the session's, or without one the agent's with this user; without either there
-    are none. An agent, user or session that is not there (None; an id that no row has) has nothing
-    to show, and the notice says so. Raises: Invalid, EncoderError.
+    are none. Without `allow_gaps` none is older than one that does not fit. An agent, user or
+    session that is not there (None; an id that no row has) has nothing to show, and the notice says
+    so. Raises: Invalid, EncoderError.
     """
     unknown = [] if agent else ["agent"]
     with tenant(organization):
@@ -149,10 +164,11 @@ def build_context(
             )
         rows = Message.objects.for_organization(organization).live()
         if session_id is not None:
-            _offer_messages(working_set, rows.filter(session_id=session_id), message_limit)
+            rows = rows.filter(session_id=session_id)
+            _offer_messages(working_set, rows, message_limit, allow_gaps=allow_gaps)
         elif agent is not None and user_id is not None:
             rows = rows.filter(agent=agent, user_id=user_id)
-            _offer_messages(working_set, rows, message_limit)
+            _offer_messages(working_set, rows, message_limit, allow_gaps=allow_gaps)
     return working_set
 
 
@@ -186,24 +202,27 @@ def _line(hit: Hit) -> str:
     return f"- {memory.created_at:%Y-%m-%d} {who}{memory.content.strip()}"
 
 
-def _offer_messages(working_set: WorkingSet, rows: Any, limit: int) -> None:
+def _offer_messages(working_set: WorkingSet, rows: Any, limit: int, *, allow_gaps: bool) -> None:
     start, is_broken_off = len(working_set.items), False
+    large = working_set.room("message") // 2
     for message in rows.newest_first()[:limit]:
-        said = _said(message)
+        said = message.words.strip()
         text = f"{message.role}: {said}"
         label = message.external_id or ""
+        room = working_set.room("message")
         if not said:
             working_set.leave_out("message", message.pk, label, text, "empty")
         elif is_broken_off:  # what was said before would be read as what led to what follows
             working_set.leave_out("message", message.pk, label, text, "after_a_gap")
-        else:
-            is_broken_off = not working_set.offer("message", message.pk, label, text)
+        elif len(text) > room and len(text) > large and room // 2 >= MIN_CUT:
+            cut = _cut(text, room // 2)
+            working_set.offer("message", message.pk, label, cut, is_cut=True)
+        elif not working_set.offer("message", message.pk, label, text):
+            is_broken_off = not allow_gaps
     working_set.items[start:] = reversed(working_set.items[start:])
 
 
-def _said(message: Message) -> str:
-    """The text; else the content, or the calls of tools, as JSON."""
-    if message.text.strip():
-        return message.text
-    given: Any = message.content or message.tool_calls or message.tool_returns
-    return json.dumps(given, ensure_ascii=False) if given else ""
+def _cut(text: str, characters: int) -> str:
+    """The beginning of a text that is longer, and a mark that tells its length."""
+    mark = f"… [cut: {len(text):,} characters]"
+    return text[: characters - len(mark)] + mark

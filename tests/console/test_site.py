@@ -389,6 +389,31 @@ def test_a_session_reads_as_a_conversation(console, acme):
     assert "Said before" not in conversation
 
 
+def test_a_picture_and_a_call_are_told_in_words(console, acme):
+    """In a conversation, in the list of messages, in a run's own messages."""
+    session = make_session(acme)
+    data = "iVBOR" + "Qk1aAB3" * 12_000
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    content = [{"type": "text", "text": "What is this?"}, picture]
+    call = {"function": {"name": "look", "arguments": '{"at": "it"}'}}
+    make_message(acme, session=session, role="user", text="", content=content)
+    make_message(acme, session=session, role="assistant", text="", tool_calls=[call])
+    told = [{"role": "user", "content": content}, {"role": "assistant", "tool_calls": [call]}]
+    run = make_run(make_session(acme), messages=told)
+    for page in (url(Session, "change", session.pk), url(Session, "change", run.session_id)):
+        html = console.get(page).content.decode()
+        conversation = html[html.index('id="conversation"') :]
+        assert "What is this?" in conversation
+        assert "[image, 63 KB]" in conversation
+        assert "[calls look(at: it)]" in conversation
+        assert data[:200] not in conversation
+        assert "image_url" not in conversation
+    rows = console.get(url(Message, "changelist")).content.decode()
+    assert "What is this? [image, 63 KB]" in rows
+    assert "[calls look(at: it)]" in rows
+    assert data[:200] not in rows
+
+
 def test_a_memory_shows_its_versions(console, acme, alice):
     memory = make_memory(acme, content="Likes tea")
     data = sent(console.get(url(Memory, "change", memory.pk))) | {"content": "Likes coffee"}

@@ -24,7 +24,7 @@ FLOORS = [
 # Inside an app, from below. What is not named here stands with the services: a model cannot
 # import it, a door can.
 LAYERS = [
-    {"errors", "roles"},  # words: they know no table
+    {"errors", "roles", "words"},  # they know no table
     {"actors", "organization_settings", "tenancy"},
     {"querysets"},
     {"models"},

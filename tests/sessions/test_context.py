@@ -1,5 +1,6 @@
 """POST agents/{id}/context: what goes into a prompt, in which order, and what is left out."""
 
+import base64
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -150,13 +151,18 @@ def test_each_budget_holds_and_what_fits_is_exact(api, talk):
     assert (told["max_characters"], told["estimated_tokens"] <= 10) == (40, True)
 
 
-def test_messages_are_taken_from_the_newest_back_and_without_gaps(acme, api, talk):
+def test_messages_are_taken_from_the_newest_back_and_without_gaps_where_that_is_asked(
+    acme, api, talk
+):
     base = len(PROMPT) - len("user: Hi!\n")
     told = ask(api, session_id="s", max_characters=base)
     assert told["text"] == PROMPT.replace("user: Hi!\n", "")
     assert left_out(told) == [("message", "Hi!", "over_budget")]
     long = make_message(acme, session=talk, text="x" * 500, created_at=DAY + timedelta(seconds=90))
     told = ask(api, session_id="s", max_characters=len(PROMPT))
+    assert told["text"] == PROMPT
+    assert left_out(told) == [("message", "", "over_budget")]
+    told = ask(api, session_id="s", max_characters=len(PROMPT), allow_gaps=False)
     assert told["text"].endswith("# Recent messages\nuser: ?")
     assert left_out(told) == [
         ("message", "", "over_budget"),
@@ -164,6 +170,51 @@ def test_messages_are_taken_from_the_newest_back_and_without_gaps(acme, api, tal
         ("message", "Hi!", "after_a_gap"),
     ]
     assert told["left_out"][0]["id"] == str(long.pk)
+
+
+def test_a_message_that_is_too_long_is_cut_with_a_mark(acme, api, talk):
+    long = make_message(acme, session=talk, text="word " * 20_000, external_id="long")
+    told = ask(api, session_id="s", max_characters=2000)
+    *older, last = [item for item in told["items"] if item["kind"] == "message"]
+    assert [item["text"] for item in older] == ["user: Hi!", "assistant: Hello.", "user: ?"]
+    assert (last["id"], last["is_cut"]) == (str(long.pk), True)
+    assert last["text"].startswith("user: word word ")
+    assert last["text"].endswith("… [cut: 100,005 characters]")
+    assert 800 < last["characters"] < 1000
+    assert told["left_out"] == []
+    assert not any(item["is_cut"] for item in told["items"] if item is not last)
+    # The same, where what is older than a gap is not wanted: what is cut leaves none.
+    assert ask(api, session_id="s", max_characters=2000, allow_gaps=False) == told
+
+
+def test_what_would_be_cut_to_a_scrap_is_left_out(acme, api, talk):
+    make_message(acme, session=talk, text="x" * 5000, external_id="long")
+    told = ask(api, session_id="s", max_characters=len(PROMPT) + 100)
+    assert told["text"] == PROMPT
+    assert left_out(told) == [("message", "long", "over_budget")]
+
+
+def test_a_picture_counts_as_its_placeholder(acme, api, talk):
+    picture = "data:image/png;base64," + base64.b64encode(bytes(range(240)) * 250).decode()
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": picture}},
+    ]
+    make_message(acme, session=talk, text="", content=parts)
+    call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
+    make_message(acme, session=talk, role="assistant", text="", tool_calls=[call])
+    told = ask(api, session_id="s", max_tokens=200)
+    said = "user: What is this?\n[image, 60 KB]\nassistant: [calls look(at: it)]"
+    assert told["text"] == f"{PROMPT}\n{said}"
+    assert told["left_out"] == []
+
+
+def test_a_question_that_is_too_long_is_cut(api, talk):
+    told = ask(api, session_id="s", query="coffee " * 1999 + "coffees")
+    assert (
+        told["notice"] == "The question has 14,000 characters: its first 8,000 were searched for."
+    )
+    assert told["text"] == PROMPT
 
 
 def test_how_many_is_told(api, talk):
@@ -179,7 +230,7 @@ def test_what_says_nothing_is_named(acme, api, talk):
         blocks.update(persona, organization=acme, actor=TESTER, values={"value": " "})
     told = ask(api, session_id="s")
     assert left_out(told) == [("block", "persona", "empty"), ("message", "none", "empty")]
-    assert told["text"].endswith('user: ?\ntool: {"a": "ü"}')
+    assert told["text"].endswith("user: ?\ntool: a: ü")
 
 
 def test_what_lies_in_the_trash_stays_out(acme, api, talk):
