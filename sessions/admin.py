@@ -12,6 +12,7 @@ from accounts.admin import UserAdmin
 from accounts.console import TenantAdmin, actor_of, show
 from accounts.console.admin import FOR_GOOD
 from accounts.console.lists import ExactTextFilter
+from accounts.console.parameters import is_number
 from accounts.models import User
 from sessions.console import TURNS_PER_RUN, conversation, run_part
 from sessions.models import Message, Run, Session
@@ -40,6 +41,7 @@ class PeopleAdmin(UserAdmin):
 class SessionAdmin(TenantAdmin):
     resource = "session"
     records = sessions
+    takes = {"page": is_number}  # of the conversation
     list_display = (
         "__str__",
         "session_id",

@@ -1,10 +1,12 @@
 """Lists that stay cheap on big tables: the paginator, the list itself, its filters."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from django.contrib.admin import FieldListFilter
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import PAGE_VAR
 from django.core.paginator import Paginator
 from django.http import HttpRequest
 from django.utils.functional import cached_property
@@ -12,6 +14,8 @@ from unfold.contrib.filters.admin import DropdownFilter, RangeDateFilter
 from unfold.contrib.filters.forms import SearchForm
 from unfold.utils import parse_date_str
 from unfold.views import ChangeList
+
+from accounts.console.parameters import RefusedParameters, is_text
 
 COUNT_BOUND = 10_000
 
@@ -44,8 +48,20 @@ class BoundedPaginator(Paginator):
 
 
 class TenantChangeList(ChangeList):
+    def _get_default_ordering(self) -> list[str]:
+        """None but the page's own (get_ordering): headers offer no column that has no index."""
+        return []
+
+    def get_filters_params(self, params: Any = None) -> dict[str, Any]:
+        """Without those that say nothing: a form sends each of its boxes, the empty ones too."""
+        given = super().get_filters_params(params)
+        return {name: values for name, values in given.items() if any(values)}
+
     def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
+        try:
+            super().get_results(request)
+        except IncorrectLookupParameters as error:
+            raise RefusedParameters({PAGE_VAR: "There is no such page."}) from error
         # The header tells the number of results where something was searched or filtered.
         narrowed = bool(self.query) or self.has_active_filters
         self.full_result_count = None if narrowed else self.result_count
@@ -67,6 +83,11 @@ class TrashFilter(DropdownFilter):
 
 class DayRangeFilter(RangeDateFilter):
     """From the first moment of one day to the last of another, in UTC."""
+
+    def takes(self, name: str, value: str) -> bool:
+        day = parse_date_str(value)
+        # (The day after the last one would be in no calendar.)
+        return value == "" or (day is not None and day < date.max)
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         for end, lookup, days in (("from", "gte", 0), ("to", "lt", 1)):
@@ -91,6 +112,9 @@ class ExactTextFilter(FieldListFilter):
 
     def expected_parameters(self) -> list[str | None]:
         return [self.parameter]
+
+    def takes(self, name: str, value: str) -> bool:
+        return is_text(value)
 
     def value(self) -> str:
         given: Any = self.used_parameters.get(self.parameter) or [""]

@@ -1,14 +1,16 @@
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import update_wrapper
 from typing import Any
 from uuid import UUID
 
 from django import forms
 from django.contrib.admin.views.autocomplete import AutocompleteJsonView
-from django.contrib.auth import authenticate
+from django.contrib.auth import REDIRECT_FIELD_NAME, authenticate
 from django.contrib.auth.views import PasswordChangeView
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.http.response import HttpResponseBase
 from django.template.response import SimpleTemplateResponse, TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -21,9 +23,21 @@ from accounts.access import PLATFORM, as_address, member_actor
 from accounts.actors import Actor
 from accounts.console import TenantAdmin, show
 from accounts.console.context import actor_of, context_of, from_here, member_of, parsed_id
+from accounts.console.parameters import (
+    RefusedParameters,
+    check_parameters,
+    is_address,
+    is_flag,
+    is_id,
+    is_number,
+    is_text,
+    parameters_of,
+    takes,
+)
 from accounts.models import Member
 from accounts.services.organizations import members
 from accounts.services.sign_in import SeveralFit, may_sign_in, note_sign_in
+from accounts.tenancy import is_inside
 from agentmem_site.console.dashboard import dashboard
 from agentmem_site.console.navigation import sidebar
 from agentmem_site.console.trash import trash_lists
@@ -77,6 +91,15 @@ class OwnPasswordForm(AdminOwnPasswordChangeForm):
 class ScopedAutocomplete(AutocompleteJsonView):
     """Offers live rows: the member's organization's; to a superuser those of the form's."""
 
+    def process_request(self, request: HttpRequest) -> Any:
+        """Of a reference that a page of the console holds, and no other relation."""
+        term, page, source, key = super().process_request(request)
+        pages = page.admin_site._registry
+        held = {*pages, *(inline.model for p in pages.values() for inline in p.inlines)}
+        if not (source.concrete and source.many_to_one and source.model in held):
+            raise PermissionDenied
+        return term, page, source, key
+
     def get_queryset(self) -> Any:
         rows: Any = super().get_queryset()
         if any(field.name == "is_deleted" for field in rows.model._meta.fields):
@@ -126,9 +149,9 @@ class ConsoleSite(UnfoldAdminSite):
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
         """The view within the member's organization, for a superuser across all of them; what it
         answers is rendered there too, for templates read rows as they go."""
-        inner = super().admin_view(view, cacheable)
         if view in (self.logout, self.i18n_javascript):
-            return inner  # no rows
+            return super().admin_view(view, cacheable)  # no rows
+        inner = super().admin_view(self._checked(view), cacheable)
         if view == self.upload:
             return inner  # it enters the context itself, for the loader does too
 
@@ -143,7 +166,47 @@ class ConsoleSite(UnfoldAdminSite):
 
         return update_wrapper(in_context, inner)
 
+    def _checked(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        """The view, reached by what it declares that it takes; anything else is answered here."""
+
+        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            page = getattr(view, "__self__", None)
+            try:
+                parameters_of(request)  # (before a page looks at them to tell what it takes)
+                if isinstance(page, TenantAdmin):
+                    page.check_request(request, view.__name__)
+                else:
+                    check_parameters(request, getattr(view, "takes", {}))
+                return view(request, *args, **kwargs)
+            except RefusedParameters as refusal:
+                return self._refused(request, refusal)
+
+        return update_wrapper(checked, view)
+
+    def _refused(self, request: HttpRequest, refusal: RefusedParameters) -> HttpResponse:
+        """Says which parameters, and leads back to the page without them."""
+        left: Any = QueryDict(mutable=True)
+        if "" not in refusal.reasons:
+            left.update({n: v for n, v in request.GET.items() if n not in refusal.reasons})
+        request.GET = QueryDict()  # no part of the page looks at what was refused
+        request.current_app = self.name
+        context = {
+            "title": "Not taken",
+            "refused": refusal.shown,
+            "url": f"{request.path}?{left.urlencode()}" if left else request.path,
+        }
+        if not self.has_permission(request):  # at the sign-in page
+            return TemplateResponse(request, "console/refused_plain.html", context, status=400)
+        with nullcontext() if is_inside() else context_of(request):
+            context = {**self.each_context(request), **context}
+            page = TemplateResponse(request, "console/refused.html", context, status=400)
+            return page.render()
+
     def login(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        try:
+            check_parameters(request, {REDIRECT_FIELD_NAME: is_address})
+        except RefusedParameters as refusal:
+            return self._refused(request, refusal)
         response = super().login(request, extra_context)
         if request.method == "POST":
             email = as_address(request.POST.get("username", "")[:254])
@@ -172,7 +235,8 @@ class ConsoleSite(UnfoldAdminSite):
         return [
             path("import/", self.admin_view(self.upload), name="upload"),
             path("trash/", self.admin_view(self.trash), name="trash"),
-            *super().get_urls(),
+            # No row has a page outside the console to be sent to.
+            *(url for url in super().get_urls() if getattr(url, "name", "") != "view_on_site"),
         ]
 
     def index(self, request: HttpRequest, extra_context: Any = None) -> TemplateResponse:
@@ -210,6 +274,7 @@ class ConsoleSite(UnfoldAdminSite):
         with context_of(request):
             return TemplateResponse(request, "console/upload.html", context).render()
 
+    @takes(s=is_text, extended=is_flag)
     def search(self, request: HttpRequest, extra_context: Any = None) -> TemplateResponse:
         """Pages of the sidebar by name: what Ctrl+K offers."""
         term = request.GET.get("s", "").strip().lower()
@@ -227,5 +292,13 @@ class ConsoleSite(UnfoldAdminSite):
             request, f"unfold/helpers/{template}.html", context, headers={"HX-Trigger": "search"}
         )
 
+    @takes(
+        app_label=is_text,
+        model_name=is_text,
+        field_name=is_text,
+        term=is_text,
+        page=is_number,
+        organization=is_id,
+    )
     def autocomplete_view(self, request: HttpRequest) -> HttpResponseBase:
         return ScopedAutocomplete.as_view(admin_site=self)(request)

@@ -445,24 +445,6 @@ def test_a_range_of_days_holds_its_last_day(console, acme):
         assert (str(memory.pk) in page.content.decode()) is is_there
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "memory_type__exact=core",
-        "agent__id__exact=x",
-        "session_id=s-1",
-        "session_id=%00",
-        "q=%00",
-        "o=9",
-        "p=99",
-        "e=1",
-    ],
-)
-def test_odd_queries_do_not_break_a_list(query, console, acme):
-    make_memory(acme)
-    assert console.get(f"{url(Memory, 'changelist')}?{query}").status_code in (200, 302)
-
-
 def test_no_page_reads_a_vector(console, acme, django_assert_max_num_queries):
     memory = make_memory(acme)
     with django_assert_max_num_queries(100) as asked:
