@@ -14,6 +14,7 @@ from django.db import connections
 from agentmem_site.db import quiet
 from agentmem_site.db.fields import OrganizationKey
 from agentmem_site.db.roles import ADMIN, APPLICATION
+from agentmem_site.db.routines import installed_routines, stale_routines
 from agentmem_site.db.walls import CONTEXT, TenantWall
 
 # The role that signed in, not the one that SET ROLE may have put in its place. Inheriting (USAGE)
@@ -143,4 +144,22 @@ def check_log(databases: Sequence[str] | None = None, **kwargs: Any) -> list[Che
         Warning(warning, id="agentmem.W001")
         for alias in databases or ()
         for warning in database_warnings(alias)
+    ]
+
+
+@register(Tags.database)
+def check_routines(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """By hand or by an older version, somebody changed what the files of this one say."""
+    routines = installed_routines()
+    stale = [
+        name for alias in databases or () for name in stale_routines(connections[alias], routines)
+    ]
+    if not stale:
+        return []
+    return [
+        Error(
+            f"{_named(stale)} in the database is not what the file says.",
+            hint="Run `manage.py migrate`.",
+            id="agentmem.E002",
+        )
     ]

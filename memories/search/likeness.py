@@ -23,7 +23,7 @@ PER_MEMORY = 20  # pairs told of one memory: of a hundred copies, each with the 
 _DIGITS = 5  # of a cosine: the same vector twice is at 1
 _ROUNDING = 1e-6
 
-# As in agentmem_nearest (migration 0003): the planner, misled by the filter, would sort the slice.
+# As in agentmem_nearest: the planner, misled by the filter, would sort the slice.
 INDEX_ALONE = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.db import connection
 
+from accounts.models import Organization
 from memories.search.filters import MemoryFilter
 
 # Slices of up to so many rows are looked at whole, larger ones through the indexes: above it the
@@ -15,7 +16,7 @@ EXACT_ROWS = 5_000
 
 _RANK = """
 SELECT * FROM agentmem_search(
-    %s, %s,
+    %s, %s, %s,
     ROW(%s::uuid, %s::uuid, %s::text, %s::text[], %s::text[], %s::text[], %s::timestamptz,
         %s::timestamptz, %s::real, %s::real, %s::jsonpath, %s::timestamptz,
         %s::boolean)::agentmem_filter,
@@ -61,6 +62,7 @@ class Ranked:
 
 def rank(
     *,
+    organization: Organization,
     query: str,
     language: str,
     narrowed: MemoryFilter,
@@ -69,7 +71,7 @@ def rank(
     limit: int,
     exact_rows: int = EXACT_ROWS,
 ) -> list[Ranked]:
-    """The best memories of the organization whose context is open, best first.
+    """The organization's best memories, best first; its context is open.
 
     Without `vectors` (at most two, of different encoders) only rows that hold a word of `query`
     are hits; with one, min(limit, rows that pass `narrowed`) come back.
@@ -77,6 +79,7 @@ def rank(
     none = QueryVector("", "")
     first, other = [*vectors, none, none][:2]
     parameters: list[Any] = [
+        organization.pk,
         query,
         language,
         *narrowed.as_parameters(),

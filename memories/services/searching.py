@@ -216,6 +216,7 @@ def _find(
             []
             if one.finds_nothing
             else rank(
+                organization=organization,
                 query="" if one.request.mode == "semantic" else one.request.query,
                 language=language,
                 narrowed=one.request.narrowed,

@@ -149,10 +149,15 @@ def _questions(count: int, first: int, vectors: NDArray[np.float32]) -> list[Que
 
 
 def _find(
-    question: Question, narrowed: MemoryFilter, weights: Weights, **options: Any
+    organization: Organization,
+    question: Question,
+    narrowed: MemoryFilter,
+    weights: Weights,
+    **options: Any,
 ) -> list[Ranked]:
     words, vector = question
     return rank(
+        organization=organization,
         query=words if weights.lexical else "",
         language="english",
         narrowed=narrowed,
@@ -170,7 +175,7 @@ def _latencies(
     weights: Weights = BY_BOTH,
 ) -> str:
     def one(question: Question) -> None:
-        _find(question, narrowed, weights)
+        _find(organization, question, narrowed, weights)
 
     with tenant(organization):
         return _timed(one, questions)
@@ -193,8 +198,9 @@ def _recall(organization: Organization, questions: Sequence[Question]) -> tuple[
     shares, fewest = [], K
     with tenant(organization):
         for question in questions:
-            exact = {r.id for r in _find(question, MemoryFilter(), BY_MEANING, exact_rows=10**9)}
-            found = {r.id for r in _find(question, MemoryFilter(), BY_MEANING)}
+            asked = (organization, question, MemoryFilter(), BY_MEANING)
+            exact = {r.id for r in _find(*asked, exact_rows=10**9)}
+            found = {r.id for r in _find(*asked)}
             shares.append(len(exact & found) / len(exact))
             fewest = min(fewest, len(found))
     return float(np.mean(shares)), fewest

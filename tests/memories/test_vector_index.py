@@ -73,6 +73,7 @@ def found(organization, *, limit=5, exact_rows=2):
     """By meaning, through the indexes: the nearest to direction 0, the nearest first."""
     with tenant(organization):
         hits = rank(
+            organization=organization,
             query="",
             language="english",
             narrowed=MemoryFilter(),

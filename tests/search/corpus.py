@@ -80,6 +80,7 @@ def ranked(
 ) -> list[Ranked]:
     with tenant(organization):
         return rank(
+            organization=organization,
             query=query,
             language="english",
             narrowed=MemoryFilter(**narrowed),

@@ -1,5 +1,7 @@
-"""`manage.py migrate`, as the owner of the tables; the application is granted what it needs."""
+"""`manage.py migrate`, as the owner of the tables; routines are renewed from their files, and the
+application is granted what it needs."""
 
+import sys
 from typing import Any
 
 from django.core.management.commands.migrate import Command as StockCommand
@@ -7,6 +9,7 @@ from django.db import connections
 
 from agentmem_site.db.grants import grant_to_application
 from agentmem_site.db.roles import as_owner
+from agentmem_site.db.routines import installed_routines, renew_routines, stale_routines
 
 
 class Command(StockCommand):
@@ -16,6 +19,17 @@ class Command(StockCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
+        routines = installed_routines()
         with as_owner(connection):
-            super().handle(*args, **options)
+            super().handle(*args, **options)  # with --check it exits where one is missing
+            if options["plan"] or options["check_unapplied"]:
+                stale = stale_routines(connection, routines)
+                if stale:
+                    self.stdout.write(f"Routines to renew: {', '.join(stale)}.")
+                    if options["check_unapplied"]:
+                        sys.exit(1)
+                return
             grant_to_application(connection)
+            renewed = renew_routines(connection, routines)
+            if renewed and options["verbosity"] >= 1:
+                self.stdout.write(f"Routines renewed: {', '.join(renewed)}.")
