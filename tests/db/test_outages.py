@@ -4,7 +4,8 @@ import errno
 import json
 import shutil
 import subprocess
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,9 +188,14 @@ def small_disk(tmp_path):
 
 def fill(disk: Path) -> Path:
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(65536))
+    with filler.open("wb", buffering=0) as file:
+        for _ in range(20):  # what a process that ends gives back is taken, too
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(65536))
+            time.sleep(0.02)
+        with pytest.raises(OSError, match="No space left"):
+            file.write(b"x" * 4096)
     return filler
 
 
