@@ -7,7 +7,7 @@ from typing import Any
 
 from accounts.console.lists import BoundedPaginator
 from sessions.models import Message, Run, Session
-from sessions.words import words_of
+from sessions.words import with_placeholders, words_of
 
 RUNS_PER_PAGE = 20
 MESSAGES_PER_PAGE = 200
@@ -62,9 +62,10 @@ def conversation(session: Session, page_number: Any) -> tuple[list[Part], Any]:
 
 def run_part(run: Run, messages: list[Message]) -> Part:
     turns = [message_turn(message) for message in messages] or list(_told_turns(run))
-    answered = any(turn.role == "assistant" and turn.text == run.content for turn in turns)
-    if run.content and not answered:
-        turns.append(Turn("assistant", run.content, at=run.completed_at, model=run.model))
+    answer = words_of(text=run.content)
+    answered = any(turn.role == "assistant" and turn.text == answer for turn in turns)
+    if answer and not answered:
+        turns.append(Turn("assistant", answer, at=run.completed_at, model=run.model))
     return Part(turns, run, run.started_at or run.created_at)
 
 
@@ -81,7 +82,7 @@ def message_turn(message: Message) -> Turn:
         at=message.created_at,
         model=message.model,
         message=message,
-        data=[(label, value) for label, value in labels if value],
+        data=[(label, with_placeholders(value)) for label, value in labels if value],
     )
 
 
@@ -95,5 +96,5 @@ def _told_turns(run: Run) -> Iterator[Turn]:
             role=str(told.get("role", "")),
             text=words_of(content=told.get("content"), tool_calls=calls),
             who=str(told.get("name") or ""),
-            data=[("Tool calls", calls)] if calls else [],
+            data=[("Tool calls", with_placeholders(calls))] if calls else [],
         )

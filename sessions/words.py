@@ -13,6 +13,7 @@ from typing import Any
 MAX_ARGUMENTS = 200  # characters of a call's arguments
 _MAX_NAME = 80
 _MAX_DEPTH = 8
+MAX_JSON_DEPTH = 100  # deeper values stay as they are
 # A blob in a text or a value: a data URL, or base64 by itself.
 _DATA_URL = re.compile(r"data:([\w.+-]*)/?[\w.+-]*(?:;[\w.=+-]+)*;base64,([A-Za-z0-9+/=_-]*)")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{256,}={0,2}")
@@ -61,6 +62,17 @@ def without_blobs(text: str) -> str:
         return text
     text = _DATA_URL.sub(lambda found: _blob(found[1] or "file", found[2]), text)
     return _BASE64.sub(_maybe_blob, text)
+
+
+def with_placeholders(value: Any, depth: int = 0) -> Any:
+    """The JSON value, with a placeholder for each picture or other file in its texts."""
+    if isinstance(value, str):
+        return without_blobs(value)
+    if depth < MAX_JSON_DEPTH and isinstance(value, dict):
+        return {name: with_placeholders(one, depth + 1) for name, one in value.items()}
+    if depth < MAX_JSON_DEPTH and isinstance(value, list):
+        return [with_placeholders(one, depth + 1) for one in value]
+    return value
 
 
 _SHORTEST_BLOB = len("data:,;base64,")

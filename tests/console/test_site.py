@@ -398,6 +398,8 @@ def test_a_picture_and_a_call_are_told_in_words(console, acme):
     call = {"function": {"name": "look", "arguments": '{"at": "it"}'}}
     make_message(acme, session=session, role="user", text="", content=content)
     make_message(acme, session=session, role="assistant", text="", tool_calls=[call])
+    seen = {"screen": {"data": [f"data:image/png;base64,{data}"]}}
+    make_message(acme, session=session, role="tool", text="Seen.", tool_returns=seen)
     told = [{"role": "user", "content": content}, {"role": "assistant", "tool_calls": [call]}]
     run = make_run(make_session(acme), messages=told)
     for page in (url(Session, "change", session.pk), url(Session, "change", run.session_id)):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sessions.words import in_words, without_blobs, words_of
+from sessions.words import in_words, with_placeholders, without_blobs, words_of
 
 DATA = base64.b64encode(bytes(range(240)) * 250).decode()
 PNG = f"data:image/png;base64,{DATA}"
@@ -137,6 +137,12 @@ def test_a_call_is_told_briefly():
     words = words_of(tool_calls=[{"name": "save", "args": {"text": "x " * 5000}}])
     assert len(words) < 250
     assert words.endswith("…)]")
+
+
+def test_json_is_shown_with_placeholders():
+    value = {"seen": [{"data": PNG, "n": 1}], "ok": True, "none": None}
+    told = {"seen": [{"data": "[image, 60 KB]", "n": 1}], "ok": True, "none": None}
+    assert with_placeholders(value) == told
 
 
 def test_long_words_and_links_are_no_files():
