@@ -12,12 +12,15 @@ from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
+from psycopg.errors import LockNotAvailable
 
 from agentmem_site.checks import database_faults, database_warnings
+from agentmem_site.db.limits import limited
 from agentmem_site.db.outages import AWAY, DISK_FULL, READ_ONLY, WriteProbe, outage_of
 from agentmem_site.embedded import EmbeddedError
 
 MB = 1024 * 1024
+_LOCKED_MS = 200
 _FULL = "The disk is full: nothing can be saved. Make room."
 _AWAY = "The database cannot be reached."
 _WORDS = {DISK_FULL: _FULL, READ_ONLY: "The database is read-only: nothing can be saved."}
@@ -39,7 +42,7 @@ def ready(request: HttpRequest) -> JsonResponse:
 
     `warnings` ask for an operator, and make nothing unready.
     """
-    reasons = reasons_not_ready() or _reasons_not_to_write()
+    reasons = reasons_not_ready(is_serving=True) or _reasons_not_to_write()
     warnings: list[str] = []
     if not reasons:
         with suppress(Error):  # it is gone since
@@ -51,15 +54,19 @@ def ready(request: HttpRequest) -> JsonResponse:
     return answer
 
 
-def reasons_not_ready() -> list[str]:
+def reasons_not_ready(*, is_serving: bool = False) -> list[str]:
     """What an operator has to mend before this serves. A few statements on the catalog, and the
-    list of migrations."""
+    list of migrations. A table that somebody has locked is waited for; not if it `is_serving`
+    already, for it was all in order then."""
     try:
-        reasons = database_faults()
-        executor = MigrationExecutor(connection)
-        if executor.migration_plan(executor.loader.graph.leaf_nodes()):
-            reasons.append("Migrations are missing: run `manage.py migrate`.")
+        with limited(lock_timeout_ms=_LOCKED_MS if is_serving else None):
+            reasons = database_faults()
+            executor = MigrationExecutor(connection)
+            if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+                reasons.append("Migrations are missing: run `manage.py migrate`.")
     except (Error, EmbeddedError) as error:
+        if is_serving and isinstance(error.__cause__, LockNotAvailable):
+            return []
         return [_FULL if outage_of(error) is DISK_FULL else _AWAY]
     return reasons
 

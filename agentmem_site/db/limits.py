@@ -22,14 +22,16 @@ _change_timeout_s: ContextVar[float | None] = ContextVar("change_timeout_s", def
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Limits the statements inside by AGENTMEM_STATEMENT_TIMEOUT_S and AGENTMEM_LOCK_TIMEOUT_S,
-    changes that take many of them by AGENTMEM_CHANGE_TIMEOUT_S (`change_timeout_s`)."""
+def limited(*, lock_timeout_ms: int | None = None) -> Iterator[None]:
+    """Limits the statements inside by AGENTMEM_STATEMENT_TIMEOUT_S, and AGENTMEM_LOCK_TIMEOUT_S or
+    what is given; changes that take many of them by AGENTMEM_CHANGE_TIMEOUT_S
+    (`change_timeout_s`)."""
     silence = _silence_s.set(settings.DATABASE_SILENCE_S)
     change = _change_timeout_s.set(settings.CHANGE_TIMEOUT_S or None)
+    lock_ms = settings.LOCK_TIMEOUT_MS if lock_timeout_ms is None else lock_timeout_ms
     token = _unsaid.set(
         f"SELECT set_config('statement_timeout', '{settings.STATEMENT_TIMEOUT_MS:d}', true), "
-        f"set_config('lock_timeout', '{settings.LOCK_TIMEOUT_MS:d}', true); "
+        f"set_config('lock_timeout', '{lock_ms:d}', true); "
     )
     try:
         with connection.execute_wrapper(_say):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ def test_a_locked_table_is_503_in_time(api, settings, table):
         response = api.get("users")
     assert (response.status_code, response["Retry-After"]) == (503, "1")
     assert api.get("users").status_code == 200
+
+
+def test_who_is_probed_does_not_wait_for_a_locked_table(anonymous):
+    with locked("memories_tool"):
+        begun = time.monotonic()
+        response = anonymous.get("/health/ready")
+    assert (response.status_code, response.json()["reasons"]) == (200, [])
+    assert time.monotonic() - begun < 5  # AGENTMEM_LOCK_TIMEOUT_S
 
 
 def test_a_long_statement_is_ended_inside_a_context_and_outside(acme, settings):
