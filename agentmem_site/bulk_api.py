@@ -92,7 +92,8 @@ class BulkQuery(Query):
     )
     restore = serializers.BooleanField(
         default=False,
-        help_text="A row that lies in the trash comes back. Needs the delete scope, too.",
+        help_text="A row that lies in the trash comes back, and so does what a line names there. "
+        "Needs the delete scope, too.",
     )
     dry_run = serializers.BooleanField(
         default=False, help_text="All of it is done, and then taken back."

@@ -38,13 +38,17 @@ from memories.bulk import (
     MemoryLine,
 )
 from memories.embeddings import EncoderError
+from memories.models import Block, Tool
 from memories.services.agents import agents, blocks, tools
 from memories.services.embedding import wake_worker
 from memories.services.lines import embed_new_lines
 from memories.services.memories import memories
 from sessions.bulk import MESSAGES, SESSIONS
+from sessions.models import Run
 from sessions.services.conversations import messages, runs, sessions
 
+# What has no scope of its own, of all that lines refer to.
+_SCOPED_BY: dict[type[Model], str] = {Run: "session", Block: "agent", Tool: "agent"}
 SUCCESS, FAILURE = AuditEvent.Status.SUCCESS, AuditEvent.Status.FAILURE
 EMBED_FIRST = 10_000  # a small load is searchable at once, a large one does not wait for vectors
 
@@ -118,6 +122,9 @@ def run_load(
                 checkpoint=None if options.dry_run else parts,
                 may_create=lambda r: actor.may(permission(str(r.model._meta.model_name), "write")),
                 restore=partial(_restore, organization, actor),
+                may_restore=lambda r: actor.may(
+                    permission(_SCOPED_BY.get(r.model, str(r.model._meta.model_name)), "delete")
+                ),
                 **own,
             )
         except JobTaken as error:

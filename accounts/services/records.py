@@ -34,6 +34,7 @@ from accounts.services.hanging import (
     remove,
     walk,
 )
+from accounts.services.holding import hold_parents
 from accounts.services.naming import add_named
 from accounts.services.seen import refuse_stale
 
@@ -96,6 +97,7 @@ class Records(Generic[M]):
             for record, row in zip(records, rows, strict=True):
                 record.organization = organization  # whatever the row says, organization_id too
                 self.derive(record, frozenset(row), is_new=True)
+            hold_parents(records, organization)
             self.model.objects.bulk_create(records)
             self._note("created", organization, actor, [r.pk for r in records], now)
         return records
@@ -144,6 +146,7 @@ class Records(Generic[M]):
             now = timezone.now()
             locked.updated_at, locked.last_updated_by_id = now, actor.id
             written = self.derive(locked, frozenset(changes), is_new=False)
+            hold_parents([locked], organization, fields=written)
             locked.save(update_fields=[*written, "updated_at", "last_updated_by_id"])
             self.after_update(locked, frozenset(changes))
             self._note("updated", organization, actor, [locked.pk], now, {"fields": changes})
@@ -215,7 +218,8 @@ class Records(Generic[M]):
         is_back = not stamp["is_deleted"]
         with transaction.atomic(), self._changing("restore" if is_back else "delete") as going:
             self.before_move(rows, organization=organization, actor=actor)
-            roots = self._lock(rows, no_key=True)
+            # (Who writes what hangs on a row holds it: a deletion waits, and takes that along.)
+            roots = self._lock(rows, no_key=is_back)
             for chunk in walk(self.model, roots, organization, pick, is_together=is_back):
                 if is_back:
                     _refuse_orphans(chunk, organization)
@@ -297,7 +301,7 @@ def _unlocked(rows: Rows, chunk: Chunk) -> Rows:
 
 
 def _live(rows: Rows, chunk: Chunk) -> Rows:
-    return rows.filter(is_deleted=False).select_for_update(of=("self",), no_key=True)
+    return rows.filter(is_deleted=False).select_for_update(of=("self",))
 
 
 def _moved_with(rows: Rows, chunk: Chunk) -> Rows:

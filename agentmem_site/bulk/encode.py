@@ -222,12 +222,17 @@ class Batch:
             replace(self, rows=rest, rejected=late, seen=seen_later),
         ]
 
-    def reject(self, error: LineError) -> None:
-        """The line of `error` is none of the rows any more."""
-        (row,) = (row for row in self.rows if row.number == error.line)
-        error.offset = row.offset
-        self.rows = [other for other in self.rows if other is not row]
-        self.rejected.append(error.bare())
+    def reject(self, *errors: LineError) -> None:
+        """The lines of `errors` are none of the rows any more."""
+        by_line = {error.line: error for error in errors}
+        kept = []
+        for row in self.rows:
+            if row.number in by_line:
+                by_line[row.number].offset = row.offset
+            else:
+                kept.append(row)
+        self.rows = kept
+        self.rejected += [error.bare() for error in errors]
 
 
 class Encoder:

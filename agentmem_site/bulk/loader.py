@@ -130,6 +130,7 @@ def load(
     preparation: Preparation | None = None,
     may_create: Callable[[Reference], bool] = lambda reference: True,
     restore: Restore | None = None,
+    may_restore: Callable[[Reference], bool] = lambda reference: True,
 ) -> LoadReport:
     """Upserts `lines` and reports. `transaction` opens one transaction in the organization's
     context; `on_begin` sees what earlier runs have done, `on_batch` the report after each commit,
@@ -171,6 +172,7 @@ def load(
                 constants=constants or {},
                 may_create=lambda r: may_create(r) and not options.strict_references,
                 restore=restore if options.restore else None,
+                may_restore=may_restore,
             )
             inner = django_transaction.atomic if options.dry_run else transaction
             shared = Shared(feed, encoder, inner, options, on_reject, checkpoint, preparation)

@@ -20,9 +20,11 @@ _MAX_KNOWN = 200_000  # per column
 
 
 class References:
-    """What the lines of one spec refer to, in one organization."""
+    """What the lines of one spec refer to, in one organization. `holds`: what is found stays out of
+    the trash until the transaction ends."""
 
-    def __init__(self, spec: LoadSpec) -> None:
+    def __init__(self, spec: LoadSpec, *, holds: bool = False) -> None:
+        self._holds = holds
         self.known: Known = {reference.column: {} for reference in spec.references}
         # (column, name) of rows that lie in the trash; they are known as well.
         self.deleted: set[tuple[str, Name]] = set()
@@ -46,6 +48,10 @@ class References:
             self._find(reference, unknown, stamp)  # type: ignore[arg-type]
         return [name for name in unknown if name not in known]
 
+    def restored(self, reference: Reference, names: Sequence[Name]) -> None:
+        """They lie in the trash no more."""
+        self.deleted -= {(reference.column, name) for name in names}
+
     def create(self, reference: Reference, names: Mapping[Any, int], stamp: Stamp) -> None:
         """Makes rows of these keys, and known; each is made when the line is that names it first,
         whose number is given."""
@@ -67,7 +73,9 @@ class References:
         self._find(reference, list(names), stamp)
 
     def _find(self, reference: Reference, names: Sequence[str], stamp: Stamp) -> None:
-        rows = _rows(statements.find_references(reference, stamp.organization_id, names))
+        rows = _rows(
+            statements.find_references(reference, stamp.organization_id, names, holds=self._holds)
+        )
         by_key = {key: row_id for key, row_id, _ in rows}
         is_deleted = {row_id: deleted for _, row_id, deleted in rows}
         for name in names:
@@ -91,13 +99,16 @@ class References:
                 reference, stamp.organization_id, list(pairs.values())
             )
         )
-        found = {(outer_id, key): binary.uuid(row_id) for outer_id, key, row_id in rows}
-        self.known[reference.column].update(
-            {name: found[pair] for name, pair in pairs.items() if pair in found}
-        )
+        found = {(outer_id, key): (row_id, deleted) for outer_id, key, row_id, deleted in rows}
+        for name, pair in pairs.items():
+            if pair in found:
+                row_id, is_deleted = found[pair]
+                self.known[reference.column][name] = binary.uuid(row_id)
+                if is_deleted:
+                    self.deleted.add((reference.column, name))
 
 
-def _rows(statement: sql.Composable) -> list[tuple[UUID | str, ...]]:
+def _rows(statement: sql.Composable) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(statement)
         return list(cursor.fetchall())

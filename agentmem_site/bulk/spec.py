@@ -53,6 +53,14 @@ class LineError(Exception):
         return f"{place}{self.field}: {self.message}" if self.field else f"{place}{self.message}"
 
 
+class LineErrors(Exception):
+    """Some lines of a batch cannot be loaded."""
+
+    def __init__(self, errors: Sequence[LineError]) -> None:
+        super().__init__(str(errors[0]))
+        self.errors = errors
+
+
 def echoed(content: str) -> str:
     """What is said again of what a line holds: a reject is no copy of it."""
     return content if len(content) <= MAX_ECHOED else f"{content[: MAX_ECHOED - 3]}..."

@@ -161,6 +161,51 @@ def meet(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> 
     )
 
 
+def hold_references(
+    stage: Stage, references: Sequence[Reference], stamp: Stamp, *, is_met: bool
+) -> sql.Composed:
+    """(place of the reference, id) of what the rows that are to be written refer to and that lies
+    in the trash; the others cannot go there before this transaction ends (Records.delete waits).
+
+    Held are parents before what hangs on them, each in the order of ids: as a deletion takes them.
+    (OFFSET: or only those that lie in the trash would be held.)
+    """
+    met = sql.SQL(" LEFT JOIN {} m ON m.staged_id = s.id").format(stage.met)
+    written = sql.SQL(" AND (m.id IS NULL OR (m.is_written AND NOT m.is_deleted))")
+    return sql.SQL(" UNION ALL ").join(
+        sql.SQL(
+            "SELECT {place}, t.id FROM (SELECT DISTINCT s.{column} AS id FROM {rows} s{met} "
+            "WHERE s.{column} IS NOT NULL{written} ORDER BY 1) AS n, "
+            "LATERAL (SELECT t.id, t.is_deleted FROM {table} t WHERE t.organization_id = {own} "
+            "AND t.id = n.id OFFSET 0 FOR KEY SHARE) AS t WHERE t.is_deleted"
+        ).format(
+            place=sql.Literal(place),
+            column=sql.Identifier(reference.column),
+            rows=stage.rows,
+            met=met if is_met else sql.SQL(""),
+            written=written if is_met else sql.SQL(""),
+            table=sql.Identifier(reference.model._meta.db_table),
+            own=sql.Literal(stamp.organization_id),
+        )
+        for place, reference in enumerate(references)
+    )
+
+
+def rows_that_refer(
+    stage: Stage, reference: Reference, ids: Sequence[UUID], *, is_met: bool
+) -> sql.Composed:
+    """The staged ids of the rows that are to be written and refer to one of these."""
+    rows = sql.SQL("SELECT s.id FROM {} s").format(stage.rows)
+    if is_met:
+        rows += sql.SQL(" LEFT JOIN {} m ON m.staged_id = s.id").format(stage.met)
+    rows += sql.SQL(" WHERE s.{} = ANY ({})").format(
+        sql.Identifier(reference.column), sql.Literal(list(ids))
+    )
+    if is_met:
+        rows += sql.SQL(" AND (m.id IS NULL OR (m.is_written AND NOT m.is_deleted))")
+    return rows
+
+
 def write_parents_of(stage: Stage, children: Stage) -> sql.Composed:
     """A parent of which a child is new or differs has changed: it is written too."""
     return sql.SQL(
@@ -316,11 +361,12 @@ def _looked_up(spec: LoadSpec, same: sql.Composable) -> sql.Composed:
 
 
 def count(stage: Stage) -> sql.Composed:
-    """(rows written, of them inserted, met, of them in the trash)."""
+    """(rows written, of them inserted, met, of them in the trash, of them to be written)."""
     return sql.SQL(
-        "SELECT written, inserted, met, deleted FROM (SELECT count(*) AS written, "
+        "SELECT written, inserted, met, deleted, due FROM (SELECT count(*) AS written, "
         "count(s.id) AS inserted FROM {changed} c LEFT JOIN {new} s USING (id)) AS w, "
-        "(SELECT count(*) AS met, count(*) FILTER (WHERE is_deleted) AS deleted FROM {met}) AS m"
+        "(SELECT count(*) AS met, count(*) FILTER (WHERE is_deleted) AS deleted, "
+        "count(*) FILTER (WHERE is_written AND NOT is_deleted) AS due FROM {met}) AS m"
     ).format(changed=stage.changed, new=stage.new, met=stage.met)
 
 
@@ -422,13 +468,15 @@ def ids_of_others(stage: Stage, ids: Sequence[UUID], stamp: Stamp) -> sql.Compos
 
 
 def find_references(
-    reference: Reference, organization_id: UUID, wanted: Sequence[str]
+    reference: Reference, organization_id: UUID, wanted: Sequence[str], *, holds: bool
 ) -> sql.Composed:
-    """(key, id, is_deleted) of the rows that `wanted` names by their key or their id."""
+    """(key, id, is_deleted) of the rows that `wanted` names by their key or their id; `holds`: they
+    cannot go to the trash before this transaction ends."""
     return sql.SQL(
         "SELECT {key}, id, is_deleted FROM {table} WHERE organization_id = {organization} "
-        "AND ({key} = ANY ({wanted}) OR id = ANY ({ids}))"
+        "AND ({key} = ANY ({wanted}) OR id = ANY ({ids})){held}"
     ).format(
+        held=sql.SQL(" ORDER BY id FOR KEY SHARE" if holds else ""),
         key=sql.Identifier(reference.key),
         table=sql.Identifier(reference.model._meta.db_table),
         organization=sql.Literal(organization_id),
@@ -440,10 +488,10 @@ def find_references(
 def find_references_within(
     reference: Reference, organization_id: UUID, wanted: Sequence[tuple[UUID, str]]
 ) -> sql.Composed:
-    """(outer id, key, id) of the rows that `wanted` names within their outer row."""
+    """(outer id, key, id, is_deleted) of the rows that `wanted` names within their outer row."""
     outer: Any = reference.model._meta.get_field(reference.within.removesuffix("_id"))
     return sql.SQL(
-        "SELECT {outer}, {key}, id FROM {table} WHERE organization_id = {organization} "
+        "SELECT {outer}, {key}, id, is_deleted FROM {table} WHERE organization_id = {organization} "
         "AND ({outer}, {key}) IN (SELECT * FROM unnest({outers}::uuid[], {keys}::text[]))"
     ).format(
         outer=sql.Identifier(outer.column),

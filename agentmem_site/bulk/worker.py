@@ -25,7 +25,7 @@ from agentmem_site.bulk.faults import (
 )
 from agentmem_site.bulk.feed import Chunk, Feed, decoded, finished
 from agentmem_site.bulk.report import Counts, Tally
-from agentmem_site.bulk.spec import LineError
+from agentmem_site.bulk.spec import LineError, LineErrors
 from agentmem_site.bulk.writing import CannotRestore, Overtaken, Writer
 
 if TYPE_CHECKING:
@@ -195,6 +195,12 @@ class Worker:
                     error.offset = next(r.offset for r in piece.rows if r.number == error.line)
                     raise
                 piece.reject(error)
+            except LineErrors as found:
+                if not self._shared.options.skips_bad:
+                    first = min(found.errors, key=lambda error: error.line)
+                    first.offset = next(r.offset for r in piece.rows if r.number == first.line)
+                    raise first from None
+                piece.reject(*found.errors)
             except CannotRestore as error:
                 if len(piece.rows) > 1:
                     return piece.cut(len(piece.rows) // 2)

@@ -14,11 +14,18 @@ from django.utils import timezone
 from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.copying import copy_rows
-from agentmem_site.bulk.encode import Batch, Encoder, Probe, line_hash
+from agentmem_site.bulk.encode import Batch, Encoder, Name, Probe, line_hash
 from agentmem_site.bulk.growth import Growth
 from agentmem_site.bulk.references import References
 from agentmem_site.bulk.report import Counts
-from agentmem_site.bulk.spec import LINE_HASH, LineError, LoadSpec, Reference, echoed
+from agentmem_site.bulk.spec import (
+    LINE_HASH,
+    LineError,
+    LineErrors,
+    LoadSpec,
+    Reference,
+    echoed,
+)
 from agentmem_site.bulk.sql import Stage, Stamp
 
 # Brings rows of a model back from the trash, by their ids, with all that went there with them.
@@ -26,8 +33,8 @@ Restore = Callable[[type[Any], Sequence[UUID]], None]
 
 
 class Overtaken(Exception):
-    """Another loader has inserted rows since they were looked for: the same batch again, in a new
-    transaction, finds them."""
+    """Others have inserted rows since they were looked for, or moved them to the trash: the same
+    batch again, in a new transaction, sees it."""
 
 
 class CannotRestore(Exception):
@@ -47,6 +54,7 @@ class Writer:
         constants: Mapping[str, Any],
         may_create: Callable[[Reference], bool],
         restore: Restore | None,
+        may_restore: Callable[[Reference], bool] = lambda reference: True,
     ) -> None:
         self.spec: LoadSpec = encoder.spec
         self.growth = Growth()
@@ -55,6 +63,7 @@ class Writer:
         self._timeout_s = timeout_s
         self._may_create = may_create
         self._restore = restore
+        self._may_restore = may_restore
         self._stage = Stage(self.spec, encoder.columns, constants)
         below = encoder.children
         self._child_stage = Stage(below.spec, below.columns) if below else None
@@ -63,7 +72,10 @@ class Writer:
         self._was_new = False  # all of the last batch
 
     def write(self, batch: Batch) -> tuple[Counts, Counts]:
-        """What became of the batch's rows and of their children. Raises: LineError, Overtaken."""
+        """What became of the batch's rows and of their children.
+
+        Raises: LineError, LineErrors, CannotRestore, Overtaken.
+        """
         stamp = self._stamp()
         with connection.cursor() as cursor:
             self._open(cursor)
@@ -106,7 +118,11 @@ class Writer:
                 self._references.find(reference, list(names), stamp)  # type: ignore[arg-type]
             asked, hashes = [], []
             columns = [known[reference.column] for reference in references]
+            lying = self._references.deleted if self._restore else set()
+            named = [reference.column for reference in references]
             for probe in probes:
+                if lying and not lying.isdisjoint(zip(named, probe.names, strict=True)):
+                    continue  # what it names is to be brought back
                 referred = [
                     binary.NULL if name is None else ids.get(name)
                     for ids, name in zip(columns, probe.names, strict=True)
@@ -148,6 +164,49 @@ class Writer:
                     f"{echoed(repr(name[1] if isinstance(name, tuple) else name))}",
                     line=number,
                 )
+            self._bring_back(reference, wanted)
+
+    def _bring_back(self, reference: Reference, wanted: Mapping[Name, int]) -> None:
+        """What lies in the trash of what the batch names, where that is asked for."""
+        if self._restore and self._references.deleted and self._may_restore(reference):
+            column = reference.column
+            lying = [name for name in wanted if (column, name) in self._references.deleted]
+            if lying:
+                known = self._references.known[column]
+                self._restore(reference.model, [UUID(bytes=known[name][4:]) for name in lying])
+                self._references.restored(reference, lying)
+
+    def _hold(self, batch: Batch, rows: Sequence[bytes], stamp: Stamp, *, is_met: bool) -> None:
+        """What the rows that are to be written refer to stays out of the trash from here on.
+
+        Raises: LineErrors, of the lines that name what lies there; Overtaken, where it is to be
+        brought back and went there only now.
+        """
+        references = [r for r in self.spec.references if batch.wanted(r.column)]
+        if self.spec.keeps_ids or not references:  # (an export says itself what lies there)
+            return
+        stage = self._stage
+        self._execute(statements.LOOK_UPS)
+        self._execute(statements.hold_references(stage, references, stamp, is_met=is_met))
+        found: dict[int, list[UUID]] = {}
+        for place, row_id in self._fetch():
+            found.setdefault(place, []).append(row_id)
+        self._execute(statements.ANY_PLANS)
+        if not found:
+            return
+        lines = dict(zip(_ids(rows), batch.row_lines, strict=True))
+        names = {(number, column): name for number, column, name in batch.named()}
+        errors: dict[int, LineError] = {}
+        for place, ids in found.items():
+            reference = references[place]
+            if self._restore and self._may_restore(reference):
+                raise Overtaken
+            self._execute(statements.rows_that_refer(stage, reference, ids, is_met=is_met))
+            for (row_id,) in self._fetch():
+                line = lines[row_id]
+                errors.setdefault(line, _in_trash(reference, names[line, reference.column], line))
+        if errors:
+            raise LineErrors(list(errors.values()))
 
     def _write(
         self, batch: Batch, rows: Sequence[bytes], children: Sequence[bytes], stamp: Stamp
@@ -160,12 +219,12 @@ class Writer:
             self._check_ids(stage, rows, batch.row_lines, stamp)
             if below:
                 self._check_ids(below, children, batch.child_lines, stamp)
-        if self._was_new and self._insert_all(stamp):
+        if self._was_new and self._insert_all(batch, rows, stamp):
             counts, counts_below = Counts(inserted=len(rows)), Counts(inserted=len(children))
             if self.spec.journal:
                 self._execute(statements.note_all(stage))
         else:
-            counts, counts_below = self._upsert(len(rows), len(children), stamp)
+            counts, counts_below = self._upsert(batch, rows, len(children), stamp)
         self._was_new = counts.inserted == len(rows)
         self.growth.note(self.spec.model, counts.inserted)
         if self.spec.children:
@@ -182,20 +241,23 @@ class Writer:
             self._execute(below.drop())
         return counts, counts_below
 
-    def _insert_all(self, stamp: Stamp) -> bool:
+    def _insert_all(self, batch: Batch, rows: Sequence[bytes], stamp: Stamp) -> bool:
         """Tries the batch as if nothing of it were there, which costs no look-up; whether it
         worked."""
         try:
             with transaction.atomic():
+                self._hold(batch, rows, stamp, is_met=False)
                 for stage in filter(None, [self._stage, self._child_stage]):
                     for key in stage.spec.keys:
                         self._execute(statements.insert(stage, key, stamp))
-        except IntegrityError:
+        except (IntegrityError, LineErrors):
             return False  # not all new, or wrong: then it is refused again
         return True
 
-    def _upsert(self, rows: int, children: int, stamp: Stamp) -> tuple[Counts, Counts]:
-        stage, below = self._stage, self._child_stage
+    def _upsert(
+        self, batch: Batch, staged: Sequence[bytes], children: int, stamp: Stamp
+    ) -> tuple[Counts, Counts]:
+        stage, below, rows = self._stage, self._child_stage, len(staged)
         self._meet(stage, stamp)
         orphans = 0
         if below:
@@ -203,18 +265,21 @@ class Writer:
             # Parents are written before their children, here and in every other loader: who waits
             # for a child holds its parent.
             self._execute(statements.write_parents_of(stage, below))
+        self._hold(batch, staged, stamp, is_met=True)
         for key in stage.spec.keys:
             self._execute(statements.upsert(stage, key, stamp))
-        counts, met = self._count(stage, rows)
+        counts, met, due = self._count(stage, rows)
         if below:
-            if counts.inserted + met < rows and children:
-                raise Overtaken  # the children of those rows are staged under ids that are none
+            if (counts.inserted + met < rows or counts.updated < due) and children:
+                # The children of those rows are staged under ids that are none, or would be live
+                # below rows in the trash.
+                raise Overtaken
             for key in below.spec.keys:
                 self._execute(statements.upsert(below, key, stamp, parents=stage))
             if counts.deleted:
                 self._execute(statements.count_orphans(below, stage))
                 ((orphans,),) = self._fetch()
-            counts_below, _ = self._count(below, children - orphans)
+            counts_below, *_ = self._count(below, children - orphans)
             if counts_below.deleted and LINE_HASH in stage.columns:
                 self._execute(statements.forget_lines(stage, below, stamp))
             counts_below.deleted += orphans
@@ -229,10 +294,11 @@ class Writer:
                 self._restore(stage.spec.model, deleted)
                 self._execute(statements.bring_back(stage))
 
-    def _count(self, stage: Stage, staged: int) -> tuple[Counts, int]:
-        """What became of so many staged rows, and how many of them were there before."""
+    def _count(self, stage: Stage, staged: int) -> tuple[Counts, int, int]:
+        """What became of so many staged rows; how many of them were there before, and of those
+        were to be written."""
         self._execute(statements.count(stage))
-        ((written, inserted, met, deleted),) = self._fetch()
+        ((written, inserted, met, deleted, due),) = self._fetch()
         return (
             Counts(
                 inserted=inserted,
@@ -241,14 +307,14 @@ class Writer:
                 deleted=deleted,
             ),
             met,
+            due,
         )
 
     def _check_ids(
         self, stage: Stage, rows: Sequence[bytes], lines: Sequence[int], stamp: Stamp
     ) -> None:
         """Raises: LineError, of an id that is another row's."""
-        start = len(binary.row_header(0)) + len(binary.NULL)  # the id comes first
-        ids = [UUID(bytes=row[start : start + 16]) for row in rows]
+        ids = _ids(rows)
 
         def refuse_found(message: str) -> None:
             for (row_id,) in self._fetch():
@@ -270,3 +336,15 @@ class Writer:
         self._execute(statements.ids_of_others(stage, ids, stamp))
         refuse_found("{} is the id of a row of another organization")
         self._execute(statements.leave_platform())
+
+
+def _ids(rows: Sequence[bytes]) -> list[UUID]:
+    start = len(binary.row_header(0)) + len(binary.NULL)  # the id comes first
+    return [UUID(bytes=row[start : start + 16]) for row in rows]
+
+
+def _in_trash(reference: Reference, name: Name, line: int) -> LineError:
+    label = reference.model._meta.verbose_name
+    named = echoed(repr(name[1] if isinstance(name, tuple) else name))
+    message = f"The {label} {named} lies in the trash: restore it first"
+    return LineError("unknown_reference", reference.column, message, line=line)

@@ -159,8 +159,8 @@ def _add_meaning(group: Any) -> None:
     group.add_argument(
         "--restore",
         action="store_true",
-        help="rows in the trash come back, with what went there with them; without it they "
-        "stay there",
+        help="rows in the trash come back, and what lines name there, with what went there with "
+        "them; without it rows stay there, and a line that names what lies there is a bad line",
     )
     group.add_argument(
         "--strict-references",

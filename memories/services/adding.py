@@ -140,7 +140,7 @@ class _Adding:
         begun = now - timedelta(microseconds=MAX_ITEMS)  # (no item is made after now)
         batch = self._encoder.begun_at(begun).encode(lines, self._reject)
         stamp = Stamp(self.organization.pk, self.actor.id, now, begun)
-        references = References(MEMORIES)
+        references = References(MEMORIES, holds=True)
         with tenant(self.organization):
             self._resolve(batch, references, stamp)
             rows = list(batch.finish_each(references.known, without=self.added.keys()))

@@ -18,6 +18,8 @@ from agentmem_site.bulk.packing import UnreadableFile
 from agentmem_site.bulk.report import BadLine, ChangedFile, Interrupted, Refused, Unreadable
 from agentmem_site.bulk.writing import Writer
 from agentmem_site.loads import run_load
+from memories.models import Agent
+from memories.services.agents import agents
 from sessions.models import Message, Run, Session
 from sessions.services.conversations import sessions
 from tests.bulk.loading import load
@@ -418,15 +420,19 @@ def test_what_lies_in_the_trash_comes_back_with_all_that_went_there_with_it(acme
 
 
 def test_what_cannot_come_back_is_a_bad_line(acme, tmp_path):
-    """A message whose session lies in the trash would hang on nothing."""
-    load(tmp_path, "messages", [{"external_id": "m", "role": "user", "session_id": "s"}])
+    """A session whose agent lies in the trash would be purged with it."""
+    load(tmp_path, "sessions", [{"session_id": "s", "agent_id": "a"}])
     with tenant(acme):
         found = Session.objects.for_organization(acme).filter(session_id="s")
         sessions.delete(found, organization=acme, actor=TESTER)
-    row = {"external_id": "m", "role": "user", "session_id": "s", "text": "x"}
+        agents.delete(Agent.objects.for_organization(acme), organization=acme, actor=TESTER)
+    rows = [{"session_id": "t"}, {"session_id": "s"}]
     with pytest.raises(CommandError, match=r"line 2: .*restore that first") as told:
-        load(tmp_path, "messages", [{**row, "external_id": "n"}, row], restore=True)
+        load(tmp_path, "sessions", rows, restore=True)
     assert told.value.returncode == 65
+    rows[1]["agent_id"] = "a"
+    report = load(tmp_path, "sessions", rows, restore=True)
+    assert (report["updated"], report["unchanged"], report["deleted"]) == (1, 1, 0)
 
 
 # -- from Python ----------------------------------------------------------------------------------

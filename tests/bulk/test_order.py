@@ -129,7 +129,7 @@ def test_lists_and_context_show_that_order():
         agent=agent,
         query="What was said?",
         max_characters=10_000,
-        session=session,
+        session_id=session.pk,
         memory_limit=0,
         message_limit=200,
     )
