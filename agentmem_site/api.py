@@ -201,7 +201,7 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
             detail = "A value is larger than PostgreSQL can hold or index."
             return 400, {}, _problem(400, "too_large", detail)
         case DataError():
-            logger.warning("A value reached the database unchecked", exc_info=error)
+            logger.warning("A value reached the database unchecked (SQLSTATE %s)", _state(error))
             return 400, {}, _problem(400, "invalid", "A value is outside what can be stored.")
     outage = outage_of(error)
     if outage is None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
+from django.db import DatabaseError
 from django.http import HttpRequest
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
@@ -336,8 +337,13 @@ def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusa
             return LoadRefusal(503, outage.code, detail, members=members, wait_s=outage.wait_s)
         case Interrupted() | Unprepared():
             # (What is wrong, an address or a file, is for the server's log.)
-            logger.warning("A load stopped: %s", stopped)
             is_encoder = isinstance(stopped.__cause__, PreparationFailed)
+            cause = stopped.__cause__
+            state = getattr(getattr(cause, "__cause__", None), "sqlstate", None)
+            # (What PostgreSQL says may quote a value.)
+            is_quoting = isinstance(cause, DatabaseError)
+            said = f"SQLSTATE {state or 'none'}" if is_quoting else str(stopped)
+            logger.warning("A load stopped: %s", said)
             what = "No encoder can be used" if is_encoder else "The database cannot answer"
             again = isinstance(stopped, Interrupted)
             return LoadRefusal(

@@ -1,5 +1,7 @@
 """Loads: a resource's lines for an organization, by an actor. All doors come through here."""
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -47,6 +49,9 @@ from sessions.bulk import MESSAGES, SESSIONS
 from sessions.models import Run
 from sessions.services.conversations import messages, runs, sessions
 
+logger = logging.getLogger("agentmem.loads")
+
+LOGGED_EVERY_S = 10.0
 # What has no scope of its own, of all that lines refer to.
 _SCOPED_BY: dict[type[Model], str] = {Run: "session", Block: "agent", Tool: "agent"}
 SUCCESS, FAILURE = AuditEvent.Status.SUCCESS, AuditEvent.Status.FAILURE
@@ -104,6 +109,7 @@ def run_load(
             is_indexed = {"is_indexed": SQL("(s.embedding IS NOT NULL)")}
             own["constants"] = {**own.get("constants", {}), **is_indexed}
     with ExitStack() as stack:
+        log = stack.enter_context(_logged(resource, organization, job, options))
         try:
             if job and not options.dry_run:
                 stack.enter_context(parts.alone())
@@ -116,8 +122,8 @@ def run_load(
                 organization_id=organization.pk,
                 actor_id=actor.id,
                 options=options,
-                on_begin=on_begin,
-                on_batch=on_batch,
+                on_begin=_both(log.begins, on_begin),
+                on_batch=_both(log.goes_on, on_batch),
                 on_reject=on_reject,
                 checkpoint=None if options.dry_run else parts,
                 may_create=lambda r: actor.may(permission(str(r.model._meta.model_name), "write")),
@@ -136,7 +142,67 @@ def run_load(
             raise
         if not options.dry_run:
             _end(parts, organization, actor, report, True, SUCCESS)
+        log.ends(report)
     return report
+
+
+def _both(
+    log: Callable[[LoadReport], None], tell: Callable[[LoadReport], None]
+) -> Callable[[LoadReport], None]:
+    def told(report: LoadReport) -> None:
+        log(report)
+        tell(report)
+
+    return told
+
+
+class _LoadLog:
+    """The lines of a load in the log: its counts, nothing of its lines."""
+
+    def __init__(self, **of_load: Any) -> None:
+        self._of_load = of_load
+        self._report: LoadReport | None = None
+        self._said_s = 0.0
+
+    def begins(self, report: LoadReport) -> None:
+        self._report = report
+        self._said_s = time.monotonic()
+        self._say("A load of %s begins", report)
+
+    def goes_on(self, report: LoadReport) -> None:
+        """At most every 10 s."""
+        if time.monotonic() - self._said_s >= LOGGED_EVERY_S:
+            self._said_s = time.monotonic()
+            self._say("A load of %s goes on", report)
+
+    def ends(self, report: LoadReport) -> None:
+        self._say("A load of %s is done", report)
+
+    def stops(self, error: BaseException) -> None:
+        report = error.report if isinstance(error, LoadStopped) else self._report
+        # (Not its message: that of a bad line may quote it.)
+        cause = error.__cause__.__cause__ if error.__cause__ else None
+        state = getattr(cause, "sqlstate", None)
+        why = {"stopped_by": type(error).__name__, **({"sqlstate": state} if state else {})}
+        self._say("A load of %s stopped", report or LoadReport(self._of_load["resource"]), **why)
+
+    def _say(self, words: str, report: LoadReport, **more: Any) -> None:
+        fields = {**self._of_load, **report.as_dict(), **more}
+        logger.info(words, report.resource, extra={"fields": fields})
+
+
+@contextmanager
+def _logged(
+    resource: str, organization: Organization, job: str, options: LoadOptions
+) -> Iterator[_LoadLog]:
+    log = _LoadLog(
+        resource=resource, organization_id=organization.pk, job=job, workers=options.workers
+    )
+    try:
+        yield log
+    except BaseException as error:  # Ctrl-C, too
+        log.stops(error)
+        raise
 
 
 def _end(

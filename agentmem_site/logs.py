@@ -1,28 +1,96 @@
-"""Log lines as JSON objects, one a line, with the request they belong to."""
+"""Log lines as JSON objects, one a line, with the request they belong to.
+
+What people said stays out of them. A line of an exception has its class, its SQLSTATE and its
+frames (file, line, code), never its message, which may quote a value, nor its locals. What an
+address holds may be a person's name: lines about a request name its route.
+"""
 
 import json
 import logging
+import re
 import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from django.contrib.admindocs.views import simplify_regex
 
 from agentmem_site.middleware import current_request_id
 
+_CAUSES = 5
+_PARAMETER = re.compile(r"<(?:[^>:]+:)?(\w+)>")
+
 
 class JsonFormatter(logging.Formatter):
-    """Message, logger, level, time, request id; on an exception its type and frames, never locals
-    (they hold the content of memories)."""
+    """Time, level, logger, message, request id; `fields` of the record; of an exception the class,
+    SQLSTATE and frames, and those of its causes. A request that was refused (4xx) has no frames:
+    nothing has failed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
-        if request_id := current_request_id.get():
+        if request_id := current_request_id.get() or _request_id(record):
             line["request_id"] = request_id
-        if record.exc_info and record.exc_info[1]:
-            kind, _, trace = record.exc_info
-            line["exception"] = kind.__name__ if kind else ""
-            line["frames"] = "".join(traceback.format_tb(trace))
-        return json.dumps(line)
+        line |= getattr(record, "fields", {})
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and getattr(record, "status_code", 500) >= 500:
+            line |= described(error)
+        return json.dumps(line, default=str)
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """`exception`, `causes`, `sqlstate` and `frames`; nothing of its message."""
+    chain = list(_chain(error))
+    found: dict[str, Any] = {"exception": _name(error)}
+    if len(chain) > 1:
+        found["causes"] = [_name(cause) for cause in chain[1:]]
+    states = [state for cause in chain if (state := getattr(cause, "sqlstate", None))]
+    if states:
+        found["sqlstate"] = states[0]
+    frames = (
+        f"{_name(cause)}\n{''.join(traceback.format_tb(cause.__traceback__))}" for cause in chain
+    )
+    found["frames"] = "".join(frames)
+    return found
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception, and what it came of."""
+    left: BaseException | None = error
+    for _ in range(_CAUSES):
+        if left is None:
+            return
+        yield left
+        left = left.__cause__ or (None if left.__suppress_context__ else left.__context__)
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Django's lines about a request quote its path: they get its route instead."""
+    request = getattr(record, "request", None)
+    path = getattr(request, "path", None)
+    if path is None or not isinstance(record.args, tuple):
+        return record.getMessage()
+    match = getattr(request, "resolver_match", None)
+    route = template_of(match.route) if match else "(no route)"
+    args = tuple(route if value == path else value for value in record.args)
+    return str(record.msg) % args if args else str(record.msg)
+
+
+@lru_cache(maxsize=1024)  # routes are few, and none is made of what is asked
+def template_of(route: str) -> str:
+    """`^api/v1/^agents/(?P<agent_id>[^/]+)/?$` -> `/api/v1/agents/{agent_id}`"""
+    plain = _PARAMETER.sub(r"{\1}", simplify_regex(route))
+    return plain.rstrip("/") or "/"
+
+
+def _request_id(record: logging.LogRecord) -> str:
+    return str(getattr(getattr(record, "request", None), "id", ""))

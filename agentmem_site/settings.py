@@ -138,6 +138,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
+    "agentmem_site.access_log.AccessLogMiddleware",
     "agentmem_site.middleware.RequestIdMiddleware",
     "agentmem_site.middleware.StatementLimitsMiddleware",
     "django.middleware.security.SecurityMiddleware",
@@ -313,10 +314,21 @@ SENTENCE_TRANSFORMERS_MODEL = env.str("AGENTMEM_SENTENCE_TRANSFORMERS_MODEL", "a
 FOUND_EVERY_S = env.float("AGENTMEM_FOUND_EVERY_S", 1.0)
 
 # --- logs ------------------------------------------------------------------------------------
+# `serve` turns INFO on. Of libraries no more than warnings are logged: Django's own lines of DEBUG
+# hold statements with their values.
+LOG_LEVEL = env.str("AGENTMEM_LOG_LEVEL", "WARNING")
+ACCESS_LOG = env.bool("AGENTMEM_ACCESS_LOG", True)
+_OWN_LOGGERS = ("agentmem", "agentmem_site", "accounts", "memories", "sessions")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": "agentmem_site.logs.JsonFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
-    "root": {"handlers": ["stderr"], "level": env.str("AGENTMEM_LOG_LEVEL", "WARNING")},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {
+        **{name: {"level": LOG_LEVEL} for name in _OWN_LOGGERS},
+        "agentmem.access": {"level": "INFO"},
+        # A request that is refused is a line of the access log, and nothing that went wrong.
+        "django.request": {"level": "ERROR"},
+    },
 }

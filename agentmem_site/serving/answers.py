@@ -108,6 +108,7 @@ class Pipe:
         self._folder = TemporaryDirectory(prefix="agentmem-")
         self.path = str(Path(self._folder.name, "answer"))
         os.mkfifo(self.path, 0o600)
+        self.sent_bytes = 0
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,7 +126,9 @@ class Pipe:
                 while left:
                     if not writable.poll(1000 * idle_s):
                         raise TimeoutError
-                    left = left[os.write(pipe, left[:_AT_ONCE_BYTES]) :]
+                    written = os.write(pipe, left[:_AT_ONCE_BYTES])
+                    self.sent_bytes += written
+                    left = left[written:]
 
 
 @contextmanager

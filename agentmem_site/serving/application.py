@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from django.db import DatabaseError, InterfaceError, close_old_connections
 from django.http import HttpRequest
 from django.urls import reverse
 
 from agentmem_site import health
+from agentmem_site.access_log import ACCESS, Access
 from agentmem_site.api import plain_problem
 from agentmem_site.console.outages import refusal_page
 from agentmem_site.db.limits import limited
@@ -29,7 +30,7 @@ from agentmem_site.serving.answers import (
     headers_of,
 )
 from agentmem_site.serving.bodies import KIB, Body, Pace, Stream, TooSlow, kept
-from agentmem_site.serving.doors import FORM_BYTES, door_to, is_known
+from agentmem_site.serving.doors import FORM_BYTES, door_to, who_calls
 from agentmem_site.serving.threads import Busy, Threads
 
 _AT_ONCE_BYTES = 64 * KIB  # what comes with the headers, or right after them,
@@ -44,6 +45,8 @@ _LIVE = ("/health/live", "/health/live/")
 _READY = ("/health/ready", "/health/ready/")
 _BUSY = "The server is busy: everything that can be worked on at once is. Send it again in a while."
 _SIGN_IN_FIRST = "The form is too large for somebody who is not signed in."
+
+T = TypeVar("T")
 
 logger = logging.getLogger("agentmem.serving")
 
@@ -93,21 +96,25 @@ class Application:
             protocol.response_bytes(200, self._live_headers, self._live)
             return
         body = Body(protocol, _length(scope))
+        access = Access(scope.method)
         try:
-            await self._answered(scope, protocol, body)
+            try:
+                await self._answered(scope, protocol, body, access)
+            finally:
+                access.log(scope.path)
             await body.drain(up_to=_DRAINED_BYTES, within_s=_DRAINED_S, idle_s=_DRAIN_IDLE_S)
         finally:
             await body.close()
 
-    async def _answered(self, scope: Any, protocol: Any, body: Body) -> None:
+    async def _answered(self, scope: Any, protocol: Any, body: Body, access: Access) -> None:
         try:
-            answer = await self._answer(scope, body)
+            answer = await self._answer(scope, body, access)
             self._close_after(scope, body, answer)
-            await self._send(protocol, answer)
+            await self._send(protocol, answer, access)
         except Exception as error:
             answer = _refusal_of(scope, error)
             self._close_after(scope, body, answer)
-            await self._send(protocol, answer)
+            await self._send(protocol, answer, access)
 
     def _close_after(self, scope: Any, body: Body, answer: Answer) -> None:
         """The rest of a body is read, that the next request be understood, or is said to be the end
@@ -117,11 +124,11 @@ class Application:
         if not is_kept and scope.http_version.startswith("1"):
             answer.headers.append(("connection", "close"))
 
-    async def _answer(self, scope: Any, body: Body) -> Answer:
+    async def _answer(self, scope: Any, body: Body, access: Access) -> Answer:
         if scope.path in _READY and body.ended:
             return await self._readiness(scope)
         if body.ended:
-            return await self._asked(scope, BytesIO(), 0)
+            return await self._asked(scope, access, BytesIO(), 0)
         with kept() as collected:
             try:
                 at_once = Pace(idle_s=_AT_ONCE_S, least_rate=0, whole_s=_AT_ONCE_S)
@@ -131,47 +138,55 @@ class Application:
             if not body.ended or body.is_cut_short:
                 door = door_to(scope.path)
                 headers = dict(scope.headers.items())
-                asks = partial(_with_database, partial(is_known, door, headers))
-                if not await self._threads.run(asks):
-                    if not door.is_console:
-                        return await self._asked(scope, BytesIO(), 0)  # which says who it wants
+                asks = partial(_with_database, partial(who_calls, door, headers))
+                who = await self._threads.run(asks)
+                if who is None:
+                    if not door.is_console:  # Django says who it wants
+                        return await self._asked(scope, access, BytesIO(), 0)
                     await body.read(collected, up_to=FORM_BYTES + 1, pace=self._form_pace)
                     if body.received > FORM_BYTES:
                         return _refused(scope, 413, "body_too_large", _SIGN_IN_FIRST)
-                elif door.streams:
-                    return await self._streamed(scope, body, collected)
                 else:
+                    access.who = who
+                    if door.streams:
+                        return await self._streamed(scope, access, body, collected)
                     await body.read(collected, up_to=door.takes + 1, pace=self._body_pace)
             if body.is_cut_short:
                 raise _CutShort
             collected.seek(0)
-            return await self._asked(scope, collected, body.received)
+            return await self._asked(scope, access, collected, body.received)
 
-    async def _asked(self, scope: Any, body: IO[bytes], length: int) -> Answer:
-        environ = environ_of(scope, body, length)
+    async def _asked(self, scope: Any, access: Access, body: IO[bytes], length: int) -> Answer:
+        environ = environ_of(scope, body, length) | {ACCESS: access}
         return await self._threads.run(partial(answer_of, self._wsgi, environ))
 
-    async def _streamed(self, scope: Any, body: Body, collected: IO[bytes]) -> Answer:
+    async def _streamed(
+        self, scope: Any, access: Access, body: Body, collected: IO[bytes]
+    ) -> Answer:
         collected.seek(0)
         loop = asyncio.get_running_loop()
         stream = Stream(collected.read(), body, self._stream_pace, loop)
-        environ = environ_of(scope, cast(IO[bytes], stream), body.length)
+        environ = environ_of(scope, cast(IO[bytes], stream), body.length) | {ACCESS: access}
         return await self._transfers.run(partial(answer_of, self._wsgi, environ))
 
     async def _readiness(self, scope: Any) -> Answer:
         """One answer for all who ask at once, from a thread of its own."""
         if self._ready is None or self._ready.done():
-            environ = environ_of(scope, BytesIO(), 0)
+            # (Who asks logs by itself: this one is shared, and is nobody's line.)
+            environ = environ_of(scope, BytesIO(), 0) | {ACCESS: Access(scope.method)}
             self._ready = asyncio.ensure_future(
                 self._probes.run(partial(answer_of, self._wsgi, environ))
             )
         answer = await asyncio.shield(self._ready)
         return Answer(answer.status, list(answer.headers), answer.body)
 
-    async def _send(self, protocol: Any, answer: Answer) -> None:
+    async def _send(self, protocol: Any, answer: Answer, access: Access) -> None:
         """Raises: Busy."""
         parts = answer.body
+        access.status = answer.status
+        access.request_id = dict(answer.headers).get("x-request-id", "")
         if isinstance(parts, bytes):
+            access.bytes_sent = len(parts)
             protocol.response_bytes(answer.status, answer.headers, parts)
             return
         loop = asyncio.get_running_loop()
@@ -184,6 +199,8 @@ class Application:
                     pipe.send(parts, idle_s=self._idle_s)
                 except Exception:
                     logger.exception("An answer broke off")
+                finally:
+                    access.bytes_sent = pipe.sent_bytes
 
         try:
             await self._transfers.run(send)
@@ -207,7 +224,7 @@ def _length(scope: Any) -> int | None:
     return None if is_told_by_its_end else 0
 
 
-def _with_database(ask: Callable[[], bool]) -> bool:
+def _with_database(ask: Callable[[], T]) -> T:
     """As Django does around a request."""
     close_old_connections()
     try:

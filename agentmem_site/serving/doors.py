@@ -11,6 +11,7 @@ from django.urls import Resolver404, resolve, reverse
 
 from accounts.api.authentication import holder_of, key_of
 from accounts.api.views import TenantView
+from agentmem_site.access_log import Who
 
 FORM_BYTES = 64 * 1024  # of somebody who is not signed in
 
@@ -39,19 +40,22 @@ def door_to(path: str) -> Door:
     return Door(False, view().max_body_bytes, view.streams)
 
 
-def is_known(door: Door, headers: Mapping[str, str]) -> bool:
-    """Whether the caller holds a key, or is signed in to the console. `headers` are in lower case.
+def who_calls(door: Door, headers: Mapping[str, str]) -> Who | None:
+    """Who holds a key, or is signed in to the console; None: nobody known. `headers` are in lower
+    case.
 
     What they may do is for the view to say. Asks the database.
     """
     if not door.is_console:
-        return holder_of(key_of(headers)) is not None
+        holder = holder_of(key_of(headers))
+        return holder and Who(holder.organization.pk, key_id=holder.actor.id)
     try:
         cookies = SimpleCookie(headers.get("cookie", ""))
     except CookieError:
-        return False
+        return None
     cookie = cookies.get(settings.SESSION_COOKIE_NAME)
     if cookie is None:
-        return False
+        return None
     store = import_module(settings.SESSION_ENGINE).SessionStore(cookie.value)
-    return SESSION_KEY in store
+    member_id = store.get(SESSION_KEY)
+    return Who(member_id=member_id) if member_id else None

@@ -50,7 +50,8 @@ def write_found() -> int:
             written += _write(organization_id, hits[organization_id], at)
             del hits[organization_id]
         except Error as error:
-            logger.warning("Hits are not counted yet: %s", error)
+            state = getattr(error.__cause__, "sqlstate", None)
+            logger.warning("Hits are not counted yet (SQLSTATE %s)", state or "none")
     with _lock:
         for organization_id, times in hits.items():
             _hits[organization_id].update(times)

@@ -71,6 +71,11 @@ class Server(_Running):
         arguments = ["serve", f"--port={self.port}", "--threads=2", "--no-embed"]
         super().__init__(folder, ["manage.py", *arguments], environment)
 
+    def lines(self) -> list[dict]:
+        """What the log of the server has so far, of its lines of JSON."""
+        said = self.log.read_text().splitlines()
+        return [json.loads(line) for line in said if line.startswith("{")]
+
     def begin(self, key: str, path: str, framing: str, **query: object) -> socket.socket:
         """A request whose body is still to come."""
         sent = socket.create_connection(("127.0.0.1", self.port), timeout=60)

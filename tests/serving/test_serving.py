@@ -58,6 +58,48 @@ def head_of(sent):
     return status, headers
 
 
+# -- the access log --------------------------------------------------------------------------------
+
+
+def accesses(server, count):
+    """The lines of the access log, once there are so many."""
+
+    def found():
+        return [line for line in server.lines() if line["logger"] == "agentmem.access"]
+
+    until(lambda: len(found()) >= count, f"{count} lines are logged")
+    return found()
+
+
+def test_each_answer_has_its_line(server, acme, acme_key):
+    assert "Encoder: minilm-int8" in server.log.read_text()
+    assert get(server, "/health/live") == 200
+    assert get(server, "/health/ready", within_s=10) in (200, 503)
+    asked = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    asked.request("GET", "/api/v1/agents/ann", headers={"X-API-Key": acme_key})
+    found = asked.getresponse()
+    (line,) = [line for line in accesses(server, 1) if line["route"] != "/health/ready"]
+    assert (line["route"], line["status"]) == ("/api/v1/agents/{id}", 404)
+    assert (line["bytes"], line["organization_id"]) == (len(found.read()), str(acme.pk))
+    assert line["request_id"] == found.headers["X-Request-Id"]
+    asked.request("POST", "/api/v1/memories/export", b"{}", {"X-API-Key": acme_key})
+    asked.getresponse().read()
+    asked.close()
+    assert accesses(server, 2)[-1]["route"] == "/api/v1/memories/export"
+
+
+def test_what_serving_refuses_has_its_line(server, acme, acme_key):
+    head = ["POST /api/v1/memories HTTP/1.1", "Content-Length: 1000", f"X-API-Key: {acme_key}"]
+    with send(server, head, b"{") as sent:
+        _, headers = head_of(sent)
+    (line,) = accesses(server, 1)
+    assert (line["status"], line["method"], line["route"]) == (408, "POST", "/api/v1/memories")
+    assert line["request_id"] == headers["x-request-id"]
+    assert line["organization_id"] == str(acme.pk) and line["key_id"]
+    assert line["duration_ms"] > 4000
+    assert line["bytes"] == int(headers["content-length"])
+
+
 # -- bodies that do not come ---------------------------------------------------------------------
 
 

@@ -45,15 +45,24 @@ class Command(BaseCommand):
         except EncoderError as error:
             raise CommandError(str(error)) from error
         refuse_taken_port(options["host"], options["port"])
-        if options["no_embed"]:
-            os.environ["AGENTMEM_EMBED_THREAD"] = "0"
-        os.environ.setdefault("AGENTMEM_EMBED_THREAD", "1")
+        is_embedding = settings.EMBED_THREAD or not os.environ.get("AGENTMEM_EMBED_THREAD")
+        is_embedding = is_embedding and not options["no_embed"]
+        os.environ["AGENTMEM_EMBED_THREAD"] = "1" if is_embedding else "0"
         os.environ["AGENTMEM_SUPERVISED"] = "1"
+        os.environ["AGENTMEM_LOG_LEVEL"] = os.environ.get("AGENTMEM_LOG_LEVEL") or "INFO"
         os.environ["AGENTMEM_THREADS"] = str(options["threads"])
         most = max(settings.SERVING["MAX_THREADS"] // options["workers"], options["threads"])
         os.environ["AGENTMEM_MAX_THREADS"] = str(most)
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
-        self.stdout.write(f"Serving on http://{host}:{options['port']}/; Ctrl-C stops it.")
+        count = options["workers"]
+        self.stdout.write(
+            f"Serving on http://{host}:{options['port']}/; Ctrl-C stops it.\n"
+            f"Processes: {count}, threads that compute in each: {options['threads']}, "
+            f"threads in each: {most}.\n"
+            f"Database: {_database()}.\n"
+            f"Encoder: {settings.ENCODER}; pending memories are embedded by "
+            f"{'these processes' if is_embedding else '`embed_worker`'}."
+        )
         self.stdout.flush()
         os.execv(  # noqa: S606  (this process becomes the server: signals reach it directly)
             sys.executable,
@@ -77,6 +86,17 @@ class Command(BaseCommand):
                 "agentmem_site.rsgi:application",
             ],
         )
+
+
+def _database() -> str:
+    """Which one, without its password."""
+    server = settings.EMBEDDED_SERVER
+    if server is not None:
+        return f"the embedded PostgreSQL {server.version} in {server.root}"
+    found = settings.DATABASES["default"]
+    host = found["HOST"] or "the local socket"
+    port = f", port {found['PORT']}" if found["PORT"] else ""
+    return f"{found['NAME']} on {host}{port}, as {found['USER']}"
 
 
 def refuse_taken_port(host: str, port: int) -> None:
