@@ -51,24 +51,28 @@ class _Running:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    def workers(self) -> list[str]:
+        """The ids of its processes that serve."""
+        pid = self._process.pid
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
     def peak_mib(self) -> int:
         """The most memory that its processes have held at once, each."""
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        statuses = [Path(f"/proc/{p}/status").read_text() for p in [pid, *children]]
+        pids = [str(self._process.pid), *self.workers()]
+        statuses = [Path(f"/proc/{p}/status").read_text() for p in pids]
         return max(int(re.search(r"VmHWM:\s+(\d+)", s)[1]) for s in statuses) // 1024
 
 
 class Server(_Running):
     """`manage.py serve` on the tests' database, with two threads; settings by their names."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
         self.port = free_port()
         settings = connection.settings_dict
         host = f"{quote(settings['HOST'], safe='@')}:{settings['PORT']}"
         sign_in = f"{settings['USER']}:{settings['PASSWORD']}"
         environment["DATABASE_URL"] = f"postgres://{sign_in}@{host}/{settings['NAME']}"
-        arguments = ["serve", f"--port={self.port}", "--threads=2", "--no-embed"]
+        arguments = ["serve", f"--port={self.port}", "--threads=2", "--no-embed", *options]
         super().__init__(folder, ["manage.py", *arguments], environment)
 
     def lines(self) -> list[dict]:

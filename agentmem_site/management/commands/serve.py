@@ -3,8 +3,11 @@
 import os
 import socket
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -35,6 +38,11 @@ class Command(BaseCommand):
             action="store_true",
             help="leave pending memories to `embed_worker` (AGENTMEM_EMBED_THREAD=0)",
         )
+        parser.add_argument(
+            "--reload",
+            action="store_true",
+            help="restart when a source file or a template changes; for development",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         faults = reasons_not_ready()
@@ -45,6 +53,8 @@ class Command(BaseCommand):
         except EncoderError as error:
             raise CommandError(str(error)) from error
         refuse_taken_port(options["host"], options["port"])
+        if options["reload"] and find_spec("watchfiles") is None:
+            raise CommandError("--reload needs watchfiles: pip install -r requirements-dev.txt")
         is_embedding = settings.EMBED_THREAD or not os.environ.get("AGENTMEM_EMBED_THREAD")
         is_embedding = is_embedding and not options["no_embed"]
         os.environ["AGENTMEM_EMBED_THREAD"] = "1" if is_embedding else "0"
@@ -82,7 +92,7 @@ class Command(BaseCommand):
                 f"--backpressure={CONNECTIONS}",
                 f"--http1-header-read-timeout={HEADERS_WITHIN_MS}",
                 "--no-ws",
-                "--log-level=warning",
+                *(reload_arguments() if options["reload"] else ["--log-level=warning"]),
                 "agentmem_site.rsgi:application",
             ],
         )
@@ -97,6 +107,20 @@ def _database() -> str:
     host = found["HOST"] or "the local socket"
     port = f", port {found['PORT']}" if found["PORT"] else ""
     return f"{found['NAME']} on {host}{port}, as {found['USER']}"
+
+
+def reload_arguments() -> list[str]:
+    """Arguments of granian: the folders to watch. A module that cannot be imported, because it was
+    saved half done, does not end the server: the next change starts it again."""
+    packages = [app.path for app in apps.get_app_configs()]
+    own = {path for path in map(Path, packages) if path.parent == settings.BASE_DIR}
+    watched = sorted([*own, settings.BASE_DIR / "templates"])
+    return [
+        "--reload",
+        "--reload-ignore-worker-failure",
+        "--log-level=info",  # names the files that changed
+        *(f"--reload-paths={path}" for path in watched),
+    ]
 
 
 def refuse_taken_port(host: str, port: int) -> None:
