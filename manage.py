@@ -10,18 +10,15 @@ MISSING = {"42P01", "42703"}  # undefined_table, undefined_column
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "agentmem_site.settings")
-    from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line  # after the settings are named
     from django.db import InternalError, OperationalError, ProgrammingError
 
     from agentmem_site.db.outages import AWAY, outage_of
-    from agentmem_site.embedded import EmbeddedError
+    from agentmem_site.variables import refusals_told
 
     try:
-        execute_from_command_line(sys.argv)
-    # The data directory, a setting: told before any command begins.
-    except (EmbeddedError, ImproperlyConfigured) as error:
-        sys.exit(f"Error: {error}")
+        with refusals_told():  # before any command begins
+            execute_from_command_line(sys.argv)
     # Of commands that do not tell it themselves.
     except (OperationalError, InternalError) as error:
         outage = outage_of(error)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
+from django.middleware.common import CommonMiddleware
 from django.urls import reverse
 
 from agentmem_site.db.ids import uuid7
@@ -51,6 +52,15 @@ class RequestIdMiddleware:
             current_request_id.reset(token)
         response["X-Request-Id"] = request.id  # type: ignore[attr-defined]
         return response
+
+
+class HostMiddleware(CommonMiddleware):
+    """Refuses a Host that is not of AGENTMEM_ALLOWED_HOSTS; not of probes, which ask by address."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
+        if request.path_info.startswith("/health/"):
+            return None
+        return super().process_request(request)
 
 
 class StatementLimitsMiddleware:

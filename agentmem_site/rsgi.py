@@ -1,5 +1,7 @@
 """What granian serves, in each of its processes."""
 
+from typing import Any
+
 from django.conf import settings
 
 from agentmem_site.parent import end_with_parent
@@ -7,12 +9,13 @@ from agentmem_site.wsgi import application as django  # makes the apps ready
 
 from agentmem_site.serving.application import Application  # isort: skip
 
+_serving: dict[str, Any] = settings.SERVING
 application = Application(
     django,
-    threads=settings.SERVING["THREADS"],
-    max_threads=settings.SERVING["MAX_THREADS"],
-    transfers=settings.SERVING["TRANSFERS"],
-    idle_s=settings.SERVING["IDLE_S"],
+    threads=_serving["THREADS"],
+    max_threads=_serving["MAX_THREADS"],
+    transfers=_serving["TRANSFERS"],
+    idle_s=_serving["IDLE_S"],
 )
 
 if settings.SUPERVISED:

@@ -13,13 +13,14 @@ from django.core.exceptions import ImproperlyConfigured
 from agentmem_site import private
 from agentmem_site.db.urls import settings_of_url
 from agentmem_site.embedded import DataDirectoryRefusal, Server
+from agentmem_site.variables import HOST, ORIGIN, Variables
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = environ.Env()
-environ.Env.read_env(BASE_DIR / ".env")
+environ.Env.read_env(BASE_DIR / ".env")  # into os.environ, where a name is not set yet
+env = Variables(os.environ)
 
 # --- where things are kept -------------------------------------------------------------------
-DATA_DIR = Path(env.str("AGENTMEM_DATA_DIR", str(BASE_DIR / "var"))).resolve()
+DATA_DIR = Path(env.text("AGENTMEM_DATA_DIR", str(BASE_DIR / "var"), shown="`var`")).resolve()
 
 
 def _kept_secret(path: Path) -> str:
@@ -37,29 +38,40 @@ def _kept_secret(path: Path) -> str:
         ) from error
 
 
-DEBUG = env.bool("AGENTMEM_DEBUG", False)
-SECRET_KEY = env.str("AGENTMEM_SECRET_KEY", "") or _kept_secret(DATA_DIR / "secret_key")
-ALLOWED_HOSTS = env.list("AGENTMEM_ALLOWED_HOSTS", default=["127.0.0.1", "localhost", "[::1]"])
-CSRF_TRUSTED_ORIGINS = env.list("AGENTMEM_TRUSTED_ORIGINS", default=[])
+DEBUG = env.flag("AGENTMEM_DEBUG", False)
+SECRET_KEY = env.text(
+    "AGENTMEM_SECRET_KEY", shown="made once, in the data directory"
+) or _kept_secret(DATA_DIR / "secret_key")
+ALLOWED_HOSTS = env.words(
+    "AGENTMEM_ALLOWED_HOSTS",
+    ["127.0.0.1", "localhost", "[::1]"],
+    like=HOST,
+    as_in="agentmem.example.com, without scheme and port",
+)
+CSRF_TRUSTED_ORIGINS = env.words(
+    "AGENTMEM_TRUSTED_ORIGINS", [], like=ORIGIN, as_in="https://agentmem.example.com"
+)
 
 # --- PostgreSQL ------------------------------------------------------------------------------
 # With DATABASE_URL: that server, as the application; DATABASE_OWNER_URL migrates it. Without:
 # the embedded one, started at the first connection (agentmem_site/db/base.py).
-DATABASE_URL = env.str("DATABASE_URL", "")
-POSTGRES_VERSION = env.int("AGENTMEM_POSTGRES_VERSION", 18)
+DATABASE_URL = env.text("DATABASE_URL", shown="none: the embedded server")
+POSTGRES_VERSION = int(env.one_of("AGENTMEM_POSTGRES_VERSION", "18", ["18", "16"]))
+POSTGRES_LOG_MAX_MB = env.number("AGENTMEM_POSTGRES_LOG_MAX_MB", 16)
+POSTGRES_LOG_DAYS = env.number("AGENTMEM_POSTGRES_LOG_DAYS", 14)
 EMBEDDED_SERVER = (
     None
     if DATABASE_URL
     else Server(
         DATA_DIR / f"postgres-{POSTGRES_VERSION}",
         version=POSTGRES_VERSION,
-        log_max_bytes=round(1024 * 1024 * env.float("AGENTMEM_POSTGRES_LOG_MAX_MB", 16)),
-        log_days=env.float("AGENTMEM_POSTGRES_LOG_DAYS", 14),
+        log_max_bytes=round(1024 * 1024 * POSTGRES_LOG_MAX_MB),
+        log_days=POSTGRES_LOG_DAYS,
     )
 )
+_owner_url = env.text("DATABASE_OWNER_URL")
 if EMBEDDED_SERVER is None:
     _application = settings_of_url(DATABASE_URL, "DATABASE_URL")
-    _owner_url = env.str("DATABASE_OWNER_URL", "")
     _owner = settings_of_url(_owner_url, "DATABASE_OWNER_URL") if _owner_url else {}
     if _owner and _owner["NAME"] != _application["NAME"]:
         raise ImproperlyConfigured(
@@ -89,33 +101,38 @@ DATABASES = {
             **{key: _owner.get(key, "") for key in ("USER", "PASSWORD", "HOST", "PORT")},
             "OPTIONS": {**_options, **_owner.get("OPTIONS", {})},
         },
-        "CONN_MAX_AGE": env.int("AGENTMEM_CONN_MAX_AGE_S", 600),
+        "CONN_MAX_AGE": env.whole("AGENTMEM_CONN_MAX_AGE_S", 600),
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": _options,
         "TEST": {"TEMPLATE": "agentmem_template"},
     }
 }
 # How long a statement of a request may run, and wait for a lock. Loads have limits of their own.
-STATEMENT_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_STATEMENT_TIMEOUT_S", 30))
-LOCK_TIMEOUT_MS = round(1000 * env.float("AGENTMEM_LOCK_TIMEOUT_S", 5))
+STATEMENT_TIMEOUT_MS = round(1000 * env.number("AGENTMEM_STATEMENT_TIMEOUT_S", 30))
+LOCK_TIMEOUT_MS = round(1000 * env.number("AGENTMEM_LOCK_TIMEOUT_S", 5))
 # How long a request may go on with a change of many statements (a deletion with all that hangs on
 # it); the last one of them begins before.
-CHANGE_TIMEOUT_S = env.float("AGENTMEM_CHANGE_TIMEOUT_S", 50)
+CHANGE_TIMEOUT_S = env.number("AGENTMEM_CHANGE_TIMEOUT_S", 50)
 # A connection of a request that says nothing for so long (a stalled pooler) is given up.
-DATABASE_SILENCE_S = env.float("AGENTMEM_DATABASE_SILENCE_S", 90)
+DATABASE_SILENCE_S = env.number("AGENTMEM_DATABASE_SILENCE_S", 90)
 # Of each server process; `serve` divides `MAX_THREADS` among its processes (agentmem_site/serving).
 SERVING = {
-    "THREADS": env.int("AGENTMEM_THREADS", min(8, 2 * (os.cpu_count() or 1) + 1)),
-    "MAX_THREADS": env.int("AGENTMEM_MAX_THREADS", 64),
-    "TRANSFERS": env.int("AGENTMEM_TRANSFERS", 8),
-    "IDLE_S": env.float("AGENTMEM_BODY_IDLE_S", 30),
+    "THREADS": env.whole(
+        "AGENTMEM_THREADS",
+        min(8, 2 * (os.cpu_count() or 1) + 1),
+        least=1,
+        shown="twice the cores and one, 8 at most",
+    ),
+    "MAX_THREADS": env.whole("AGENTMEM_MAX_THREADS", 64, least=1),
+    "TRANSFERS": env.whole("AGENTMEM_TRANSFERS", 8, least=1),
+    "IDLE_S": env.number("AGENTMEM_BODY_IDLE_S", 30),
 }
 # Each server process embeds pending memories in a thread; `serve` turns it on.
-EMBED_THREAD = env.bool("AGENTMEM_EMBED_THREAD", False)
+EMBED_THREAD = env.flag("AGENTMEM_EMBED_THREAD", False, shown="on under `serve`")
 # A server process ends when the one that started it does; `serve` turns it on.
-SUPERVISED = env.bool("AGENTMEM_SUPERVISED", False)
+SUPERVISED = env.flag("AGENTMEM_SUPERVISED", False, shown="on under `serve`")
 # /health/ready warns when a disk of this machine has less left.
-DISK_LEAST_BYTES = round(1024 * 1024 * env.float("AGENTMEM_DISK_LEAST_MB", 512))
+DISK_LEAST_BYTES = round(1024 * 1024 * env.number("AGENTMEM_DISK_LEAST_MB", 512))
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- the application -------------------------------------------------------------------------
@@ -145,7 +162,7 @@ MIDDLEWARE = [
     "agentmem_site.middleware.ConsolePolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "agentmem_site.console.outages.ConsoleSessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
+    "agentmem_site.middleware.HostMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
@@ -190,7 +207,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 
 # --- the web ---------------------------------------------------------------------------------
-HTTPS = env.bool("AGENTMEM_HTTPS", False)  # True in production: behind a proxy that ends TLS
+HTTPS = env.flag("AGENTMEM_HTTPS", False)  # True in production: behind a proxy that ends TLS
 SECURE_SSL_REDIRECT = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SECURE_REDIRECT_EXEMPT = [r"^health/"]  # probes ask this process, not the proxy
@@ -291,33 +308,42 @@ SPECTACULAR_SETTINGS = {
 }
 
 # --- embeddings ------------------------------------------------------------------------------
-ENCODER = env.str("AGENTMEM_ENCODER", "minilm-int8")  # memories/embeddings lists them
-ENCODER_THREADS = env.int("AGENTMEM_ENCODER_THREADS", 0)  # 0: one per core
+ENCODER = env.text("AGENTMEM_ENCODER", "minilm-int8")  # memories/embeddings lists them
+ENCODER_THREADS = env.whole("AGENTMEM_ENCODER_THREADS", 0, shown="0: one per core")
 MODELS_DIR = Path(
-    env.str("AGENTMEM_MODELS_DIR", str(BASE_DIR / "memories" / "embeddings" / "artefacts"))
+    env.text(
+        "AGENTMEM_MODELS_DIR",
+        str(BASE_DIR / "memories" / "embeddings" / "artefacts"),
+        shown="`memories/embeddings/artefacts`",
+    )
 ).resolve()
 OPENAI_ENCODER = {
-    "URL": env.str("AGENTMEM_OPENAI_URL", "https://api.openai.com/v1"),
-    "KEY": env.str("AGENTMEM_OPENAI_KEY", ""),
-    "MODEL": env.str("AGENTMEM_OPENAI_MODEL", "text-embedding-3-small"),
+    "URL": env.web_address("AGENTMEM_OPENAI_URL", "https://api.openai.com/v1"),
+    "KEY": env.text("AGENTMEM_OPENAI_KEY"),
+    "MODEL": env.text("AGENTMEM_OPENAI_MODEL", "text-embedding-3-small"),
     # Asked for when set: not every server can shorten its vectors.
-    "DIMENSIONS": env.int("AGENTMEM_OPENAI_DIMENSIONS", 0),
-    "NAME": env.str("AGENTMEM_OPENAI_NAME", ""),
-    "BATCH_SIZE": env.int("AGENTMEM_OPENAI_BATCH_SIZE", 64),
-    "TIMEOUT_S": env.float("AGENTMEM_OPENAI_TIMEOUT_S", 30),
-    "RETRIES": env.int("AGENTMEM_OPENAI_RETRIES", 3),
+    "DIMENSIONS": env.whole("AGENTMEM_OPENAI_DIMENSIONS", 0, shown="0: the model's own"),
+    "NAME": env.text("AGENTMEM_OPENAI_NAME", shown="`openai:MODEL`, `openai:MODEL@DIMENSIONS`"),
+    "BATCH_SIZE": env.whole("AGENTMEM_OPENAI_BATCH_SIZE", 64, least=1),
+    "TIMEOUT_S": env.number("AGENTMEM_OPENAI_TIMEOUT_S", 30),
+    "RETRIES": env.whole("AGENTMEM_OPENAI_RETRIES", 3),
 }
-SENTENCE_TRANSFORMERS_MODEL = env.str("AGENTMEM_SENTENCE_TRANSFORMERS_MODEL", "all-MiniLM-L6-v2")
+SENTENCE_TRANSFORMERS_MODEL = env.text("AGENTMEM_SENTENCE_TRANSFORMERS_MODEL", "all-MiniLM-L6-v2")
 
 # --- search ----------------------------------------------------------------------------------
 # Seconds between the writes of what searches found (access_count, last_accessed); 0: never.
-FOUND_EVERY_S = env.float("AGENTMEM_FOUND_EVERY_S", 1.0)
+FOUND_EVERY_S = env.number("AGENTMEM_FOUND_EVERY_S", 1.0)
 
 # --- logs ------------------------------------------------------------------------------------
 # `serve` turns INFO on. Of libraries no more than warnings are logged: Django's own lines of DEBUG
 # hold statements with their values.
-LOG_LEVEL = env.str("AGENTMEM_LOG_LEVEL", "WARNING")
-ACCESS_LOG = env.bool("AGENTMEM_ACCESS_LOG", True)
+LOG_LEVEL = env.one_of(
+    "AGENTMEM_LOG_LEVEL",
+    "WARNING",
+    ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    shown="WARNING; INFO under `serve`",
+)
+ACCESS_LOG = env.flag("AGENTMEM_ACCESS_LOG", True)
 _OWN_LOGGERS = ("agentmem", "agentmem_site", "accounts", "memories", "sessions")
 LOGGING = {
     "version": 1,

@@ -4,5 +4,8 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
+from agentmem_site.variables import refusals_told
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "agentmem_site.settings")
-application = get_wsgi_application()
+with refusals_told():
+    application = get_wsgi_application()

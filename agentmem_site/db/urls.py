@@ -7,14 +7,34 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo, PGconn
 
 Settings = Mapping[str, Any]  # Django's keys: NAME USER PASSWORD HOST PORT OPTIONS
 
 _SCHEMES = ("postgres", "postgresql")
 _KEYS = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
 _ENCODED = "; special characters of a password (# / ? % [) are %-encoded."
+_NOWHERE = "/nowhere"
+_WHOLE = {
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+}
+_CHECKED = {
+    "sslmode",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "gssencmode",
+    "channel_binding",
+    "require_auth",
+    "target_session_attrs",
+    "load_balance_hosts",
+    "sslcertmode",
+}
 _REFUSED = {
     "client_encoding": "AgentMem speaks UTF-8",
     "replication": "AgentMem does not replicate",
@@ -31,6 +51,8 @@ def settings_of_url(url: str, name: str) -> dict[str, Any]:
     Raises: ImproperlyConfigured.
     """
     shape = f"{name} is to be postgres://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE"
+    if url[:1] in ("'", '"'):
+        raise ImproperlyConfigured(f"{shape}, without quotation marks around it.")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise ImproperlyConfigured(f"{shape}.")
@@ -66,7 +88,26 @@ def settings_of_url(url: str, name: str) -> dict[str, Any]:
         settings["HOST"], _, settings["NAME"] = settings["NAME"].rpartition("/")
     if parts.fragment or not settings["NAME"] or set(settings["NAME"]) & set("/@"):
         raise ImproperlyConfigured(f"{shape}{_ENCODED}")
+    ports = [port for port in settings["PORT"].split(",") if port]
+    if not all(port.isascii() and port.isdecimal() and 0 < int(port) < 65536 for port in ports):
+        raise ImproperlyConfigured(f"{shape}{_ENCODED}")
+    for option, value in found.items():
+        if not _is_taken(option, str(value)):
+            raise ImproperlyConfigured(f"{name}: {option} has a value that libpq does not take.")
     return {**settings, "OPTIONS": found}
+
+
+def _is_taken(option: str, value: str) -> bool:
+    """Whether libpq takes the value. It looks before it connects: here, to no socket at all."""
+    if option in _WHOLE:
+        return value.strip().removeprefix("-").isdecimal()
+    if option not in _CHECKED:
+        return True
+    begun = PGconn.connect_start(make_conninfo(host=_NOWHERE, **{option: value}).encode())
+    try:
+        return _NOWHERE.encode() in begun.error_message
+    finally:
+        begun.finish()
 
 
 def connection_words(settings: Settings) -> dict[str, Any]:

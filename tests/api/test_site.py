@@ -90,6 +90,13 @@ def test_the_site_is_ready(client, db, settings):
     )
 
 
+def test_probes_are_answered_whatever_the_host(client, db, settings):
+    settings.DISK_LEAST_BYTES = 0
+    for path in ("/health/live", "/health/ready"):
+        assert client.get(path, HTTP_HOST="10.1.2.3:8000").status_code == 200
+    assert client.get("/api/v1/me", HTTP_HOST="10.1.2.3:8000").status_code == 400
+
+
 def test_a_database_with_open_walls_is_not_ready(client, db, monkeypatch):
     # (What opens a wall is checks.py's to tell; here, that it is told.)
     monkeypatch.setattr(health, "database_faults", lambda: ["The wall of x is open."])

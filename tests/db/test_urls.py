@@ -91,6 +91,15 @@ def test_every_option_reaches_every_connection():
         ("postgres://u:secret@h/d?CONN_MAX_AGE=5", "set AGENTMEM_CONN_MAX_AGE_S"),
         ("postgres://u:secret@h/d?client_encoding=latin1", "AgentMem speaks UTF-8"),
         ("postgres://u:secret@h/d?pool=true", "knows no option pool"),
+        ("postgres://u:secret@h/d?pgbouncer=true", "knows no option pgbouncer"),
+        ("postgres://u:secret@h/d?schema=x", "knows no option schema"),
+        ("postgres://u:secret@h/d?sslmode=requierd", "sslmode has a value that libpq does not"),
+        ("postgres://u:secret@h/d?connect_timeout=secret", "connect_timeout has a value"),
+        ("postgres://u:secret@h/d?require_auth=secret", "require_auth has a value that"),
+        ("postgres://u:secret@h:54x2/d", "X is to be postgres://"),
+        ("postgres://u:secret@h:99999/d", "X is to be postgres://"),
+        ("'postgres://u:secret@h/d'", "without quotation marks"),
+        ('"postgres://u:secret@h/d"', "without quotation marks"),
         ("mysql://u:secret@h/d", "X is to be postgres://"),
         ("secret", "X is to be postgres://"),
         ("postgres://u:secret@h/", "X is to be postgres://"),
@@ -211,7 +220,7 @@ def test_another_database_of_the_owner_is_refused():
         DATABASE_URL="postgres://a:secret@h/one",
         DATABASE_OWNER_URL="postgres://o:secret@h/two",
     )
-    assert told.returncode == 1
+    assert told.returncode == 2
     assert told.stderr == (
         "Error: DATABASE_OWNER_URL names the database two and DATABASE_URL one: the owner migrates "
         "what the application serves, so name one.\n"

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from argparse import ArgumentTypeError
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1")
         parser.add_argument("--port", type=int, default=8000)
-        parser.add_argument("--workers", type=int, default=1, help="processes")
+        parser.add_argument("--workers", type=_one_or_more, default=1, help="processes")
         parser.add_argument(
             "--threads",
-            type=int,
+            type=_one_or_more,
             default=settings.SERVING["THREADS"],
             help="requests that compute at once, per process; those that wait are not counted",
         )
@@ -96,6 +97,13 @@ class Command(BaseCommand):
                 "agentmem_site.rsgi:application",
             ],
         )
+
+
+def _one_or_more(given: str) -> int:
+    """Raises: ArgumentTypeError."""
+    if not given.isdecimal() or int(given) < 1:
+        raise ArgumentTypeError("a whole number, 1 or more")
+    return int(given)
 
 
 def _database() -> str:
