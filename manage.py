@@ -13,7 +13,8 @@ def main() -> None:
     from django.core.management import execute_from_command_line  # after the settings are named
     from django.db import InternalError, OperationalError, ProgrammingError
 
-    from agentmem_site.db.outages import AWAY, outage_of
+    from agentmem_site.db.outages import outage_of
+    from agentmem_site.db.refusals import told
     from agentmem_site.variables import refusals_told
 
     try:
@@ -21,11 +22,9 @@ def main() -> None:
             execute_from_command_line(sys.argv)
     # Of commands that do not tell it themselves.
     except (OperationalError, InternalError) as error:
-        outage = outage_of(error)
-        if outage is None or "--traceback" in sys.argv:
+        if outage_of(error) is None or "--traceback" in sys.argv:
             raise
-        said = f"No database: {error}" if outage is AWAY else outage.words
-        sys.stderr.write(f"Error: {said}\n")
+        sys.stderr.write(f"Error: {told(error)}\n")
         sys.exit(TEMPORARY)
     except ProgrammingError as error:
         state = getattr(error.__cause__, "sqlstate", None)

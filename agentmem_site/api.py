@@ -39,6 +39,7 @@ from agentmem_site.bulk_api import (
     UserBulkViewSet,
 )
 from agentmem_site.db.outages import outage_of
+from agentmem_site.db.refusals import reason
 from agentmem_site.middleware import current_request_id
 from agentmem_site.retention_api import SweptOrganizationViewSet
 from memories.api.adding import MemoryBatchViewSet
@@ -206,7 +207,7 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
     outage = outage_of(error)
     if outage is None:
         return None
-    logger.warning("%s (SQLSTATE %s)", outage.words, _state(error) or "none")
+    logger.warning("%s (%s)", outage.words, reason(error))
     headers = {"Retry-After": str(outage.wait_s)}
     return 503, headers, _problem(503, outage.code, outage.words)
 

@@ -17,6 +17,8 @@ from psycopg.errors import LockNotAvailable
 from agentmem_site.checks import database_faults, database_warnings
 from agentmem_site.db.limits import limited
 from agentmem_site.db.outages import AWAY, DISK_FULL, READ_ONLY, WriteProbe, outage_of
+from agentmem_site.db.refusals import explained
+from agentmem_site.db.setup import vector_fault
 from agentmem_site.embedded import EmbeddedError
 
 MB = 1024 * 1024
@@ -60,6 +62,8 @@ def reasons_not_ready(*, is_serving: bool = False) -> list[str]:
     already, for it was all in order then."""
     try:
         with limited(lock_timeout_ms=_LOCKED_MS if is_serving else None):
+            if without := vector_fault(connection):
+                return [without]
             reasons = database_faults()
             executor = MigrationExecutor(connection)
             if executor.migration_plan(executor.loader.graph.leaf_nodes()):
@@ -67,7 +71,12 @@ def reasons_not_ready(*, is_serving: bool = False) -> list[str]:
     except (Error, EmbeddedError) as error:
         if is_serving and isinstance(error.__cause__, LockNotAvailable):
             return []
-        return [_FULL if outage_of(error) is DISK_FULL else _AWAY]
+        if outage_of(error) is DISK_FULL:
+            return [_FULL]
+        found = explained(error)
+        if found is None:
+            return [_AWAY if is_serving or not isinstance(error, EmbeddedError) else str(error)]
+        return [found.refusal.words if is_serving else found.sentence]
     return reasons
 
 

@@ -7,7 +7,8 @@ from django.core.management.base import CommandError
 from django.db import InternalError, OperationalError
 
 from accounts.errors import ServiceError, Unavailable
-from agentmem_site.db.outages import AWAY, outage_of
+from agentmem_site.db import refusals
+from agentmem_site.db.outages import outage_of
 
 USAGE, SOME_REJECTED = 2, 3
 BAD_DATA, INTEGRITY, CANNOT_WRITE, TEMPORARY, PERMISSION = 65, 70, 73, 75, 77
@@ -26,8 +27,6 @@ def told(then: str) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise CommandError(f"Stopped. {then}", returncode=INTERRUPTED) from stop
     except (OperationalError, InternalError) as error:
-        outage = outage_of(error)
-        if outage is None:
+        if outage_of(error) is None:
             raise
-        said = f"No database: {error}" if outage is AWAY else outage.words
-        raise CommandError(f"{said}\n{then}", returncode=TEMPORARY) from error
+        raise CommandError(f"{refusals.told(error)}\n{then}", returncode=TEMPORARY) from error

@@ -13,6 +13,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 
 from agentmem_site.db.outages import AWAY, DISK_FULL, READ_ONLY, outage_of
+from agentmem_site.db.refusals import reason
 
 logger = logging.getLogger("agentmem.console")
 
@@ -42,8 +43,7 @@ class ConsoleSessionMiddleware(SessionMiddleware):
         outage = outage_of(error)
         if outage is None:
             return None
-        state = getattr(error.__cause__ or error, "sqlstate", None)
-        logger.warning("%s (SQLSTATE %s)", outage.words, state or "none")
+        logger.warning("%s (%s)", outage.words, reason(error))
         page = refusal_page(_WORDS[outage], 503)
         page["Retry-After"] = str(outage.wait_s)
         return page

@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from agentmem_site.db.creation import DatabaseCreation
 from agentmem_site.db.fields import tenant_key
 from agentmem_site.db.limits import wait_limited
+from agentmem_site.db.refusals import cannot_connect
 from agentmem_site.db.schema import DatabaseSchemaEditor
 from agentmem_site.db.setup import prepare_embedded
 from agentmem_site.db.urls import connection_words
@@ -44,16 +45,22 @@ class DatabaseWrapper(PostgresWrapper):
     client_class = DatabaseClient
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """A connection; where the embedded server does not run (yet, or any more) it is started."""
+        """A connection; where the embedded server does not run (yet, or any more) it is started.
+
+        Raises: psycopg.OperationalError; CannotConnect where it is known why.
+        """
         server = settings.EMBEDDED_SERVER
         if server is not None:
             server.bound_log()
         try:
             connection = super().get_new_connection(conn_params)
-        except self.Database.OperationalError:
+        except self.Database.OperationalError as error:
             if server is None or conn_params.get("host") != server.connection()["HOST"]:
-                raise
+                raise cannot_connect(error, self.settings_dict) from error
             server.start(prepare=prepare_embedded(server))
-            connection = super().get_new_connection(conn_params)
+            try:
+                connection = super().get_new_connection(conn_params)
+            except self.Database.OperationalError as again:
+                raise cannot_connect(again, self.settings_dict) from again
         connection.wait = partial(wait_limited, connection)
         return connection

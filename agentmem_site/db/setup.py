@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 from agentmem_site.db.quiet import QUIET
+from agentmem_site.db.refusals import cannot_connect
 from agentmem_site.db.roles import ADMIN, APPLICATION, OWNER
 from agentmem_site.db.urls import Settings, connection_words
 
@@ -61,7 +63,10 @@ def prepare_embedded(server: "Server") -> Callable[[Settings], None]:
 
 def _connect(settings: Settings) -> "psycopg.Connection[Any]":
     words = {"connect_timeout": 5, **connection_words(settings)}
-    return psycopg.connect(**words, autocommit=True)
+    try:
+        return psycopg.connect(**words, autocommit=True)
+    except psycopg.OperationalError as error:
+        raise cannot_connect(error, settings, "The superuser's sign-in") from error
 
 
 def _make_roles(
@@ -130,10 +135,47 @@ def _make_database(connection: "psycopg.Connection[Any]", name: str, owner: str)
 
 
 def _make_extension(connection: "psycopg.Connection[Any]") -> None:
+    [(version, available)] = connection.execute(_EXTENSION).fetchall()
+    if version is None and available is None:
+        raise SetupRefused(_NOT_INSTALLED)
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-    found = connection.execute(
-        "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
-    ).fetchone()
-    version = tuple(int(part) for part in found[0].split(".")[:2]) if found else (0, 0)
-    if version < (0, 8):
-        raise SetupRefused("AgentMem needs pgvector 0.8 or newer; this server has an older one.")
+    [(version, available)] = connection.execute(_EXTENSION).fetchall()
+    if fault := _fault_of(version, available):
+        raise SetupRefused(fault)
+
+
+# Of pgvector: the version in this database, and the one that the server could create.
+_EXTENSION = (
+    "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
+    "(SELECT default_version FROM pg_available_extensions WHERE name = 'vector')"
+)
+_NOT_INSTALLED = (
+    "PostgreSQL has no pgvector: install version 0.8 or newer on its machine (Debian: the package "
+    "postgresql-18-pgvector), then run `manage.py setup_database`."
+)
+
+
+def vector_fault(connection: BaseDatabaseWrapper) -> str | None:
+    """What is wrong with pgvector in this database, in a sentence; None: nothing. One statement.
+
+    Raises: django.db.Error.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_EXTENSION)
+        return _fault_of(*cursor.fetchone())
+
+
+def _fault_of(version: str | None, available: str | None) -> str | None:
+    if version is None and available is None:
+        return _NOT_INSTALLED
+    if version is None:
+        return (
+            "The database has no pgvector: run `manage.py setup_database`, or in it, as a "
+            "superuser, CREATE EXTENSION vector."
+        )
+    if tuple(int(part) for part in version.split(".")[:2]) < (0, 8):
+        return (
+            f"The database has pgvector {version}, and AgentMem needs 0.8 or newer: install it, "
+            "then run ALTER EXTENSION vector UPDATE as a superuser."
+        )
+    return None

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from accounts.errors import Forbidden, Unavailable
 from accounts.models import Organization
+from agentmem_site.db.refusals import explained
 from memories.embeddings import EncoderError
 from memories.services.embed_progress import note_visit
 from memories.services.embedding import EMBED_CHANNEL
@@ -234,4 +235,7 @@ class Bell:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, EncoderError) else "The database cannot be reached."
+    if isinstance(error, EncoderError):
+        return str(error)
+    found = explained(error)
+    return found.sentence if found else "The database cannot be reached."

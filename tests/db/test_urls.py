@@ -193,7 +193,7 @@ def test_the_superuser_s_url_checks_the_server(tls):
     assert (done.returncode, done.stderr) == (0, "")
     misspelt = set_up("?sslmod=verify-full")
     assert "--superuser-url: the libpq that is installed" in misspelt.stderr
-    assert misspelt.returncode == 1
+    assert misspelt.returncode == 2
 
 
 @pytest.mark.django_db

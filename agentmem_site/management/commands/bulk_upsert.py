@@ -46,6 +46,7 @@ from agentmem_site.bulk.report import (
     Unreadable,
 )
 from agentmem_site.bulk.tables import csv_kinds
+from agentmem_site.db import refusals
 from agentmem_site.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 from agentmem_site.management.load_options import (
     EMBED,
@@ -140,7 +141,7 @@ class Command(BaseCommand):
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
-            raise CommandError(f"No database: {error}", returncode=TEMPORARY) from error
+            raise CommandError(refusals.told(error), returncode=TEMPORARY) from error
         try:
             with ExitStack() as stack:
                 stack.enter_context(_terminable())

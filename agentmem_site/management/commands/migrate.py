@@ -4,12 +4,14 @@ application is granted what it needs."""
 import sys
 from typing import Any
 
+from django.core.management.base import CommandError
 from django.core.management.commands.migrate import Command as StockCommand
 from django.db import connections
 
 from agentmem_site.db.grants import grant_to_application
 from agentmem_site.db.roles import as_owner
 from agentmem_site.db.routines import installed_routines, renew_routines, stale_routines
+from agentmem_site.db.setup import vector_fault
 
 
 class Command(StockCommand):
@@ -21,6 +23,8 @@ class Command(StockCommand):
         connection = connections[options["database"]]
         routines = installed_routines()
         with as_owner(connection):
+            if without := vector_fault(connection):
+                raise CommandError(without)
             super().handle(*args, **options)  # with --check it exits where one is missing
             if options["plan"] or options["check_unapplied"]:
                 stale = stale_routines(connection, routines)

@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from agentmem_site.db.setup import SetupRefused, setup_database
 from agentmem_site.db.urls import settings_of_url
+from agentmem_site.variables import USAGE
 
 
 class Command(BaseCommand):
@@ -41,8 +42,11 @@ class Command(BaseCommand):
                 owner=application["OWNER"],
                 application=application,
             )
-        except (ImproperlyConfigured, SetupRefused, psycopg.Error) as refusal:
-            raise CommandError(str(refusal)) from refusal
+        except ImproperlyConfigured as refusal:
+            raise CommandError(str(refusal), returncode=USAGE) from refusal
+        except (SetupRefused, psycopg.Error) as refusal:
+            # (What follows the first line of PostgreSQL's errors may quote a statement.)
+            raise CommandError(str(refusal).partition("\n")[0]) from refusal
         if unset:
             self.stderr.write(
                 f"The log of PostgreSQL may come to hold what people said: {', '.join(unset)} may "

@@ -11,6 +11,7 @@ from django.db import OperationalError
 from accounts.access import organization_by_slug
 from accounts.management.ending import TEMPORARY, USAGE, told
 from accounts.models import Organization
+from agentmem_site.db import refusals
 from memories.embeddings import EncoderError
 from memories.management.progress import progress
 from memories.services.embed_worker import EmbedWorker, Stopped, Work
@@ -71,7 +72,7 @@ class Command(BaseCommand):
             except EncoderError as error:
                 raise CommandError(str(error), returncode=TEMPORARY) from error
             except OperationalError as error:
-                raise CommandError(f"No database: {error}", returncode=TEMPORARY) from error
+                raise CommandError(refusals.told(error), returncode=TEMPORARY) from error
             left = _count(organization) if options["once"] else 0
         self.stdout.write(_sentence(worker.work) + _left(left))
 
