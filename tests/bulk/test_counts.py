@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from accounts.models import AuditEvent, User
 from accounts.services.users import users
@@ -48,6 +49,22 @@ def test_the_same_file_again_writes_nothing(acme, tmp_path, resource):
     report = load(tmp_path, resource, data, batch_size=64)
     assert counts(report) == {"unchanged": len(data)}
     assert (versions(acme, model), versions(acme, Run)) == before
+
+
+@pytest.mark.parametrize("resource", list(RESOURCES))
+def test_rows_come_back_from_the_trash(acme, tmp_path, resource):
+    data = b"".join(samples.lines(resource, row_count=5, seed=1)).splitlines()
+    model = RESOURCES[resource].model
+    if resource == "messages":  # they refer to the runs of sessions
+        sessions_lines = b"".join(samples.lines("sessions", row_count=5, seed=1)).splitlines()
+        load(tmp_path, "sessions", sessions_lines)
+    load(tmp_path, resource, data)
+    with tenant(acme):
+        rows = model.objects.for_organization(acme)
+        assert rows.update(is_deleted=True, deleted_at=timezone.now()) == 5
+    load(tmp_path, resource, data, restore=True)
+    with tenant(acme):
+        assert rows.live().count() == 5
 
 
 @pytest.mark.parametrize("resource", ["agents", "sessions", "memories"])
