@@ -217,8 +217,15 @@ def test_a_full_disk_is_seen_before_anybody_writes(small_disk, django_db_blocker
         beside.close()
         connections["default"] = kept
         server.stop(timeout_s=20)
-    filler = fill(small_disk)
-    with pytest.raises(EmbeddedError) as refusal:
-        server.start()
-    assert outage_of(refusal.value) is DISK_FULL
+    for _ in range(5):  # (what the server that ended has removed is not free at once)
+        filler = fill(small_disk)
+        try:
+            server.start()
+        except EmbeddedError as error:
+            assert outage_of(error) is DISK_FULL
+            break
+        server.stop(timeout_s=20)
+        filler.unlink()
+    else:
+        pytest.fail("It starts on a full disk.")
     filler.unlink()

@@ -486,7 +486,9 @@ def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start, d
     changing = threading.Thread(target=change_them)
     changing.start()
     try:
-        for _ in range(deaths):
+        for number in range(10 * deaths):
+            if number >= deaths and deaths_with_claims:
+                break
             worker = start("embed_worker", "--no-progress", "--lease=1", "--batch-size=3")
             await_connection_of_another()
             time.sleep(chance.random() / 10)
