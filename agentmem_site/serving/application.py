@@ -139,10 +139,10 @@ class Application:
                 door = door_to(scope.path)
                 headers = dict(scope.headers.items())
                 asks = partial(_with_database, partial(who_calls, door, headers))
-                who = await self._threads.run(asks)
+                who = await self._threads.run(asks, last=True)  # (it is late already)
                 if who is None:
                     if not door.is_console:  # Django says who it wants
-                        return await self._asked(scope, access, BytesIO(), 0)
+                        return await self._asked(scope, access, BytesIO(), 0, last=True)
                     await body.read(collected, up_to=FORM_BYTES + 1, pace=self._form_pace)
                     if body.received > FORM_BYTES:
                         return _refused(scope, 413, "body_too_large", _SIGN_IN_FIRST)
@@ -156,9 +156,15 @@ class Application:
             collected.seek(0)
             return await self._asked(scope, access, collected, body.received)
 
-    async def _asked(self, scope: Any, access: Access, body: IO[bytes], length: int) -> Answer:
+    async def _asked(
+        self, scope: Any, access: Access, body: IO[bytes], length: int, *, last: bool = False
+    ) -> Answer:
         environ = environ_of(scope, body, length) | {ACCESS: access}
-        return await self._threads.run(partial(answer_of, self._wsgi, environ))
+        # Requests for a table that is locked wait in a crowd: others go before them.
+        kind = "/".join(scope.path.split("/", 4)[:4])
+        return await self._threads.run(
+            partial(answer_of, self._wsgi, environ), kind=kind, last=last
+        )
 
     async def _streamed(
         self, scope: Any, access: Access, body: Body, collected: IO[bytes]

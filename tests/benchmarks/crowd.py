@@ -28,7 +28,7 @@ from tests.serving.server import locked
 
 ACTOR = command_actor("benchmark")
 CROWD = 50
-SECONDS = 15.0
+SECONDS = 10.0
 PAUSE_S = 0.02
 USERS, MEMORIES = 2000, 1000
 

@@ -48,4 +48,4 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
     return [json.dumps({**told, "body": body.decode("latin-1")}).encode()]
 
 
-application = Application(wsgi, threads=2, max_threads=8, transfers=2, idle_s=2)
+application = Application(wsgi, threads=2, max_threads=8, transfers=2, idle_s=4)
