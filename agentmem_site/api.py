@@ -38,7 +38,7 @@ from agentmem_site.bulk_api import (
     ToolBulkViewSet,
     UserBulkViewSet,
 )
-from agentmem_site.db.outages import outage_of
+from agentmem_site.db.outages import outage_of, sqlstate
 from agentmem_site.db.refusals import reason
 from agentmem_site.middleware import current_request_id
 from agentmem_site.retention_api import SweptOrganizationViewSet
@@ -197,12 +197,12 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
             return 403, {}, _problem(403, Forbidden.code, Forbidden().args[0])
         case TooManyFieldsSent():
             return 400, {}, _problem(400, "invalid", "There are too many parameters.")
-        case OperationalError() if _state(error).startswith("54"):
+        case OperationalError() if sqlstate(error).startswith("54"):
             # its own limits, e.g. 1 MB of words in a search document
             detail = "A value is larger than PostgreSQL can hold or index."
             return 400, {}, _problem(400, "too_large", detail)
         case DataError():
-            logger.warning("A value reached the database unchecked (SQLSTATE %s)", _state(error))
+            logger.warning("A value reached the database unchecked (SQLSTATE %s)", sqlstate(error))
             return 400, {}, _problem(400, "invalid", "A value is outside what can be stored.")
     outage = outage_of(error)
     if outage is None:
@@ -218,10 +218,6 @@ _CODES = {
     "not_authenticated": "unauthenticated",
     "permission_denied": "forbidden",
 }
-
-
-def _state(error: Exception) -> str:
-    return getattr(error.__cause__ or error, "sqlstate", None) or ""
 
 
 def _flatten(detail: Any, path: str = "") -> Iterator[dict[str, Any]]:

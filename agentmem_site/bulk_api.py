@@ -30,7 +30,7 @@ from agentmem_site.bulk.readers import Source, UnreadableFile, source_of
 from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.report import BadLine, Interrupted, Unprepared, Unreadable
 from agentmem_site.bulk.worker import PreparationFailed
-from agentmem_site.db.outages import DISK_FULL, READ_ONLY, outage_of
+from agentmem_site.db.outages import DISK_FULL, READ_ONLY, outage_of, sqlstate
 from agentmem_site.loads import EMBED_FIRST, run_load
 from agentmem_site.request_body import RequestBody
 
@@ -339,10 +339,10 @@ def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusa
             # (What is wrong, an address or a file, is for the server's log.)
             is_encoder = isinstance(stopped.__cause__, PreparationFailed)
             cause = stopped.__cause__
-            state = getattr(getattr(cause, "__cause__", None), "sqlstate", None)
             # (What PostgreSQL says may quote a value.)
-            is_quoting = isinstance(cause, DatabaseError)
-            said = f"SQLSTATE {state or 'none'}" if is_quoting else str(stopped)
+            said = str(stopped)
+            if isinstance(cause, DatabaseError):
+                said = f"SQLSTATE {sqlstate(cause) or 'none'}"
             logger.warning("A load stopped: %s", said)
             what = "No encoder can be used" if is_encoder else "The database cannot answer"
             again = isinstance(stopped, Interrupted)

@@ -44,10 +44,14 @@ READ_ONLY = Outage(
 _BY_STATE = {DISK_FULL_STATE: DISK_FULL, READ_ONLY_STATE: READ_ONLY}
 
 
+def sqlstate(error: BaseException) -> str:
+    """PostgreSQL's code, of Django's errors and of psycopg's; "" where there is none."""
+    return getattr(error.__cause__ or error, "sqlstate", None) or ""
+
+
 def outage_of(error: BaseException | None) -> Outage | None:
     """What an error of the database, or of a file, tells of; None: it is no outage."""
-    cause = (error and error.__cause__) or error
-    found = _BY_STATE.get(getattr(cause, "sqlstate", None) or "")
+    found = _BY_STATE.get(sqlstate(error)) if error else None
     match error:
         case OperationalError() | psycopg.OperationalError():
             # (PostgreSQL says it with 53100, or while it starts in words alone.)

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from django.conf import settings
 
-from agentmem_site.db.outages import AWAY, outage_of
+from agentmem_site.db.outages import AWAY, outage_of, sqlstate
 from agentmem_site.db.urls import Settings, connection_words, settings_of_url
 
 _ASKED_WITHIN_S = 3
@@ -146,8 +146,7 @@ def reason(error: BaseException) -> str:
     """What a line of the log says of an outage beside its words: why no connection was made, or the
     SQLSTATE. Asks nobody."""
     found = _refused(error)
-    state = getattr(error.__cause__ or error, "sqlstate", None) or "none"
-    return found.refusal.words.rstrip(".") if found else f"SQLSTATE {state}"
+    return found.refusal.words.rstrip(".") if found else f"SQLSTATE {sqlstate(error) or 'none'}"
 
 
 def _refused(error: BaseException) -> CannotConnect | None:

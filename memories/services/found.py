@@ -15,6 +15,7 @@ from django.db import Error, close_old_connections, connection
 from django.utils import timezone
 
 from accounts.tenancy import tenant
+from agentmem_site.db.outages import sqlstate
 
 logger = logging.getLogger("agentmem.found")
 _MAX_KEPT = 100_000  # distinct memories; beyond it, while the database is away, hits go uncounted
@@ -50,8 +51,7 @@ def write_found() -> int:
             written += _write(organization_id, hits[organization_id], at)
             del hits[organization_id]
         except Error as error:
-            state = getattr(error.__cause__, "sqlstate", None)
-            logger.warning("Hits are not counted yet (SQLSTATE %s)", state or "none")
+            logger.warning("Hits are not counted yet (SQLSTATE %s)", sqlstate(error) or "none")
     with _lock:
         for organization_id, times in hits.items():
             _hits[organization_id].update(times)
