@@ -1,17 +1,19 @@
 """One client's requests beside crowds that hold on to the server: 50 of each kind.
 
-The client asks again 20 ms after each answer, on a connection of its own. A crowd's members come
-again as soon as they are sent away.
+The client asks again 20 ms after each answer, on a connection and in a process of its own. A
+crowd's members come again as soon as they are sent away.
 """
 
 import http.client
 import json
+import multiprocessing
 import os
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from statistics import quantiles
 
@@ -157,20 +159,30 @@ def run() -> str:
         )
     load = os.getloadavg()[0]
     rows = []
-    with served("minilm-int8", AGENTMEM_LOG_LEVEL="CRITICAL") as port, locked("memories_tool"):
-        _measured(port, key, 3.0)  # warms up
-        rows.append(("alone", _measured(port, key, SECONDS), Counter()))
+    with (
+        served("minilm-int8", AGENTMEM_LOG_LEVEL="CRITICAL") as port,
+        locked("memories_tool"),
+        ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as client,
+    ):
+
+        def measured(seconds: float) -> list[list[float]]:
+            return client.submit(_measured, port, key, seconds).result()
+
+        measured(3.0)  # warms up, and forks before there are crowds
+        rows.append(("alone", measured(SECONDS), Counter()))
         for name, behaviour in KINDS.items():
             crowds = [Crowd(port, key, behaviour)]
-            rows.append((f"beside {CROWD}: {name}", *_beside(crowds, port, key)))
+            rows.append((f"beside {CROWD}: {name}", *_beside(crowds, measured)))
         crowds = [Crowd(port, key, behaviour) for behaviour in KINDS.values()]
-        rows.append((f"beside {CROWD} of each", *_beside(crowds, port, key)))
+        rows.append((f"beside {CROWD} of each", *_beside(crowds, measured)))
     return _table(rows, load)
 
 
-def _beside(crowds: list[Crowd], port: int, key: str) -> tuple[list[list[float]], Answers]:
+def _beside(
+    crowds: list[Crowd], measured: Callable[[float], list[list[float]]]
+) -> tuple[list[list[float]], Answers]:
     time.sleep(3)
-    found = _measured(port, key, SECONDS)
+    found = measured(SECONDS)
     answers = sum((crowd.end() for crowd in crowds), Counter())
     time.sleep(6)  # what waits for the lock is over
     return found, answers
