@@ -12,7 +12,7 @@ from accounts.console import TenantForm
 from accounts.errors import Invalid
 from accounts.models import Organization
 from accounts.organization_settings import is_stricter, retention_of
-from agentmem_site.sweep import MAX_COUNT, Swept, would_sweep
+from agentmem_site.services.sweep import MAX_COUNT, Swept, would_sweep
 
 
 class OrganizationForm(TenantForm):

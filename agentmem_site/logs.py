@@ -16,7 +16,7 @@ from typing import Any
 
 from django.contrib.admindocs.views import simplify_regex
 
-from agentmem_site.middleware import current_request_id
+from agentmem_site.api.middleware import current_request_id
 
 _CAUSES = 5
 _PARAMETER = re.compile(r"<(?:[^>:]+:)?(\w+)>")

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.conf import settings
 
-from agentmem_site.parent import end_with_parent
+from agentmem_site.serving.parent import end_with_parent
 from agentmem_site.wsgi import application as django  # makes the apps ready
 
 from agentmem_site.serving.application import Application  # isort: skip

@@ -155,14 +155,14 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
 ]
 MIDDLEWARE = [
-    "agentmem_site.access_log.AccessLogMiddleware",
-    "agentmem_site.middleware.RequestIdMiddleware",
-    "agentmem_site.middleware.StatementLimitsMiddleware",
+    "agentmem_site.serving.access_log.AccessLogMiddleware",
+    "agentmem_site.api.middleware.RequestIdMiddleware",
+    "agentmem_site.api.middleware.StatementLimitsMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "agentmem_site.middleware.ConsolePolicyMiddleware",
+    "agentmem_site.api.middleware.ConsolePolicyMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "agentmem_site.console.outages.ConsoleSessionMiddleware",
-    "agentmem_site.middleware.HostMiddleware",
+    "agentmem_site.api.middleware.HostMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
@@ -259,7 +259,7 @@ REST_FRAMEWORK = {
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "UNAUTHENTICATED_USER": None,
     "URL_FORMAT_OVERRIDE": None,  # `format` is a parameter like any other: unknown
-    "EXCEPTION_HANDLER": "agentmem_site.api.problem_response",
+    "EXCEPTION_HANDLER": "agentmem_site.api.router.problem_response",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {
@@ -278,7 +278,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
-        "agentmem_site.api.describe_problems",
+        "agentmem_site.api.router.describe_problems",
     ],
     "ENUM_NAME_OVERRIDES": {
         "UserStatus": "accounts.models.User.Status",

@@ -41,8 +41,8 @@ def bulk_upsert(
         )
         print(report.counts.inserted, report.counts.updated)
 
-    No audit event is left, nothing is embedded and no checkpoint kept: `agentmem_site.loads`
-    adds these for the command and the doors. Called outside a transaction.
+    No audit event is left, nothing is embedded and no checkpoint kept: the command and the doors
+    have these from `agentmem_site.services.loads`. Called outside a transaction.
     Raises: LoadStopped; its report tells what is committed.
     """
     return load(

@@ -17,12 +17,12 @@ from unfold.widgets import (
 from accounts.console.context import actor_of, member_of, sole_organization
 from accounts.console.forms import organization_choice
 from accounts.roles import permission
+from agentmem_site.api.bulk import SCOPED_BY, refusal_of
 from agentmem_site.bulk import LoadOptions, LoadReport, LoadStopped
 from agentmem_site.bulk.readers import UnreadableFile, source_of
 from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.tables import csv_kinds
-from agentmem_site.bulk_api import SCOPED_BY, refusal_of
-from agentmem_site.loads import RESOURCES, run_load
+from agentmem_site.services.loads import RESOURCES, run_load
 from memories.models import Memory
 
 SHOWN_REJECTS = 100

@@ -11,7 +11,7 @@ from accounts.management.ending import USAGE
 from agentmem_site.bulk.faults import RETRIES
 from agentmem_site.bulk.loader import MAX_WORKERS, LoadOptions
 from agentmem_site.bulk.readers import FORMATS, MAX_LINE_BYTES
-from agentmem_site.loads import EMBED_FIRST, LINKS
+from agentmem_site.services.loads import EMBED_FIRST, LINKS
 
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
 MAX_THROTTLE_MS = 3_600_000

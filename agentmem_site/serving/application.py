@@ -13,13 +13,13 @@ from django.db import DatabaseError, InterfaceError, close_old_connections
 from django.http import HttpRequest
 from django.urls import reverse
 
-from agentmem_site import health
-from agentmem_site.access_log import ACCESS, Access
-from agentmem_site.api import plain_problem
+from agentmem_site.api import health
+from agentmem_site.api.middleware import current_request_id, request_id_of
+from agentmem_site.api.router import plain_problem
 from agentmem_site.console.outages import refusal_page
 from agentmem_site.db.limits import limited
 from agentmem_site.db.outages import AWAY, outage_of
-from agentmem_site.middleware import current_request_id, request_id_of
+from agentmem_site.serving.access_log import ACCESS, Access
 from agentmem_site.serving.answers import (
     WSGI,
     Answer,

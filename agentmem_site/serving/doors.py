@@ -11,7 +11,7 @@ from django.urls import Resolver404, resolve, reverse
 
 from accounts.api.authentication import holder_of, key_of
 from accounts.api.views import TenantView
-from agentmem_site.access_log import Who
+from agentmem_site.serving.access_log import Who
 
 FORM_BYTES = 64 * 1024  # of somebody who is not signed in
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-from agentmem_site.api import router
+from agentmem_site.api.router import router
 
 BODIES: dict[str, dict[str, Any]] = {
     "organizations": {"name": "Acme Ltd"},

@@ -102,7 +102,7 @@ def test_a_load_that_stops_on_its_way_tells_what_is_committed(
 ):
     report = LoadReport("users", last_line=5000)
     error = stopped("server closed the connection at /var/run/secret", report)
-    monkeypatch.setattr("agentmem_site.bulk_api.run_load", failing(error))
+    monkeypatch.setattr("agentmem_site.api.bulk.run_load", failing(error))
     response = api.post("users/bulk", b"{}", content_type="application/x-ndjson")
     told = response.json()
     assert (response.status_code, told["code"]) == (500 if stopped is Refused else 503, code)

@@ -11,8 +11,8 @@ from django.db import DataError, connection
 
 from accounts.models import User
 from accounts.tenancy import tenant
-from agentmem_site import loads
 from agentmem_site.logs import JsonFormatter, template_of
+from agentmem_site.services import loads
 from memories.api.views import AgentViewSet
 from sessions.api.people import PeopleViewSet
 from tests.api.conftest import client_with
@@ -131,7 +131,7 @@ def test_probes_that_went_well_leave_no_line(client, db, lines, settings, monkey
     client.get("/health/live")
     client.get("/health/ready")
     assert accesses(lines) == []
-    monkeypatch.setattr("agentmem_site.health.database_faults", lambda: ["x"])
+    monkeypatch.setattr("agentmem_site.api.health.database_faults", lambda: ["x"])
     client.get("/health/ready")
     (line,) = accesses(lines)
     assert (line["route"], line["status"]) == ("/health/ready", 503)
@@ -197,7 +197,7 @@ def test_what_the_database_says_of_a_value_is_not_logged(acme_key, lines, monkey
     monkeypatch.setattr(AgentViewSet, "list", ask)
     assert client.get("agents").status_code == 400
     assert "SQLSTATE 22P02" in lines.of("agentmem.api")[0]["message"]
-    monkeypatch.setattr("agentmem_site.api.DataError", KeyError)
+    monkeypatch.setattr("agentmem_site.api.router.DataError", KeyError)
     assert client.get("agents").status_code == 500
     (line,) = lines.of("django.request")
     assert line["sqlstate"] == "22P02"

@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.db import OperationalError, connection
 from drf_spectacular.generators import SchemaGenerator
 
-from agentmem_site import health
+from agentmem_site.api import health
 from tests.api.routes import ROUTES
 
 

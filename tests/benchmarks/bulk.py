@@ -28,8 +28,8 @@ from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions, LoadReport
 from agentmem_site.bulk.readers import source_of
 from agentmem_site.db.roles import as_owner
-from agentmem_site.loads import run_load
 from agentmem_site.samples import lines
+from agentmem_site.services.loads import run_load
 from memories.models import Agent, Memory, MemoryHistory, content_hash
 from sessions.models import Run, Session
 from tests.benchmarks import growth

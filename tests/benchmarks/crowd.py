@@ -23,8 +23,8 @@ from accounts.services.keys import issue_key
 from accounts.services.organizations import organizations
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
-from agentmem_site.loads import run_load
 from agentmem_site.samples import lines
+from agentmem_site.services.loads import run_load
 from tests.benchmarks.adding import numbered, served
 from tests.serving.server import locked
 

@@ -28,8 +28,8 @@ from accounts.services.organizations import organizations
 from accounts.tenancy import platform
 from agentmem_site.bulk import LoadOptions
 from agentmem_site.bulk.readers import source_of
-from agentmem_site.loads import run_load
 from agentmem_site.samples import lines
+from agentmem_site.services.loads import run_load
 from memories.models import EMBEDDING_DIM
 from tests.benchmarks.adding import environment
 from tests.benchmarks.plot import Series, write_plot

@@ -27,8 +27,8 @@ from accounts.services.organizations import organizations
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
 from agentmem_site.bulk.readers import source_of_rows
-from agentmem_site.loads import run_load
 from agentmem_site.samples import lines
+from agentmem_site.services.loads import run_load
 from memories.embeddings import encode_texts, get_encoder
 from memories.models import embedded_text
 from memories.search.filters import MemoryFilter

@@ -10,7 +10,7 @@ from accounts.models import AuditEvent, User
 from accounts.services.users import users
 from accounts.tenancy import tenant
 from agentmem_site import samples
-from agentmem_site.loads import RESOURCES
+from agentmem_site.services.loads import RESOURCES
 from memories.models import Agent, Block, Memory, MemoryHistory
 from memories.services.memories import memories
 from sessions.models import Message, Run, Session

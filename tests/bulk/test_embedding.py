@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
-from agentmem_site.loads import run_load
+from agentmem_site.services.loads import run_load
 from memories import embeddings
 from memories.models import Memory
 from tests.bulk.loading import load

@@ -16,9 +16,9 @@ from pgvector import HalfVector
 from accounts.models import AuditEvent, User
 from accounts.services.users import users
 from accounts.tenancy import tenant
-from agentmem_site import exports, loads
 from agentmem_site.db.fields import tenant_key
-from agentmem_site.loads import LINKS, RESOURCES
+from agentmem_site.services import exports, loads
+from agentmem_site.services.loads import LINKS, RESOURCES
 from memories.models import (
     EMBEDDING_DIM,
     Agent,

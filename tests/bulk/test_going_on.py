@@ -17,7 +17,7 @@ from agentmem_site.bulk.faults import RetryPolicy
 from agentmem_site.bulk.packing import UnreadableFile
 from agentmem_site.bulk.report import BadLine, ChangedFile, Interrupted, Refused, Unreadable
 from agentmem_site.bulk.writing import Writer
-from agentmem_site.loads import run_load
+from agentmem_site.services.loads import run_load
 from memories.models import Agent
 from memories.services.agents import agents
 from sessions.models import Message, Run, Session

@@ -18,7 +18,7 @@ from agentmem_site.bulk.packing import UnreadableFile
 from agentmem_site.bulk.report import BadLine, Unreadable
 from agentmem_site.bulk.worker import Worker
 from agentmem_site.bulk.writing import Writer
-from agentmem_site.loads import run_load
+from agentmem_site.services.loads import run_load
 from memories.models import Agent, Memory
 from sessions.models import Message, Run, Session
 from sessions.services.context import build_context

@@ -191,7 +191,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_lines(acme, tmp_path):
 
 def test_the_site_starts_without_the_heavy_libraries():
     code = (
-        "import django, sys; django.setup(); import agentmem_site.loads; "
+        "import django, sys; django.setup(); import agentmem_site.services.loads; "
         "print([m for m in ('rich.progress', 'torch', 'numpy', 'pyarrow') if m in sys.modules])"
     )
     out = subprocess.run(

@@ -17,7 +17,7 @@ from accounts.services.users import users
 from accounts.tenancy import tenant
 from agentmem_site.bulk import LoadOptions
 from agentmem_site.bulk.writing import Writer
-from agentmem_site.loads import run_load
+from agentmem_site.services.loads import run_load
 from memories.models import Agent, Block, Memory
 from memories.services import adding
 from memories.services.agents import agents

@@ -15,7 +15,8 @@ import pytest
 from django.core.management import CommandError
 from django.db import OperationalError, connection, connections, transaction
 
-from agentmem_site import bulk_api, health
+from agentmem_site.api import bulk as bulk_api
+from agentmem_site.api import health
 from agentmem_site.bulk import worker
 from agentmem_site.bulk.writing import Writer
 from agentmem_site.db import outages

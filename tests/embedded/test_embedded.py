@@ -20,7 +20,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from agentmem_site import embedded
 from agentmem_site.db.setup import prepare_embedded
 from agentmem_site.embedded import (
     DataDirectoryRefusal,
@@ -29,6 +28,7 @@ from agentmem_site.embedded import (
     ServerFailure,
     ServerTimeout,
 )
+from agentmem_site.embedded import server as embedded
 
 ROOT = Path(__file__).parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -581,7 +581,7 @@ def test_refuses_a_folder_it_may_not_write(server: Server, tmp_path: Path) -> No
 
 def test_full_disk_is_said_before_any_work(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(total=10**12, free=5 * embedded.MB)
-    monkeypatch.setattr("agentmem_site.embedded.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("agentmem_site.embedded.server.shutil.disk_usage", lambda path: usage)
     with pytest.raises(DataDirectoryRefusal, match="has 5 MB left and a new database needs 200"):
         server.start()
     assert not server.pgdata.exists()
@@ -651,7 +651,7 @@ def test_closed_parent_folder_without_setpriv_is_named(
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     monkeypatch.setattr(embedded, "_closed", lambda path, account: [closed])
-    monkeypatch.setattr("agentmem_site.embedded.shutil.which", lambda name: None)
+    monkeypatch.setattr("agentmem_site.embedded.server.shutil.which", lambda name: None)
     with pytest.raises(
         DataDirectoryRefusal, match=rf"may not pass {closed}: set AGENTMEM_DATA_DIR"
     ):

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 from django.utils import timezone
 
-import agentmem_site.sweep
+import agentmem_site.services.sweep
 from accounts.actors import command_actor
 from accounts.errors import Invalid
 from accounts.models import AuditEvent, LoadPart, User
@@ -18,7 +18,7 @@ from accounts.organization_settings import check_settings
 from accounts.services.organizations import organizations
 from accounts.services.users import users
 from accounts.tenancy import tenant
-from agentmem_site.sweep import sweep
+from agentmem_site.services.sweep import sweep
 from memories.models import Agent, CachedVector, Memory, MemoryHistory
 from memories.services.agents import agents
 from memories.services.memories import memories
@@ -204,7 +204,7 @@ def test_a_dry_run_counts_what_a_run_does_and_changes_nothing(acme):
 
 
 def test_a_million_rows_go_in_batches(acme, monkeypatch, django_assert_max_num_queries):
-    monkeypatch.setattr(agentmem_site.sweep, "BATCH_SIZE", 2)
+    monkeypatch.setattr(agentmem_site.services.sweep, "BATCH_SIZE", 2)
     for _ in range(5):
         make_memory(acme, expires_at=days_ago(1))
     assert swept(acme)["expired"] == 5
@@ -217,7 +217,7 @@ def test_a_million_rows_go_in_batches(acme, monkeypatch, django_assert_max_num_q
 
 @pytest.mark.django_db(transaction=True)
 def test_two_sweeps_at_once_do_what_one_does(monkeypatch):
-    monkeypatch.setattr(agentmem_site.sweep, "BATCH_SIZE", 3)
+    monkeypatch.setattr(agentmem_site.services.sweep, "BATCH_SIZE", 3)
     acme = make_organization("acme")
     for _ in range(40):
         make_memory(acme, expires_at=days_ago(1))

@@ -15,7 +15,7 @@ from accounts.models import AuditEvent, User
 from accounts.services.users import users
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
-from agentmem_site.loads import run_load
+from agentmem_site.services.loads import run_load
 from memories.models import CachedVector, Memory
 from memories.services.agents import attach_block
 from memories.services.memories import memories

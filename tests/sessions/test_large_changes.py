@@ -15,8 +15,8 @@ from accounts.services import hanging
 from accounts.tenancy import tenant
 from agentmem_site.bulk import LoadOptions
 from agentmem_site.db.limits import limited
-from agentmem_site.loads import run_load
-from agentmem_site.sweep import sweep
+from agentmem_site.services.loads import run_load
+from agentmem_site.services.sweep import sweep
 from memories.models import Agent, Memory
 from memories.search.filters import MemoryFilter
 from memories.services.agents import agents

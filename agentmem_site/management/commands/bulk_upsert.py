@@ -47,7 +47,6 @@ from agentmem_site.bulk.report import (
 )
 from agentmem_site.bulk.tables import csv_kinds
 from agentmem_site.db import refusals
-from agentmem_site.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 from agentmem_site.management.load_options import (
     EMBED,
     EPILOG,
@@ -57,6 +56,7 @@ from agentmem_site.management.load_options import (
     chosen_options,
 )
 from agentmem_site.management.load_progress import counts_in_words, load_progress
+from agentmem_site.services.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 from memories.bulk import MEMORIES
 from memories.management.progress import Tell, progress
 from memories.services.vector_index import first_load

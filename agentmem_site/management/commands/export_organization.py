@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from accounts.access import organization_by_slug
 from accounts.actors import command_actor
 from accounts.management.ending import CANNOT_WRITE, USAGE, told
-from agentmem_site.exports import NotExported, write_export
+from agentmem_site.services.exports import NotExported, write_export
 
 
 class Command(BaseCommand):

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from accounts.access import organization_by_slug
 from accounts.tenancy import tenant
-from agentmem_site.exports import FILES, NotAnExport, read_manifest
+from agentmem_site.services.exports import FILES, NotAnExport, read_manifest
 from sessions.services.erasing import erased_and_back
 
 USAGE = 2

@@ -12,7 +12,7 @@ from django.apps import apps
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from agentmem_site.health import reasons_not_ready
+from agentmem_site.api.health import reasons_not_ready
 from memories.embeddings import EncoderError, refuse_unknown_encoder
 
 HEADERS_WITHIN_MS = 10_000

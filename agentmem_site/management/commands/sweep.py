@@ -10,7 +10,7 @@ from accounts.actors import command_actor
 from accounts.errors import Invalid
 from accounts.management.ending import BAD_DATA, GOES_ON, told
 from accounts.models import Organization
-from agentmem_site.sweep import Swept, sweep
+from agentmem_site.services.sweep import Swept, sweep
 
 
 class Command(BaseCommand):

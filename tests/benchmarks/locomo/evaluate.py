@@ -25,7 +25,7 @@ from accounts.services.organizations import organizations
 from accounts.tenancy import platform, tenant
 from agentmem_site.bulk import LoadOptions
 from agentmem_site.bulk.readers import open_source
-from agentmem_site.loads import run_load
+from agentmem_site.services.loads import run_load
 from tests.benchmarks.locomo.convert import conversation_id, convert, questions
 
 DATA = Path(

@@ -25,8 +25,8 @@ from accounts.services.audit import record_event
 from accounts.tenancy import snapshot, tenant
 from agentmem_site.bulk.export import columns_of, encode, read, without_trash
 from agentmem_site.bulk.spec import LoadSpec, restoring
-from agentmem_site.loads import EXPORTED, LINKS, RESOURCES
 from agentmem_site.private import make_folder, open_private
+from agentmem_site.services.loads import EXPORTED, LINKS, RESOURCES
 from memories.models import Memory
 
 FORMAT = 1

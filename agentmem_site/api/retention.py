@@ -12,7 +12,7 @@ from accounts.api.serializers import OrganizationSerializer
 from accounts.api.shapes import Query
 from accounts.api.views import OrganizationViewSet
 from accounts.roles import SET_RETENTION, permission
-from agentmem_site.sweep import MAX_COUNT, would_sweep
+from agentmem_site.services.sweep import MAX_COUNT, would_sweep
 
 
 class PreviewQuery(Query):

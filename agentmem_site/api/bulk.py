@@ -23,6 +23,7 @@ from accounts.api.schema import RecordSchema
 from accounts.api.shapes import Query, Strict
 from accounts.api.views import TenantViewSet
 from accounts.roles import permission
+from agentmem_site.api.request_body import RequestBody
 from agentmem_site.bulk import LineError, LoadOptions, LoadReport, LoadStopped
 from agentmem_site.bulk.json_array import array_source
 from agentmem_site.bulk.loader import DEFAULTS
@@ -31,8 +32,7 @@ from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.report import BadLine, Interrupted, Unprepared, Unreadable
 from agentmem_site.bulk.worker import PreparationFailed
 from agentmem_site.db.outages import DISK_FULL, READ_ONLY, outage_of, sqlstate
-from agentmem_site.loads import EMBED_FIRST, run_load
-from agentmem_site.request_body import RequestBody
+from agentmem_site.services.loads import EMBED_FIRST, run_load
 
 MAX_BATCH_ROWS = 10_000
 RETRY_AFTER_S = 5

@@ -28,7 +28,7 @@ from accounts.api.views import (
     MeView,
 )
 from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
-from agentmem_site.bulk_api import (
+from agentmem_site.api.bulk import (
     AgentBulkViewSet,
     BlockBulkViewSet,
     LoadRefusal,
@@ -38,10 +38,10 @@ from agentmem_site.bulk_api import (
     ToolBulkViewSet,
     UserBulkViewSet,
 )
+from agentmem_site.api.middleware import current_request_id
+from agentmem_site.api.retention import SweptOrganizationViewSet
 from agentmem_site.db.outages import outage_of, sqlstate
 from agentmem_site.db.refusals import reason
-from agentmem_site.middleware import current_request_id
-from agentmem_site.retention_api import SweptOrganizationViewSet
 from memories.api.adding import MemoryBatchViewSet
 from memories.api.changing import MemoryBulkDeleteViewSet, MemoryBulkUpdateViewSet
 from memories.api.duplicates import MemoryDuplicatesViewSet
