@@ -5,12 +5,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accounts.errors import Invalid
-
-if TYPE_CHECKING:
-    from accounts.models import Organization
 
 # PostgreSQL's own text search configurations, in every version that AgentMem runs on.
 LANGUAGES = (
@@ -61,9 +58,9 @@ class Retention:
     cached_vector_days: int = 180  # older cached vectors are removed
 
 
-def language_of(organization: "Organization") -> str:
-    """The text search configuration of its memories and searches."""
-    return str(organization.settings.get("language", DEFAULT_LANGUAGE))
+def language_of(settings: Mapping[str, Any]) -> str:
+    """The text search configuration of the organization's memories and searches."""
+    return str(settings.get("language", DEFAULT_LANGUAGE))
 
 
 def retention_of(settings: Mapping[str, Any]) -> Retention:

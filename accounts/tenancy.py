@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from uuid import UUID
 
 from django.db import DatabaseError, connection, models, transaction
@@ -22,10 +22,6 @@ from agentmem_site.db.limits import said
 from agentmem_site.db.roles import ADMIN
 from agentmem_site.db.walls import CONTEXT, TenantWall
 
-if TYPE_CHECKING:
-    from accounts.models import Organization
-
-
 _is_inside = ContextVar("is_inside", default=False)
 
 
@@ -35,7 +31,7 @@ def is_inside() -> bool:
 
 
 @contextmanager
-def tenant(organization: "Organization | UUID") -> Iterator[None]:
+def tenant(organization: models.Model | UUID) -> Iterator[None]:
     """One transaction in which this organization's rows, and no others, can be seen and written."""
     organization_id = organization if isinstance(organization, UUID) else organization.pk
     yield from _context(
@@ -45,7 +41,7 @@ def tenant(organization: "Organization | UUID") -> Iterator[None]:
 
 
 @contextmanager
-def snapshot(organization: "Organization | UUID") -> Iterator[None]:
+def snapshot(organization: models.Model | UUID) -> Iterator[None]:
     """The same, only to read: all statements in it see the rows of one moment."""
     with tenant(organization):
         _execute(sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
@@ -102,7 +98,7 @@ class AuditedQuerySet(models.QuerySet[Any]):
 
 
 class TenantQuerySet(AuditedQuerySet):
-    def for_organization(self, organization: "Organization | UUID") -> Self:
+    def for_organization(self, organization: models.Model | UUID) -> Self:
         return self.filter(organization=organization)
 
 

@@ -259,7 +259,7 @@ REST_FRAMEWORK = {
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "UNAUTHENTICATED_USER": None,
     "URL_FORMAT_OVERRIDE": None,  # `format` is a parameter like any other: unknown
-    "EXCEPTION_HANDLER": "agentmem_site.api.router.problem_response",
+    "EXCEPTION_HANDLER": "agentmem_site.api.problems.problem_response",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {
@@ -278,7 +278,7 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
-        "agentmem_site.api.router.describe_problems",
+        "agentmem_site.api.schema.describe_problems",
     ],
     "ENUM_NAME_OVERRIDES": {
         "UserStatus": "accounts.models.User.Status",

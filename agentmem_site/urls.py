@@ -15,6 +15,6 @@ urlpatterns = [
     re_path(r"^health/ready/?$", health.ready),
 ]
 
-handler400 = "agentmem_site.api.router.bad_request"
-handler404 = "agentmem_site.api.router.not_found"
-handler500 = "agentmem_site.api.router.server_error"
+handler400 = "agentmem_site.api.problems.bad_request"
+handler404 = "agentmem_site.api.problems.not_found"
+handler500 = "agentmem_site.api.problems.server_error"

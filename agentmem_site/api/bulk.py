@@ -26,11 +26,10 @@ from accounts.roles import permission
 from agentmem_site.api.request_body import RequestBody
 from agentmem_site.bulk import LineError, LoadOptions, LoadReport, LoadStopped
 from agentmem_site.bulk.json_array import array_source
-from agentmem_site.bulk.loader import DEFAULTS
+from agentmem_site.bulk.options import DEFAULTS, PreparationFailed
 from agentmem_site.bulk.readers import Source, UnreadableFile, source_of
 from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.report import BadLine, Interrupted, Unprepared, Unreadable
-from agentmem_site.bulk.worker import PreparationFailed
 from agentmem_site.db.outages import DISK_FULL, READ_ONLY, outage_of, sqlstate
 from agentmem_site.services.loads import EMBED_FIRST, run_load
 

@@ -1,24 +1,6 @@
-"""The roof of the API: every route, and every failure as problem+json (RFC 9457)."""
+"""Every route of the API."""
 
-import logging
-from collections.abc import Iterator
-from http import HTTPStatus
-from typing import Any
-
-from django.core.exceptions import PermissionDenied, TooManyFieldsSent
-from django.db import DataError, OperationalError
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import re_path
-from django.views import defaults
-from rest_framework.exceptions import (
-    APIException,
-    ErrorDetail,
-    NotAcceptable,
-    NotAuthenticated,
-    UnsupportedMediaType,
-    ValidationError,
-)
-from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
 from accounts.api.views import (
@@ -27,21 +9,16 @@ from accounts.api.views import (
     MemberViewSet,
     MeView,
 )
-from accounts.errors import Conflict, Forbidden, Invalid, NotFound, ServiceError, Unavailable
 from agentmem_site.api.bulk import (
     AgentBulkViewSet,
     BlockBulkViewSet,
-    LoadRefusal,
     MemoryBulkViewSet,
     MessageBulkViewSet,
     SessionBulkViewSet,
     ToolBulkViewSet,
     UserBulkViewSet,
 )
-from agentmem_site.api.middleware import current_request_id
 from agentmem_site.api.retention import SweptOrganizationViewSet
-from agentmem_site.db.outages import outage_of, sqlstate
-from agentmem_site.db.refusals import reason
 from memories.api.adding import MemoryBatchViewSet
 from memories.api.changing import MemoryBulkDeleteViewSet, MemoryBulkUpdateViewSet
 from memories.api.duplicates import MemoryDuplicatesViewSet
@@ -60,7 +37,6 @@ from memories.api.views import (
     MemoryViewSet,
     ToolViewSet,
 )
-from memories.embeddings import EncoderError
 from sessions.api.context import AgentContextViewSet
 from sessions.api.people import PeopleViewSet
 from sessions.api.views import (
@@ -71,10 +47,6 @@ from sessions.api.views import (
     SessionMessageViewSet,
     SessionViewSet,
 )
-
-logger = logging.getLogger("agentmem.api")
-
-# -- routes ---------------------------------------------------------------------------------------
 
 
 class Router(SimpleRouter):
@@ -135,194 +107,3 @@ urlpatterns = [
     re_path(r"^me/?$", MeView.as_view(), name="me"),
     *router.urls,
 ]
-
-# -- failures -------------------------------------------------------------------------------------
-
-PROBLEM = "application/problem+json"
-_STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403, Unavailable: 503}
-_PLAINER = {
-    NotAuthenticated: "Send an API key: `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
-    UnsupportedMediaType: "Send JSON, with `Content-Type: application/json`.",
-    NotAcceptable: "The answer is JSON: `Accept: application/json`.",
-}
-
-
-def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
-    """The answer to a failure in a view; None for a bug, which goes on to `server_error`."""
-    described = _describe(error)
-    if described is None:
-        return None
-    status, headers, body = described
-    return Response(body, status, headers=headers, content_type=PROBLEM)
-
-
-def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | None:
-    match error:
-        case ValidationError():
-            problems = list(_flatten(error.detail))
-            return 400, {}, _problem(400, "invalid", _summary(problems), problems)
-        case LoadRefusal():
-            status = error.status_code
-            headers = {"Retry-After": str(error.wait_s)} if error.wait_s else {}
-            body = _problem(status, error.code, str(error.detail), error.problems)
-            return status, headers, {**body, **error.members}
-        case APIException():
-            headers = {}
-            if challenge := getattr(error, "auth_header", None):
-                headers["WWW-Authenticate"] = challenge
-            if wait := getattr(error, "wait", None):
-                headers["Retry-After"] = str(int(wait))
-            code = _CODES.get(str(error.default_code), str(error.default_code))
-            detail = _PLAINER.get(type(error), str(error.detail))
-            return error.status_code, headers, _problem(error.status_code, code, detail)
-        case NotFound() | Http404():
-            # One answer, whatever was looked for: unknown, deleted and foreign read the same.
-            return 404, {}, _problem(404, NotFound.code, NotFound().args[0])
-        case EncoderError():
-            # What is wrong (a file, an address) is the operator's to read, not the caller's.
-            logger.warning("%s", error)
-            detail = f"{EncoderError.__doc__} The server's log says why."
-            headers = {"Retry-After": "5"} if error.is_temporary else {}
-            return 503, headers, _problem(503, error.code, detail)
-        case ServiceError():
-            status = next(s for kind, s in _STATUS.items() if isinstance(error, kind))
-            message = str(error)
-            problems = [{"field": error.field, "code": error.code, "message": message}]
-            return (
-                status,
-                {},
-                _problem(status, error.code, message, problems if error.field else []),
-            )
-        case PermissionDenied():
-            return 403, {}, _problem(403, Forbidden.code, Forbidden().args[0])
-        case TooManyFieldsSent():
-            return 400, {}, _problem(400, "invalid", "There are too many parameters.")
-        case OperationalError() if sqlstate(error).startswith("54"):
-            # its own limits, e.g. 1 MB of words in a search document
-            detail = "A value is larger than PostgreSQL can hold or index."
-            return 400, {}, _problem(400, "too_large", detail)
-        case DataError():
-            logger.warning("A value reached the database unchecked (SQLSTATE %s)", sqlstate(error))
-            return 400, {}, _problem(400, "invalid", "A value is outside what can be stored.")
-    outage = outage_of(error)
-    if outage is None:
-        return None
-    logger.warning("%s (%s)", outage.words, reason(error))
-    headers = {"Retry-After": str(outage.wait_s)}
-    return 503, headers, _problem(503, outage.code, outage.words)
-
-
-_CODES = {
-    "parse_error": "malformed_json",
-    "authentication_failed": "unauthenticated",
-    "not_authenticated": "unauthenticated",
-    "permission_denied": "forbidden",
-}
-
-
-def _flatten(detail: Any, path: str = "") -> Iterator[dict[str, Any]]:
-    """DRF's nest of errors by field -> one {field, code, message} each."""
-    if isinstance(detail, dict):
-        for name, below in detail.items():
-            is_whole = name == "non_field_errors"
-            yield from _flatten(below, path if is_whole else f"{path}.{name}".strip("."))
-    elif isinstance(detail, list):
-        for index, below in enumerate(detail):
-            is_leaf = isinstance(below, ErrorDetail)
-            yield from _flatten(below, path if is_leaf else f"{path}.{index}".strip("."))
-    else:
-        code = getattr(detail, "code", "invalid")
-        yield {"field": path or None, "code": code, "message": str(detail)}
-
-
-def _summary(problems: list[dict[str, Any]]) -> str:
-    said = [f"{p['field']}: {p['message']}" if p["field"] else p["message"] for p in problems[:3]]
-    rest = len(problems) - len(said)
-    return " ".join(said) + (f" And {rest} more." if rest else "")
-
-
-def _problem(
-    status: int, code: str, detail: str, problems: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
-    return {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "request_id": current_request_id.get(),
-        "errors": problems or [],
-    }
-
-
-# -- what fails outside the views: handler400 to handler500 of the URL configuration ---------------
-
-
-def _is_api(request: HttpRequest) -> bool:
-    return request.path.startswith(("/api/", "/health/"))
-
-
-def plain_problem(status: int, code: str, detail: str) -> HttpResponse:
-    return JsonResponse(_problem(status, code, detail), status=status, content_type=PROBLEM)
-
-
-def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    if not _is_api(request):
-        return defaults.bad_request(request, exception)
-    return plain_problem(400, "invalid", "This request cannot be understood.")
-
-
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    if not _is_api(request):
-        return defaults.page_not_found(request, exception)
-    return plain_problem(404, "no_such_route", "There is no such address: /api/docs/ lists them.")
-
-
-def server_error(request: HttpRequest) -> HttpResponse:
-    if not _is_api(request):
-        return defaults.server_error(request)
-    return plain_problem(
-        500, "error", "Something went wrong here; the log has it under the request id."
-    )
-
-
-# -- the schema -----------------------------------------------------------------------------------
-
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "description": "RFC 9457. `code` is stable; `errors` names the fields at fault.",
-    "required": ["type", "title", "status", "detail", "code", "request_id", "errors"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "code": {"type": "string"},
-        "request_id": {"type": "string"},
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["field", "code", "message"],
-                "properties": {
-                    "field": {"type": "string", "nullable": True},
-                    "code": {"type": "string"},
-                    "message": {"type": "string"},
-                },
-            },
-        },
-    },
-}
-
-
-def describe_problems(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Adds the shape of failures to every operation of the schema."""
-    result["components"]["schemas"]["Problem"] = _PROBLEM_SCHEMA
-    answer = {
-        "description": "What went wrong.",
-        "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for operations in result["paths"].values():
-        for operation in operations.values():
-            operation["responses"]["default"] = answer
-    return result

@@ -4,6 +4,7 @@ packing.py, readers.py, tables.py   files, streams and rows -> numbered lines of
 spec.py, checks.py   what a resource's line looks like and where it goes; what no line may hold
 encode.py   lines -> rows in PostgreSQL's binary COPY format (binary.py)
 feed.py     a thread that does so a batch ahead, for all workers
+options.py  what the caller of a load chooses, prepares and keeps
 loader.py   a load: its workers, its report (report.py), its checkpoint
 worker.py   a batch: committed once, whatever comes between (faults.py)
 writing.py  a batch's transaction; its statements are in sql.py
@@ -15,7 +16,7 @@ export.py   rows -> the lines that they would be loaded from
 """
 
 from agentmem_site.bulk.library import bulk_upsert
-from agentmem_site.bulk.loader import LoadOptions
+from agentmem_site.bulk.options import LoadOptions
 from agentmem_site.bulk.report import LoadReport, LoadStopped
 from agentmem_site.bulk.spec import LineError, LoadSpec
 

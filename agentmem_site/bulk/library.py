@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
-from agentmem_site.bulk.loader import DEFAULTS, LoadOptions, load
+from agentmem_site.bulk.loader import load
+from agentmem_site.bulk.options import DEFAULTS, LoadOptions
 from agentmem_site.bulk.readers import source_of_rows
 from agentmem_site.bulk.report import LoadReport
 from agentmem_site.bulk.spec import LineError, LoadSpec

@@ -3,6 +3,7 @@
     feed.py     reads, decodes and encodes, a batch ahead
     worker.py   commits batches, over one connection: retries, smaller batches, the line to blame
     writing.py  what a batch's transaction does
+    options.py  what the caller chooses, prepares and keeps
     load()      here: the workers of one load, and their report
 
 Per batch one transaction, opened by the caller's `transaction` (it holds the organization's
@@ -13,9 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from django.db import Error as DatabaseError
@@ -23,8 +23,15 @@ from django.db import connection
 from django.db import transaction as django_transaction
 
 from agentmem_site.bulk.encode import Encoder, Mark
-from agentmem_site.bulk.faults import RETRIES, RetryPolicy, Verdict, raise_interrupt, verdict
+from agentmem_site.bulk.faults import Verdict, raise_interrupt, verdict
 from agentmem_site.bulk.feed import Feed, FileChanged, busy_interpreter
+from agentmem_site.bulk.options import (
+    DEFAULTS,
+    Checkpoint,
+    LoadOptions,
+    Preparation,
+    PreparationFailed,
+)
 from agentmem_site.bulk.readers import NumberedLine, UnreadableFile
 from agentmem_site.bulk.rejects import RejectsUnwritable
 from agentmem_site.bulk.report import (
@@ -43,7 +50,6 @@ from agentmem_site.bulk.report import (
 )
 from agentmem_site.bulk.spec import LineError, LoadSpec, Reference, restoring, tolerant
 from agentmem_site.bulk.worker import (
-    PreparationFailed,
     Shared,
     TooManyRejects,
     TooSlow,
@@ -51,67 +57,6 @@ from agentmem_site.bulk.worker import (
     WorkTaken,
 )
 from agentmem_site.bulk.writing import Restore, Writer
-
-MAX_WORKERS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load. `as_seed` are those that change what a line means."""
-
-    batch_size: int = 5000  # rows, at most
-    min_batch_size: int = 500  # a batch that takes too long is halved down to it
-    timeout_s: float = 30  # per statement; 0: none
-    throttle_ms: float = 0  # between batches
-    workers: int = 1  # connections; lines of one key, or one conversation, go to the same
-    retry: RetryPolicy = RETRIES["default"]
-    skips_bad: bool = False  # rejects a bad line and goes on; otherwise it stops the load
-    max_rejects: int | None = None
-    preserve_timestamps: bool = False
-    preserve_ids: bool = False  # restores an export: the command's alone, never a request's
-    restore: bool = False  # brings back what lies in the trash
-    strict_references: bool = False
-    ignore_unknown: bool = False  # fields
-    dry_run: bool = False
-
-    def as_seed(self, spec: LoadSpec) -> bytes:
-        """What the digests of lines begin with: the same line means the same only with it."""
-        return repr(
-            (
-                spec.resource,
-                [column.name for column in spec.all_columns],
-                self.preserve_timestamps,
-                self.preserve_ids,
-                self.ignore_unknown,
-            )
-        ).encode()
-
-
-DEFAULTS = LoadOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class Preparation:
-    """Completes decoded lines before they are encoded, outside any transaction: it may take long,
-    and look into the database."""
-
-    complete: Callable[[Sequence[Any]], None]
-    until_line: int | None = None  # of the file; None: all
-
-
-class Checkpoint(Protocol):
-    """Where the caller keeps how far a load is: a mark and a tally for each worker."""
-
-    def begin(self, workers: int) -> tuple[datetime, list[tuple[Mark, Tally]]]:
-        """When the load began, and the state of each worker; of a load begun before, of as many
-        as that had."""
-
-    def save(self, part: int, before: Mark, after: Mark, tally: Tally) -> bool:
-        """Notes it within the open transaction of a batch; False where the mark is not `before`
-        any more: another process has taken the load over."""
-
-    def read(self, part: int) -> Mark:
-        """The mark that is committed."""
 
 
 def load(

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from django.db import Error as DatabaseError
 from django.db import connection
@@ -24,12 +24,10 @@ from agentmem_site.bulk.faults import (
     verdict,
 )
 from agentmem_site.bulk.feed import Chunk, Feed, decoded, finished
+from agentmem_site.bulk.options import Checkpoint, LoadOptions, Preparation
 from agentmem_site.bulk.report import Counts, Tally
 from agentmem_site.bulk.spec import LineError, LineErrors
 from agentmem_site.bulk.writing import CannotRestore, Overtaken, Writer
-
-if TYPE_CHECKING:
-    from agentmem_site.bulk.loader import Checkpoint, LoadOptions, Preparation
 
 _MOSTLY = 0.5  # of a batch was there as it is: the next is looked up before it is decoded
 _HARDLY = 0.25
@@ -49,14 +47,6 @@ class TooManyRejects(Exception):
     """More lines are bad than --max-rejects allows."""
 
 
-class PreparationFailed(Exception):
-    """What a Preparation raises; `is_temporary`: the same lines may well be prepared later."""
-
-    def __init__(self, message: str, *, is_temporary: bool) -> None:
-        super().__init__(message)
-        self.is_temporary = is_temporary
-
-
 class Progress(Protocol):
     @property
     def rejected(self) -> int: ...
@@ -72,10 +62,10 @@ class Shared:
     feed: Feed
     encoder: Encoder
     transaction: Callable[[], AbstractContextManager[None]]
-    options: "LoadOptions"
+    options: LoadOptions
     on_reject: Callable[[Sequence[LineError]], None]
-    checkpoint: "Checkpoint | None"
-    preparation: "Preparation | None"
+    checkpoint: Checkpoint | None
+    preparation: Preparation | None
 
 
 class Worker:
@@ -336,7 +326,7 @@ class Worker:
 class _Tries:
     """How often a batch may be done again, counted anew for each; pauses where it may."""
 
-    def __init__(self, options: "LoadOptions") -> None:
+    def __init__(self, options: LoadOptions) -> None:
         self._policy = options.retry
         self._is_one = options.dry_run  # one transaction: what has failed is lost
         self._failures = self._waits = 0

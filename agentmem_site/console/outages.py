@@ -1,6 +1,6 @@
 """What a person sees in the console while the database is away, full or read-only: one plain page.
 
-It asks the database nothing. (Failures of the API: agentmem_site/api/router.py.)
+It asks the database nothing. (Failures of the API: agentmem_site/api/problems.py.)
 """
 
 import logging

@@ -57,7 +57,7 @@ class DatabaseWrapper(PostgresWrapper):
         except self.Database.OperationalError as error:
             if server is None or conn_params.get("host") != server.connection()["HOST"]:
                 raise cannot_connect(error, self.settings_dict) from error
-            server.start(prepare=prepare_embedded(server))
+            server.start(prepare=prepare_embedded(server.connection))
             try:
                 connection = super().get_new_connection(conn_params)
             except self.Database.OperationalError as again:

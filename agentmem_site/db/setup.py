@@ -1,7 +1,7 @@
 """Roles, database, extension and template: what only a superuser can make. Idempotent."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -11,9 +11,6 @@ from agentmem_site.db.quiet import QUIET
 from agentmem_site.db.refusals import cannot_connect
 from agentmem_site.db.roles import ADMIN, APPLICATION, OWNER
 from agentmem_site.db.urls import Settings, connection_words
-
-if TYPE_CHECKING:
-    from agentmem_site.embedded import Server
 
 TEMPLATE = "agentmem_template"
 
@@ -48,14 +45,15 @@ def setup_database(*, superuser: Settings, owner: Settings, application: Setting
     return unset
 
 
-def prepare_embedded(server: "Server") -> Callable[[Settings], None]:
-    """What the embedded server calls with its superuser once it runs."""
+def prepare_embedded(connection: Callable[[str], Settings]) -> Callable[[Settings], None]:
+    """What the embedded server calls with its superuser's connection once it runs; `connection`
+    gives that of a role."""
 
     def prepare(superuser: Settings) -> None:
         setup_database(
             superuser=superuser,
-            owner=server.connection(OWNER),
-            application=server.connection(APPLICATION),
+            owner=connection(OWNER),
+            application=connection(APPLICATION),
         )
 
     return prepare

@@ -9,7 +9,7 @@ from django.core.management.base import CommandError, CommandParser, DjangoHelpF
 
 from accounts.management.ending import USAGE
 from agentmem_site.bulk.faults import RETRIES
-from agentmem_site.bulk.loader import MAX_WORKERS, LoadOptions
+from agentmem_site.bulk.options import MAX_WORKERS, LoadOptions
 from agentmem_site.bulk.readers import FORMATS, MAX_LINE_BYTES
 from agentmem_site.services.loads import EMBED_FIRST, LINKS
 

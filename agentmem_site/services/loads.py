@@ -23,11 +23,11 @@ from accounts.services.load_parts import JobTaken, LoadParts
 from accounts.services.records import Records
 from accounts.services.users import users
 from accounts.tenancy import tenant
-from agentmem_site.bulk.loader import DEFAULTS, LoadOptions, Preparation, load
+from agentmem_site.bulk.loader import load
+from agentmem_site.bulk.options import DEFAULTS, LoadOptions, Preparation, PreparationFailed
 from agentmem_site.bulk.readers import NumberedLine
 from agentmem_site.bulk.report import BadLine, Interrupted, LoadReport, LoadStopped
 from agentmem_site.bulk.spec import LineError
-from agentmem_site.bulk.worker import PreparationFailed
 from agentmem_site.bulk.writing import CannotRestore
 from agentmem_site.db.ids import uuid7
 from memories.bulk import (
@@ -264,7 +264,7 @@ def _for_memories(
 
     own: dict[str, Any] = {"transaction": waking_workers}
     if not options.preserve_ids:  # an export says both of each row
-        own["constants"] = {"language": language_of(organization)}
+        own["constants"] = {"language": language_of(organization.settings)}
         own["preparation"] = Preparation(complete, until_line=embed_first)
     if options.dry_run:  # one transaction: nothing can be encoded meanwhile
         own.pop("preparation", None)

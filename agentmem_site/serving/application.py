@@ -15,7 +15,7 @@ from django.urls import reverse
 
 from agentmem_site.api import health
 from agentmem_site.api.middleware import current_request_id, request_id_of
-from agentmem_site.api.router import plain_problem
+from agentmem_site.api.problems import plain_problem
 from agentmem_site.console.outages import refusal_page
 from agentmem_site.db.limits import limited
 from agentmem_site.db.outages import AWAY, outage_of

@@ -272,7 +272,7 @@ class MemoryQuery(ListQuery):
 
     @property
     def _language(self) -> str:
-        return language_of(self.context["organization"])
+        return language_of(self.context["organization"].settings)
 
     def narrow(self, rows: Any) -> Any:
         words = self.validated_data.pop("q", None)

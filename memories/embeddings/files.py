@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from memories.embeddings import EncoderError
+from memories.embeddings.encoder import EncoderError
 
 SUMS = "SHA256SUMS"
 # A token is at most this many characters in what people write; a text is cut to that before it

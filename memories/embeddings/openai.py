@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from memories.embeddings import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError
+from memories.embeddings.encoder import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError
 
 # Inputs end at 8,192 tokens there, and a longer one is refused with all of its batch.
 MAX_CHARACTERS = 8000

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memories.embeddings import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError, files
+from memories.embeddings import files
+from memories.embeddings.encoder import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError
 
 try:
     import sentence_transformers

@@ -125,7 +125,7 @@ class _Adding:
         self.actor = actor
         self.added: dict[int, Added] = {}
         self._encoder = _encoder()
-        constants = {"language": language_of(organization)}
+        constants = {"language": language_of(organization.settings)}
         self._stage = Stage(MEMORIES, self._encoder.columns, constants)
 
     def decoded(self, items: Sequence[bytes]) -> list[DecodedLine]:

@@ -37,7 +37,7 @@ class MemoryRecords(Records[Memory]):
         if is_new or changed & _EMBEDDED:
             derived["hash"] = content_hash(record.speaker, record.content)
         if is_new:
-            derived["language"] = language_of(record.organization)
+            derived["language"] = language_of(record.organization.settings)
         if is_new and record.embedding is not None:
             derived["embedding_state"] = Memory.EmbeddingState.READY
         if not is_new:

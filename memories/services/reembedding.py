@@ -179,7 +179,7 @@ def requeue_failed(organization: Organization, *, on_batch: OnBatch = lambda row
 
 def rewrite_language(organization: Organization, *, on_batch: OnBatch = lambda rows: None) -> int:
     """Search documents in the organization's language, of the trash too; how many."""
-    language = language_of(organization)
+    language = language_of(organization.settings)
     rows = Memory.objects.for_organization(organization).exclude(language=language)
     return _walk(organization, rows, on_batch, language=language)
 

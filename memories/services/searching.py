@@ -207,7 +207,7 @@ def _find(
 ) -> tuple[list[list[Ranked]], dict[UUID, Memory], list[bool]]:
     """One ranking statement for each request, and one that fetches all rows; and whether memories
     that cannot be read are among those that each was asked of."""
-    language = language_of(organization)
+    language = language_of(organization.settings)
     with tenant(organization):
         with connection.cursor() as cursor:
             cursor.execute(_BEGIN, [organization.pk])

@@ -197,7 +197,7 @@ def test_what_the_database_says_of_a_value_is_not_logged(acme_key, lines, monkey
     monkeypatch.setattr(AgentViewSet, "list", ask)
     assert client.get("agents").status_code == 400
     assert "SQLSTATE 22P02" in lines.of("agentmem.api")[0]["message"]
-    monkeypatch.setattr("agentmem_site.api.router.DataError", KeyError)
+    monkeypatch.setattr("agentmem_site.api.problems.DataError", KeyError)
     assert client.get("agents").status_code == 500
     (line,) = lines.of("django.request")
     assert line["sqlstate"] == "22P02"

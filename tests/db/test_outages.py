@@ -203,7 +203,7 @@ def fill(disk: Path) -> Path:
 @pytest.mark.unguarded
 def test_a_full_disk_is_seen_before_anybody_writes(small_disk, django_db_blocker):
     server = Server(small_disk / "postgres-18")
-    server.start(prepare=prepare_embedded(server))
+    server.start(prepare=prepare_embedded(server.connection))
     beside = connections.create_connection("default")
     beside.settings_dict = {**beside.settings_dict, **server.connection()}
     kept, connections["default"] = connections["default"], beside

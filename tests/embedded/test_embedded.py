@@ -732,7 +732,7 @@ def test_passwords_of_roles_reach_the_server_as_verifiers(server: Server) -> Non
     server.stop()
     with (server.pgdata / "postgresql.conf").open("a") as configuration:
         configuration.write("\nlog_statement = all\nlog_min_duration_statement = 0\n")
-    server.start(prepare=prepare_embedded(server))
+    server.start(prepare=prepare_embedded(server.connection))
     assert "ALTER ROLE" in logged(server)
     for role in ("agentmem_owner", "agentmem_app"):
         assert server.connection(role)["PASSWORD"] not in logged(server)

@@ -13,7 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from accounts.errors import Unavailable
-from agentmem_site.api.router import problem_response
+from agentmem_site.api.problems import problem_response
 from agentmem_site.management.commands import serve
 from memories import embeddings
 from memories.embeddings import EncoderError, encode_texts, get_encoder, minilm

@@ -43,7 +43,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def start(self, server: Server) -> None:
-        started = server.start(prepare=prepare_embedded(server), say=self.stdout.write)
+        started = server.start(prepare=prepare_embedded(server.connection), say=self.stdout.write)
         state = "started" if started else "was running already"
         self.stdout.write(f"PostgreSQL {state} in {server.root}")
 

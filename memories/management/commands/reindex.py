@@ -47,7 +47,9 @@ class Command(BaseCommand):
                     tell(done, f"{done:,} rewritten")
 
                 rewrite_language(organization, on_batch=on_batch)
-        self.stdout.write(f"{done:,} search documents made anew in {language_of(organization)}.")
+        self.stdout.write(
+            f"{done:,} search documents made anew in {language_of(organization.settings)}."
+        )
 
     def _build_vectors(self, *, is_silent: bool) -> None:
         with (
