@@ -148,7 +148,7 @@ def test_nothing_else_opens_a_file_to_write():
     """Every file is written through `private`; `tempfile` is private by itself."""
     apart = {
         "agentmem_site/private.py",
-        "agentmem_site/embedded/server.py",  # pgdata/, of the server's user: 0700 too
+        "agentmem_site/embedded/files.py",  # pgdata/, of the server's user: 0700 too
         "memories/embeddings/artefacts/build.py",  # makes the encoders' files, at home
     }
     found = [

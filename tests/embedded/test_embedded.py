@@ -27,8 +27,12 @@ from agentmem_site.embedded import (
     Server,
     ServerFailure,
     ServerTimeout,
+    account,
+    configuration,
+    folder,
+    log,
+    starting,
 )
-from agentmem_site.embedded import server as embedded
 
 ROOT = Path(__file__).parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -307,7 +311,7 @@ def test_two_starts_at_once_make_one_server(server: Server) -> None:
 
 def test_lock_is_not_kept_by_the_server(server: Server) -> None:
     server.start()
-    with server._locked(time.monotonic(), pytest.fail):
+    with server.folder.locked(time.monotonic(), pytest.fail):
         pass
 
 
@@ -394,7 +398,7 @@ def test_damaged_pid_file_does_not_hinder(server: Server, text: str) -> None:
 
 @on_linux
 def test_recovery_is_waited_for_and_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_SAY_EVERY_S", 0.3)
+    monkeypatch.setattr(starting, "_SAY_EVERY_S", 0.3)
     server.start()
     kill_postmaster(server)
     frozen = freeze_recovery(server, for_s=1.5)
@@ -421,7 +425,7 @@ def test_recovery_beyond_the_time_is_told_and_goes_on(server: Server) -> None:
 def freeze_recovery(server: Server, for_s: float) -> threading.Thread:
     def freeze() -> None:
         deadline = time.monotonic() + 20
-        while (found := server._postmaster()) is None:
+        while (found := server.postmaster.find()) is None:
             assert time.monotonic() < deadline
         os.kill(found[0], signal.SIGSTOP)
         time.sleep(for_s)
@@ -580,8 +584,8 @@ def test_refuses_a_folder_it_may_not_write(server: Server, tmp_path: Path) -> No
 
 
 def test_full_disk_is_said_before_any_work(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = SimpleNamespace(total=10**12, free=5 * embedded.MB)
-    monkeypatch.setattr("agentmem_site.embedded.server.shutil.disk_usage", lambda path: usage)
+    usage = SimpleNamespace(total=10**12, free=5 * folder.MB)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(DataDirectoryRefusal, match="has 5 MB left and a new database needs 200"):
         server.start()
     assert not server.pgdata.exists()
@@ -593,7 +597,7 @@ def test_full_disk_while_writing_is_one_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "secrets.json")
 
-    monkeypatch.setattr(embedded, "_write", full)
+    monkeypatch.setattr(folder, "write", full)
     with pytest.raises(DataDirectoryRefusal, match=r"No space left on device: free some space"):
         server.connection()
 
@@ -650,8 +654,8 @@ def test_closed_parent_folder_without_setpriv_is_named(
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    monkeypatch.setattr(embedded, "_closed", lambda path, account: [closed])
-    monkeypatch.setattr("agentmem_site.embedded.server.shutil.which", lambda name: None)
+    monkeypatch.setattr(account, "_closed", lambda path, account: [closed])
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(
         DataDirectoryRefusal, match=rf"may not pass {closed}: set AGENTMEM_DATA_DIR"
     ):
@@ -670,7 +674,7 @@ def test_closed_parent_folder_without_setpriv_is_named(
     ],
 )
 def test_settings_fit_the_machine(memory_mb: int, free_mb: int, shared: str, wal: str) -> None:
-    chosen = embedded.settings(memory_mb * embedded.MB, free_mb * embedded.MB, "/run")
+    chosen = configuration.settings(memory_mb * folder.MB, free_mb * folder.MB, "/run")
     assert (chosen["shared_buffers"], chosen["max_wal_size"]) == (shared, wal)
     assert chosen["fsync"] == "on"
 
@@ -678,18 +682,18 @@ def test_settings_fit_the_machine(memory_mb: int, free_mb: int, shared: str, wal
 def test_memory_is_the_least_limit_on_the_way(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     cgroup = tmp_path / "proc/self/cgroup"
-    unlimited = embedded.usable_memory(tmp_path)
+    unlimited = configuration.usable_memory(tmp_path)
     cgroup.write_text("0::/outer/inner\n")
     inner = tmp_path / "sys/fs/cgroup/outer/inner"
     inner.mkdir(parents=True)
     (inner / "memory.max").write_text("max\n")
-    assert embedded.usable_memory(tmp_path) == unlimited
+    assert configuration.usable_memory(tmp_path) == unlimited
     (inner.parent / "memory.max").write_text("1000\n")
-    assert embedded.usable_memory(tmp_path) == 1000
+    assert configuration.usable_memory(tmp_path) == 1000
     cgroup.write_text("4:memory:/gone\n3:cpu:/\n")
     (tmp_path / "sys/fs/cgroup/memory").mkdir()
     (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("2000\n")
-    assert embedded.usable_memory(tmp_path) == 2000
+    assert configuration.usable_memory(tmp_path) == 2000
 
 
 # The log
@@ -788,6 +792,6 @@ def test_full_disk_hinders_no_connection(tmp_path: Path, monkeypatch: pytest.Mon
 
     server = Server(tmp_path, log_max_bytes=3)
     (tmp_path / "server.log").write_text("words")
-    monkeypatch.setattr(embedded, "_write", full)
+    monkeypatch.setattr(log, "write", full)
     server.bound_log()
     assert logged(server) == "words"

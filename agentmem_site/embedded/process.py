@@ -1,0 +1,99 @@
+"""The server process on a folder: whether there is one, what it does, how it ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+# Source: DBState in PostgreSQL's catalog/pg_control.h, the int at byte 16 of global/pg_control.
+_SHUT_DOWN, _IN_PRODUCTION = 1, 6
+
+
+@dataclass(frozen=True)
+class Postmaster:
+    pgdata: Path
+
+    def find(self) -> tuple[int, str] | None:
+        """(pid, starting | ready | stopping) of the living server on this folder."""
+        try:
+            lines = (self.pgdata / "postmaster.pid").read_text(errors="replace").splitlines()
+            pid = int(lines[0])
+        except (FileNotFoundError, IndexError, ValueError):
+            return None
+        if not self._is_ours(pid):
+            return None
+        word = lines[-1].strip()  # still another line while it begins
+        return pid, word if word in ("ready", "stopping") else "starting"
+
+    @property
+    def is_ready(self) -> bool:
+        # After a crash of one backend the server recovers with the word "ready" in place.
+        found = self.find()
+        return bool(found and found[1] == "ready" and self._control_state() == _IN_PRODUCTION)
+
+    @property
+    def was_shut_down(self) -> bool:
+        """Whether the cluster needs no recovery."""
+        return self._control_state() == _SHUT_DOWN
+
+    def state(self) -> tuple[int | None, str]:
+        """(pid, stopped | starting | recovering | running | stopping)"""
+        pid, word = self.find() or (None, "stopped")
+        if word == "ready":
+            word = "running" if self._control_state() == _IN_PRODUCTION else "recovering"
+        elif word == "starting" and not self.was_shut_down:
+            word = "recovering"
+        return pid, word
+
+    def end(self, pid: int, number: signal.Signals | None, *, timeout_s: float) -> bool:
+        """True when the server has ended in time after the signal."""
+        if number is not None and self._is_ours(pid):
+            os.kill(pid, number)
+        deadline = time.monotonic() + timeout_s
+        while self._is_ours(pid):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether this living process serves this folder; a zombie or a reused pid does not."""
+        command = _command(pid)
+        if command is None:
+            return False
+        if command.endswith(f"/postgres -D {self.pgdata}"):
+            return True
+        with suppress(OSError):  # started by hand with another spelling of the folder
+            is_server = re.match(r"(\S*/)?postgres( |$)", command) is not None
+            return is_server and Path(f"/proc/{pid}/cwd").samefile(self.pgdata)
+        return False
+
+    def _control_state(self) -> int:
+        control = (self.pgdata / "global" / "pg_control").read_bytes()
+        return int.from_bytes(control[16:20], sys.byteorder)
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is not."""
+    return _command(pid) is not None
+
+
+def _command(pid: int) -> str | None:
+    """The command line, words apart by blanks; None for no such process and for a zombie."""
+    if Path("/proc/self/stat").exists():
+        try:
+            # the name in brackets may itself hold brackets and blanks
+            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if state in b"ZX" else os.fsdecode(words.rstrip(b"\0").replace(b"\0", b" "))
+    ps = ["/bin/ps", "-ww", "-o", "stat=,command=", "-p", str(pid)]
+    shown = subprocess.run(ps, capture_output=True, check=False).stdout  # noqa: S603 - ours
+    stat, _, command = os.fsdecode(shown).strip().partition(" ")
+    return None if not stat or stat.startswith("Z") else command.strip()
