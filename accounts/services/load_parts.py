@@ -18,7 +18,7 @@ from django.utils import timezone
 from accounts.actors import Actor
 from accounts.models import LoadPart, Organization
 from accounts.tenancy import tenant
-from agentmem_site.bulk.encode import Mark
+from agentmem_site.bulk.lines import Mark
 from agentmem_site.bulk.report import Tally
 
 _MAX_NAME = 255

@@ -14,13 +14,29 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from uuid import UUID
 
 import msgspec
 
 from agentmem_site.bulk import binary
 from agentmem_site.bulk.checks import check_line
+from agentmem_site.bulk.lines import (
+    DIGEST_BYTES,
+    START,
+    Children,
+    DecodedLine,
+    Known,
+    Mark,
+    Name,
+    Parts,
+    Probe,
+    RawLine,
+    Reject,
+    Row,
+    Seen,
+    refuse,
+)
 from agentmem_site.bulk.report import Counts
 from agentmem_site.bulk.spec import (
     LINE_AT,
@@ -38,14 +54,6 @@ from agentmem_site.bulk.spec import (
 )
 from agentmem_site.db.ids import uuid7_among, uuid7_at
 
-DIGEST_BYTES = 16
-
-# What a line calls another row: its key or id, or (the outer row's name, its key).
-Name = str | tuple[str, str]
-Children = dict[Any, bytes]  # key within the parent -> row
-Known = dict[str, dict[Name, bytes]]  # column -> name -> the encoded id
-Reject = Callable[[LineError], None]
-
 _OPENINGS: dict[binary.Encode, bytes] = {json_object: b"{", json_array: b"["}
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _QUOTED = re.compile(r"`(.*)`")
@@ -57,83 +65,13 @@ _PARENT = _START + 20 + 12  # of a child's row: where its parent's id starts, be
 _REST = _PARENT + 20
 
 
-def refuse(error: LineError) -> None:
-    """One bad line stops it all."""
-    raise error
-
-
-class RawLine(NamedTuple):
-    """A line as it was read, or why it could not be; where it starts, and its digest."""
-
-    number: int
-    line: bytes | LineError
-    offset: int | None = None
-    digest: bytes | None = None
-
-
-class DecodedLine(NamedTuple):
-    number: int
-    line: Any  # the spec's line
-    offset: int | None
-    digest: bytes | None
-
-
-class Probe(NamedTuple):
-    """What tells whether a line has been seen before: its key, the names that it refers to."""
-
-    raw: RawLine
-    key: str
-    names: tuple[Name | None, ...]  # by the spec's references
-    children: int  # of different keys
-    repeated: int  # children more
-
-
-class Seen(NamedTuple):
-    """A line that the table has as it is."""
-
-    number: int
-    children: int  # of different keys
-    repeated: int  # children more
-
-
-class Row(NamedTuple):
-    """One line, encoded: its key is what tells it from other rows."""
-
-    number: int
-    id: UUID
-    key: Any
-    data: bytes
-
-
-class _Parts(NamedTuple):
-    """One line's row: the header, then its columns; references stay names."""
-
-    number: int
-    offset: int | None
-    parts: list[Any]
-    children: Children
-    repeated: int  # children of the same key that the last one replaced
-
-
-class Mark(NamedTuple):
-    """How far a part of the file is done: all of its lines up to `line`; of the whole file up to
-    `checked_line` the digest is known."""
-
-    line: int = 0
-    checked_line: int = 0
-    digest: bytes = b""
-
-
-START = Mark()
-
-
 @dataclass(slots=True)
 class Batch:
     """A batch of lines, encoded but for the ids of what they refer to. It can be written again,
     and in pieces."""
 
     encoder: "Encoder"
-    rows: list[_Parts]
+    rows: list[Parts]
     end: Mark = START  # once it is stored
     rejected: list[LineError] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
@@ -320,7 +258,7 @@ class Encoder:
                 continue
             if self._note_place:
                 parts.append(digest)
-            rows.append(_Parts(number, offset, parts, children, repeated))
+            rows.append(Parts(number, offset, parts, children, repeated))
         return Batch(self, rows)
 
     def probes(self, lines: Sequence[RawLine]) -> tuple[list[Probe], list[RawLine]]:

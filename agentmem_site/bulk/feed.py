@@ -15,17 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from agentmem_site.bulk.encode import (
-    DIGEST_BYTES,
-    Batch,
-    DecodedLine,
-    Encoder,
-    Mark,
-    Probe,
-    RawLine,
-    Reject,
-    refuse,
-)
+from agentmem_site.bulk.encode import Batch, Encoder
+from agentmem_site.bulk.lines import DIGEST_BYTES, DecodedLine, Mark, Probe, RawLine, Reject, refuse
 from agentmem_site.bulk.readers import NumberedLine
 from agentmem_site.bulk.spec import LineError
 

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.copying import copy_rows
-from agentmem_site.bulk.encode import Row
+from agentmem_site.bulk.lines import Row
 from agentmem_site.bulk.sql import Stage, Stamp
 
 _ATTEMPTS = 3

@@ -22,9 +22,10 @@ from django.db import Error as DatabaseError
 from django.db import connection
 from django.db import transaction as django_transaction
 
-from agentmem_site.bulk.encode import Encoder, Mark
+from agentmem_site.bulk.encode import Encoder
 from agentmem_site.bulk.faults import Verdict, raise_interrupt, verdict
 from agentmem_site.bulk.feed import Feed, FileChanged, busy_interpreter
+from agentmem_site.bulk.lines import Mark
 from agentmem_site.bulk.options import (
     DEFAULTS,
     Checkpoint,

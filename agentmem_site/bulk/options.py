@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from agentmem_site.bulk.encode import Mark
 from agentmem_site.bulk.faults import RETRIES, RetryPolicy
+from agentmem_site.bulk.lines import Mark
 from agentmem_site.bulk.report import Tally
 from agentmem_site.bulk.spec import LoadSpec
 

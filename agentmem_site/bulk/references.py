@@ -11,7 +11,7 @@ from psycopg import sql
 
 from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
-from agentmem_site.bulk.encode import Known, Name
+from agentmem_site.bulk.lines import Known, Name
 from agentmem_site.bulk.spec import LoadSpec, Reference
 from agentmem_site.bulk.sql import Stamp
 from agentmem_site.db.ids import uuid7_at

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from agentmem_site.bulk.encode import Batch, Encoder, Mark, Seen
+from agentmem_site.bulk.encode import Batch, Encoder
 from agentmem_site.bulk.faults import (
     DISK_FULL_PAUSES_S,
     GONE,
@@ -24,6 +24,7 @@ from agentmem_site.bulk.faults import (
     verdict,
 )
 from agentmem_site.bulk.feed import Chunk, Feed, decoded, finished
+from agentmem_site.bulk.lines import Mark, Seen
 from agentmem_site.bulk.options import Checkpoint, LoadOptions, Preparation
 from agentmem_site.bulk.report import Counts, Tally
 from agentmem_site.bulk.spec import LineError, LineErrors

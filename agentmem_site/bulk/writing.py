@@ -14,8 +14,9 @@ from django.utils import timezone
 from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.copying import copy_rows
-from agentmem_site.bulk.encode import Batch, Encoder, Name, Probe, line_hash
+from agentmem_site.bulk.encode import Batch, Encoder, line_hash
 from agentmem_site.bulk.growth import Growth
+from agentmem_site.bulk.lines import Name, Probe
 from agentmem_site.bulk.references import References
 from agentmem_site.bulk.report import Counts
 from agentmem_site.bulk.spec import (

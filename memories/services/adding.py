@@ -25,9 +25,10 @@ from accounts.services.audit import record_event
 from accounts.services.naming import refusal
 from accounts.services.records import MAX_IDS_IN_EVENT
 from accounts.tenancy import tenant
-from agentmem_site.bulk.encode import Batch, DecodedLine, Encoder, Name, RawLine, Row
+from agentmem_site.bulk.encode import Batch, Encoder
 from agentmem_site.bulk.growth import Growth
 from agentmem_site.bulk.inserting import Inserted, Taken, insert_new
+from agentmem_site.bulk.lines import DecodedLine, Name, RawLine, Row
 from agentmem_site.bulk.references import References
 from agentmem_site.bulk.spec import LineError, Reference
 from agentmem_site.bulk.sql import Stage, Stamp

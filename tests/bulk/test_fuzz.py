@@ -12,7 +12,8 @@ from django.core.management import CommandError, call_command
 from accounts.bulk import USERS
 from accounts.models import User
 from accounts.tenancy import tenant
-from agentmem_site.bulk.encode import Encoder, RawLine
+from agentmem_site.bulk.encode import Encoder
+from agentmem_site.bulk.lines import RawLine
 from agentmem_site.bulk.readers import lines_of
 from agentmem_site.bulk.spec import LineError
 from tests.bulk import fuzz
