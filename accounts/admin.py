@@ -17,9 +17,9 @@ from unfold.widgets import (
 )
 
 from accounts.console import TenantAdmin, TenantForm, actor_of, show
-from accounts.console.admin import Words
 from accounts.console.context import member_of, parsed_id
 from accounts.console.lists import ExactTextFilter, typed
+from accounts.console.moves import ConfirmationText
 from accounts.models import ApiKey, AuditEvent, Member, Organization, User
 from accounts.roles import (
     ALL_PERMISSIONS,
@@ -294,8 +294,8 @@ class ApiKeyAdmin(TenantAdmin):
                 revoke_key(key, **kwargs)
             return {"apikey": len(rows)}
 
-        words = Words("Revoke", "Revoked", "It opens nothing from the next request on.")
-        return self._verb_view(request, object_id, self.has_revoke_permission, revoke, words)
+        text = ConfirmationText("Revoke", "Revoked", "It opens nothing from the next request on.")
+        return self._verb_view(request, object_id, self.has_revoke_permission, revoke, text)
 
     def has_revoke_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return self.has_change_permission(request, obj) and obj.revoked_at is None

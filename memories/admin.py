@@ -16,9 +16,9 @@ from unfold.contrib.filters.admin import (
 from unfold.decorators import display
 
 from accounts.console import TenantAdmin, actor_of, show
-from accounts.console.admin import LinkInline
 from accounts.console.context import parsed_id
 from accounts.console.forms import TenantForm
+from accounts.console.inlines import LinkInline
 from accounts.console.lists import ExactTextFilter, typed
 from memories.models import Agent, AgentBlock, AgentTool, Block, Memory, MemoryHistory, Tool
 from memories.services.agents import (

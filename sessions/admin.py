@@ -10,8 +10,8 @@ from unfold.decorators import display
 
 from accounts.admin import UserAdmin
 from accounts.console import TenantAdmin, actor_of, show
-from accounts.console.admin import FOR_GOOD
 from accounts.console.lists import ExactTextFilter
+from accounts.console.moves import FOR_GOOD
 from accounts.console.parameters import is_number
 from accounts.models import User
 from sessions.console import TURNS_PER_RUN, conversation, run_part

@@ -12,7 +12,7 @@ import pytest
 from django.contrib import admin
 from django.db import connection, models
 
-from accounts.console.admin import LinkInline
+from accounts.console.inlines import LinkInline
 from accounts.errors import Stale
 from accounts.models import Member, Organization, User
 from accounts.services.organizations import organizations
