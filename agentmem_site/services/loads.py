@@ -90,13 +90,13 @@ def run_load(
     embed_first: int | None = EMBED_FIRST,
     job: str = "",
     is_new: bool = False,
-    is_index_apart: bool = False,
+    is_index_built_after: bool = False,
 ) -> LoadReport:
     """Loads and leaves one audit event with the counts. Of memories, those of the file's first
     `embed_first` lines (None: all) get their vectors with the load, the others from a worker.
 
     A load with the name `job` goes on where the last one of that name was interrupted, unless it
-    `is_new`; with `is_index_apart` the caller builds the index of vectors after it
+    `is_new`; with `is_index_built_after` the caller builds the index of vectors after it
     (memories/services/vector_index.py). Called outside `tenant()`. Raises: LoadStopped.
     """
     parts = LoadParts(
@@ -105,7 +105,7 @@ def run_load(
     own: dict[str, Any] = {"transaction": partial(tenant, organization)}
     if resource == MEMORIES.resource:
         own |= _for_memories(organization, embed_first, options)
-        if is_index_apart:
+        if is_index_built_after:
             is_indexed = {"is_indexed": SQL("(s.embedding IS NOT NULL)")}
             own["constants"] = {**own.get("constants", {}), **is_indexed}
     with ExitStack() as stack:

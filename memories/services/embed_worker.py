@@ -22,18 +22,18 @@ from memories.services.indexing import index_vectors, large_organizations
 from memories.services.pending import claim, encode_rows, organizations_with_pending
 from memories.services.vector_index import index_state, repair_index
 
-POLL_S = 5.0  # without a notification: what a crash released, what waited for its next attempt
+POLL_S = 5.0  # without a notification: rows whose lease has expired, or whose next attempt is due
 MAX_PAUSE_S = 60.0
-INDEX_EVERY_S = 60.0  # a look for large organizations; while there is something to move, it goes on
-VISIT_EVERY_S = 5.0  # the console is told at most so often that a worker is here
-# So long has a load that was killed for being run again, before a worker builds what it left out.
-MEND_AFTER_S = 600.0
+INDEX_EVERY_S = 60.0  # between looks for large organizations, once none has vectors to index
+VISIT_EVERY_S = 5.0  # at most so often a worker notes for the console that it is running
+# A killed load may be run again within this time; then a worker builds the missing index.
+REPAIR_AFTER_S = 600.0
 
 logger = logging.getLogger(__name__)
 
 
 class Stopped(KeyboardInterrupt):
-    """The worker was asked to stop. (A KeyboardInterrupt: psycopg ends a statement that runs.)"""
+    """The worker was asked to stop. (psycopg cancels a running statement on KeyboardInterrupt.)"""
 
 
 @dataclass(slots=True)
@@ -41,9 +41,9 @@ class Work:
     """What a worker has done so far."""
 
     embedded: int = 0
-    unreadable: int = 0  # memories of which the encoder knows nearly nothing
+    unreadable: int = 0  # memories that the encoder cannot read
     failures: int = 0  # attempts, not memories
-    indexed: int = 0  # vectors moved into the HNSW index
+    indexed: int = 0  # vectors added to the HNSW index
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -67,19 +67,19 @@ class EmbedWorker:
         self.work = Work()
         self._is_stopping = self._may_interrupt = False
         self._to_index: list[Organization] = []
-        self._looked_at = -INDEX_EVERY_S
+        self._index_round_at = -INDEX_EVERY_S
         self._without_index_since: float | None = None
-        self._may_mend = True
+        self._may_repair = True
         self._visits: dict[UUID, tuple[float, bool]] = {}  # when, and whether it failed
 
     def drain(self) -> None:
-        """Until nothing is due, or waits for the index. Raises: EncoderError, Stopped."""
+        """Runs until nothing is due or waits for the index. Raises: EncoderError, Stopped."""
         while self._round():
             pass
 
     def run(self) -> None:
-        """For ever; outlives a database or an encoder that is away for a while. Raises: Stopped."""
-        bell = Bell()
+        """Runs until it is stopped; survives outages of database and encoder. Raises: Stopped."""
+        listener = Listener()
         pause_s = 0.0
         while True:
             try:
@@ -96,10 +96,10 @@ class EmbedWorker:
                     time.sleep(pause_s)
                 continue
             with self._interruptible():
-                bell.wait(0 if has_worked else POLL_S)
+                listener.wait(0 if has_worked else POLL_S)
 
     def stop(self) -> None:
-        """Asks for Stopped: now where that leaves nothing half done, else as soon as it does.
+        """Raises Stopped at once if nothing is left half done, else lets the worker raise it soon.
         For a signal handler, in the thread that runs the worker."""
         self._is_stopping = True
         if self._may_interrupt and not connection.in_atomic_block:
@@ -107,23 +107,23 @@ class EmbedWorker:
             raise Stopped
 
     def _round(self) -> bool:
-        """A round of each: under a load that never ends the index is filled all the same."""
+        """A round of each, so that the index is filled even while memories keep coming."""
         has_embedded = self._embed_round()
         return self._index_round() or has_embedded
 
     def _embed_round(self) -> bool:
-        """One batch of each organization that has any: none waits for the million of another."""
-        found = organizations_with_pending() if self._only is None else [self._only]
+        """One batch of each organization in turn, so that none waits for a large one."""
+        organizations = organizations_with_pending() if self._only is None else [self._only]
         has_worked = False
-        for organization in found:
+        for organization in organizations:
             has_worked |= self._one_batch(organization)
         return has_worked
 
     def _index_round(self) -> bool:
-        """One batch of each large organization into the index."""
-        if not self._to_index and time.monotonic() - self._looked_at >= INDEX_EVERY_S:
-            self._looked_at = time.monotonic()
-            self._mend_index()
+        """Adds one batch of each large organization to the index."""
+        if not self._to_index and time.monotonic() - self._index_round_at >= INDEX_EVERY_S:
+            self._index_round_at = time.monotonic()
+            self._repair_index()
             self._to_index = large_organizations() if self._only is None else [self._only]
         unfinished = []
         for organization in self._to_index:
@@ -136,27 +136,27 @@ class EmbedWorker:
         self._to_index = unfinished
         return bool(unfinished)
 
-    def _mend_index(self) -> None:
-        """Builds the index where a load that was killed has left none, if nobody else does.
+    def _repair_index(self) -> None:
+        """Builds the index that a killed load left missing, unless somebody else does.
 
-        This worker embeds nothing for those minutes; without the index every search of a large
+        This worker embeds nothing meanwhile. Without the index every search of a large
         organization would be slow until somebody notices."""
-        if not self._may_mend or index_state() == "valid":
+        if not self._may_repair or index_state() == "valid":
             self._without_index_since = None
             return
         now = time.monotonic()
         self._without_index_since = self._without_index_since or now
-        if now - self._without_index_since < MEND_AFTER_S:
+        if now - self._without_index_since < REPAIR_AFTER_S:
             return
         try:
             with self._interruptible():
                 repair_index()
             logger.warning("The index of vectors was missing; it has been built.")
         except Forbidden as error:
-            self._may_mend = False
+            self._may_repair = False
             logger.warning("%s", error)
         except Unavailable:
-            pass  # a load or another worker is at it
+            pass  # a load or another worker builds it
 
     def _one_batch(self, organization: Organization) -> bool:
         if self._is_stopping:
@@ -170,7 +170,7 @@ class EmbedWorker:
                 encoded = encode_rows(claimed.rows, organization=organization)
             written = claimed.settle(encoded)
         except BaseException as error:
-            with suppress(Error):  # the lease runs out by itself
+            with suppress(Error):  # the lease expires in any case
                 claimed.release()
                 if isinstance(error, EncoderError):
                     self._note_visit(organization, is_failing=True)
@@ -183,7 +183,7 @@ class EmbedWorker:
         return True
 
     def _note_visit(self, organization: Organization, *, is_failing: bool | None = None) -> None:
-        """Now and then, or where it is news. (None: as it was, until a batch is written.)"""
+        """Written every VISIT_EVERY_S, or when `is_failing` changes. (None: unchanged.)"""
         at, was_failing = self._visits.get(organization.pk, (-VISIT_EVERY_S, False))
         is_failing = was_failing if is_failing is None else is_failing
         now = time.monotonic()
@@ -193,7 +193,7 @@ class EmbedWorker:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Where a signal may raise Stopped: while encoding and waiting, never while writing."""
+        """A signal may raise Stopped inside: while encoding or waiting, never while writing."""
         self._may_interrupt = True
         try:
             if self._is_stopping:
@@ -203,18 +203,18 @@ class EmbedWorker:
             self._may_interrupt = False
 
 
-class Bell:
-    """Rings when memories were added: LISTEN, on a connection of its own. Where there is none (a
-    restart, a pooler) it is a clock: the worker looks for itself every few seconds."""
+class Listener:
+    """Waits for notifications of new memories: LISTEN on its own connection. Where that fails (a
+    restart, a pooler) it only waits, and the worker polls every few seconds."""
 
     def __init__(self) -> None:
         self._connection: BaseDatabaseWrapper | None = None
 
     def wait(self, seconds: float) -> None:
-        """Until the next notification, at most so long."""
+        """Waits for the next notification, at most this long."""
         try:
             if self._connection is None:
-                self._listen()  # and look again: what came before is not announced
+                self._listen()  # returns at once: earlier notifications are lost
                 return
             for _ in self._connection.connection.notifies(timeout=seconds, stop_after=1):
                 pass
@@ -237,5 +237,5 @@ class Bell:
 def _sentence(error: Exception) -> str:
     if isinstance(error, EncoderError):
         return str(error)
-    found = explained(error)
-    return found.sentence if found else "The database cannot be reached."
+    explanation = explained(error)
+    return explanation.sentence if explanation else "The database cannot be reached."

@@ -1,13 +1,12 @@
-"""The HNSW index as a whole: apart from a first load, and mended where it is missing.
+"""Builds the HNSW index after a first load, and rebuilds it where it is missing.
 
-Moved into the index one by one a vector costs milliseconds; an index built over rows that are
-there already costs a fraction of that. So a first load drops the index while it holds nothing,
-its new vectors bear `is_indexed` from the start (none is written twice), and its end builds it.
-Meanwhile, and after a load that was killed, what the index would find is found by an exact scan:
-slower, never less.
+Adding vectors to the index one by one costs milliseconds each; building the index over existing
+rows costs a fraction of that. So a first load drops the index while it is empty, writes its
+vectors with `is_indexed` set (no row is written twice), and builds the index at its end. Until
+then, and after a load that was killed, searches scan exactly: slower, but they miss nothing.
 
-Who loads so holds BUILDING shared, who builds holds it alone, on a connection as the owner: the
-lock of a process that was killed is gone. The last of several loads builds.
+Such a load holds the advisory lock BUILDING shared, a build holds it exclusively, both on a
+connection as the owner. A killed process loses its lock. Of several loads the last one builds.
 """
 
 import threading
@@ -25,14 +24,14 @@ from agentmem_site.db.roles import owner_beside
 from memories.models import Memory
 
 INDEX = "memories_memory_embedding"
-BUILDING = 0x6167_6D76  # of PostgreSQL's advisory locks, those of a session
-# Of maintenance_work_mem, while the graph is built; if there is not enough, pgvector goes on on
-# disk, many times slower.
+BUILDING = 0x6167_6D76  # the key of a session-level advisory lock
+# maintenance_work_mem that the build of the graph needs. With less, pgvector continues on disk,
+# many times slower.
 GRAPH_BYTES_PER_ROW = 1700
-LOOK_EVERY_S = 1.0
-WAITS_AT_MOST = "3s"  # for the table, to drop the index: all others wait behind that
+POLL_EVERY_S = 1.0
+DROP_LOCK_TIMEOUT = "3s"  # all other statements queue behind this lock request
 
-_TOO_LITTLE = "53"  # SQLSTATEs of memory, disk and connections
+_INSUFFICIENT_RESOURCES = "53"  # class of SQLSTATEs: memory, disk, connections
 
 SLOWER = "Until then large organizations are searched without it: slower, not less exactly."
 WITHOUT_OWNER = (
@@ -44,22 +43,22 @@ NOT_BUILT = (
     f"`manage.py reindex --vectors` now. {SLOWER}"
 )
 
-OnProgress = Callable[[int, int, str], None]  # done, total (0: unknown), in words
+OnProgress = Callable[[int, int, str], None]  # done, total (0: unknown), message
 OnNotice = Callable[[str], None]
 
 _STATE = """
 SELECT coalesce((SELECT CASE WHEN indisvalid THEN 'valid' ELSE 'invalid' END
     FROM pg_index WHERE indexrelid = to_regclass(%s)), 'missing')
 """
-# By the index memories_memory_vectors, which alone has all of these columns.
-_HOLDS_NOTHING = """
+# Uses the index memories_memory_vectors, the only one with all of these columns.
+_IS_EMPTY = """
 SELECT NOT EXISTS (SELECT FROM memories_memory
     WHERE embedding_state = 'ready' AND NOT is_deleted AND is_indexed)
 """
 _DROP = "DROP INDEX IF EXISTS memories_memory_embedding"
-_DROP_BESIDE = "DROP INDEX CONCURRENTLY IF EXISTS memories_memory_embedding"  # others go on
-# For this many bytes, but no more than shared_buffers: that tells what memory the server has.
-_MAKE_ROOM = """
+_DROP_CONCURRENTLY = "DROP INDEX CONCURRENTLY IF EXISTS memories_memory_embedding"
+# At most shared_buffers, which shows how much memory the server has.
+_RAISE_WORK_MEM = """
 SELECT set_config('maintenance_work_mem', greatest(
     pg_size_bytes(current_setting('maintenance_work_mem')),
     least(%s, pg_size_bytes(current_setting('shared_buffers')))) / 1024 || 'kB', false)
@@ -72,14 +71,14 @@ WHERE pid = %s
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An index that was built, over about so many rows."""
+    """A finished build; `rows` is the planner's estimate."""
 
     rows: int
     seconds: float
 
 
 def index_state() -> str:
-    """`valid`, `invalid` (a build that was broken off) or `missing`. One statement."""
+    """`valid`, `invalid` (an interrupted build) or `missing`. One statement."""
     with connection.cursor() as cursor:
         return _state(cursor)
 
@@ -88,38 +87,38 @@ def index_state() -> str:
 def first_load(
     *,
     is_large: bool,
-    on_progress: OnProgress = lambda done, total, words: None,
-    on_notice: OnNotice = lambda words: None,
+    on_progress: OnProgress = lambda done, total, message: None,
+    on_notice: OnNotice = lambda message: None,
 ) -> Iterator[bool]:
-    """Whether the vectors of the load inside shall bear `is_indexed`: then the end builds the
-    index. So it is with a large load while the index holds nothing, and with any load while there
-    is none. A load that raises builds nothing.
+    """Yields whether the index is built after the load: then the load sets `is_indexed` on its
+    vectors. True for a large load while the index is empty, and for any load while it is missing.
+    If the load raises, nothing is built.
 
-    Outside any transaction. One connection more, for as long as the load takes.
+    Outside any transaction. Holds one more connection for as long as the load takes.
     """
     with owner_beside(connection) as owner:
-        is_apart = owner is not None and _begin(owner, is_large=is_large, on_notice=on_notice)
+        is_built_after = owner is not None and _begin(owner, is_large=is_large, on_notice=on_notice)
         if owner is None and index_state() != "valid":
             on_notice(WITHOUT_OWNER)
         try:
-            yield is_apart
+            yield is_built_after
         except BaseException:
-            if is_apart:
+            if is_built_after:
                 on_notice(NOT_BUILT)
             raise
-        if owner is None or not is_apart:
+        if owner is None or not is_built_after:
             return
         try:
             _end(owner, on_progress=on_progress, on_notice=on_notice)
-        except OperationalError:  # the load is done; that it is without an index is to be told
+        except OperationalError:  # the load has succeeded, but its index is missing
             on_notice(NOT_BUILT)
 
 
-def repair_index(*, on_progress: OnProgress = lambda done, total, words: None) -> Built | None:
-    """Builds the index where it is missing or invalid; None where it is neither. Nobody waits for
-    it: rows are written, and found, meanwhile. Outside any transaction.
+def repair_index(*, on_progress: OnProgress = lambda done, total, message: None) -> Built | None:
+    """Builds the index if it is missing or invalid, else returns None. Blocks neither writes nor
+    searches. Outside any transaction.
 
-    Raises: Forbidden (not as the owner), Unavailable (a first load or a build is at work).
+    Raises: Forbidden (not as the owner), Unavailable (a first load or a build is running).
     """
     if index_state() == "valid":
         return None
@@ -129,7 +128,7 @@ def repair_index(*, on_progress: OnProgress = lambda done, total, words: None) -
         with owner.cursor() as cursor:
             if not _lock_alone(cursor):
                 raise Unavailable(
-                    "A first load or a build is at work: that builds the index of vectors."
+                    "A first load or a build is running: it builds the index of vectors."
                 )
         return _build(owner, on_progress)
 
@@ -138,20 +137,20 @@ def _begin(owner: BaseDatabaseWrapper, *, is_large: bool, on_notice: OnNotice) -
     with owner.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", [BUILDING])
         if not cursor.fetchone()[0]:
-            return False  # it is being built: the worker moves what comes now
+            return False  # a build is running: the worker indexes the rows of this load
         state = _state(cursor)
         if state == "missing":
             return True
-        if state == "valid" and not (is_large and _holds_nothing(cursor)):
-            owner.close()  # what is held goes with it
+        if state == "valid" and not (is_large and _is_empty(cursor)):
+            owner.close()  # releases the lock
             return False
         try:
-            cursor.execute("SELECT set_config('lock_timeout', %s, false)", [WAITS_AT_MOST])
+            cursor.execute("SELECT set_config('lock_timeout', %s, false)", [DROP_LOCK_TIMEOUT])
             cursor.execute(_DROP)
         except OperationalError:
             on_notice(
-                "The table of memories is in use by a long transaction, so its index of vectors "
-                "stays: the worker moves the vectors of this load into it."
+                "A long transaction is using the table of memories, so its index of vectors "
+                "stays: the worker adds the vectors of this load to it."
             )
             owner.close()
             return False
@@ -162,40 +161,41 @@ def _end(owner: BaseDatabaseWrapper, *, on_progress: OnProgress, on_notice: OnNo
     try:
         with owner.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_unlock_shared(%s)", [BUILDING])
-    except OperationalError:  # it was cut off during the load, and its lock with it
+    except OperationalError:  # the connection was lost during the load, and its lock with it
         owner.close()
     with owner.cursor() as cursor:
         if _lock_alone(cursor):
             _build(owner, on_progress)
         else:
-            on_notice("Another load is at work: the last one builds the index of vectors.")
+            on_notice("Another load is running: the last one builds the index of vectors.")
 
 
 def _build(owner: BaseDatabaseWrapper, on_progress: OnProgress) -> Built | None:
-    """Under BUILDING, alone. None: it stands already."""
+    """Called with BUILDING held exclusively. None: the index is valid already."""
     started = time.monotonic()
     with owner.cursor() as cursor:
-        # It waits for whoever is writing, for as long as that takes.
+        # CREATE INDEX CONCURRENTLY waits for all writers, however long they take.
         cursor.execute("SET lock_timeout = 0; SET statement_timeout = 0")
         if _state(cursor) == "valid":
             return None
-        cursor.execute(_DROP_BESIDE)
-        on_progress(0, 0, "rows are counted")
-        # First: it tells how many there are, and what was planned for an empty table is forgotten.
+        cursor.execute(_DROP_CONCURRENTLY)
+        on_progress(0, 0, "counting rows")
+        # First: it estimates the rows, and discards statistics of the empty table.
         cursor.execute("ANALYZE memories_memory")
         cursor.execute(
             "SELECT reltuples::bigint FROM pg_class WHERE oid = 'memories_memory'::regclass"
         )
         rows: int = max(cursor.fetchone()[0], 0)
-        cursor.execute(_MAKE_ROOM, [rows * GRAPH_BYTES_PER_ROW])
+        cursor.execute(_RAISE_WORK_MEM, [rows * GRAPH_BYTES_PER_ROW])
         with _watched(owner, on_progress):
             try:
                 _create(owner)
             except OperationalError as error:
-                if not str(getattr(error.__cause__, "sqlstate", "")).startswith(_TOO_LITTLE):
+                state = str(getattr(error.__cause__, "sqlstate", ""))
+                if not state.startswith(_INSUFFICIENT_RESOURCES):
                     raise
-                # No shared memory for helpers (/dev/shm of a container): alone, then.
-                cursor.execute(_DROP_BESIDE)
+                # Too little shared memory (a container's /dev/shm): without parallel workers.
+                cursor.execute(_DROP_CONCURRENTLY)
                 cursor.execute("SET max_parallel_maintenance_workers = 0")
                 _create(owner)
     return Built(rows, time.monotonic() - started)
@@ -212,9 +212,9 @@ def _state(cursor: Any) -> str:
     return str(cursor.fetchone()[0])
 
 
-def _holds_nothing(cursor: Any) -> bool:
+def _is_empty(cursor: Any) -> bool:
     cursor.execute("SET enable_seqscan = off")
-    cursor.execute(_HOLDS_NOTHING)
+    cursor.execute(_IS_EMPTY)
     return bool(cursor.fetchone()[0])
 
 
@@ -225,20 +225,20 @@ def _lock_alone(cursor: Any) -> bool:
 
 @contextmanager
 def _watched(owner: BaseDatabaseWrapper, on_progress: OnProgress) -> Iterator[None]:
-    """Tells how far the build on `owner` is, from a thread with a connection of its own."""
+    """Reports the progress of the build on `owner`, from a thread with its own connection."""
     pid = owner.connection.info.backend_pid
     is_over = threading.Event()
 
     def watch() -> None:
-        beside = owner.copy()
+        second = owner.copy()
         try:
-            with suppress(Error), beside.cursor() as cursor:
-                while not is_over.wait(LOOK_EVERY_S):
+            with suppress(Error), second.cursor() as cursor:
+                while not is_over.wait(POLL_EVERY_S):
                     cursor.execute(_PROGRESS, [pid])
                     for phase, done, total, rows in cursor.fetchall():
                         on_progress(done, total, f"index of vectors, {phase}: {rows:,} rows")
         finally:
-            beside.close()
+            second.close()
 
     watcher = threading.Thread(target=watch, name="watch_build", daemon=True)
     watcher.start()

@@ -1,4 +1,4 @@
-"""The HNSW index apart from a first load: search says the same at every moment of it."""
+"""The HNSW index, built after a first load: searches find the same rows at every moment."""
 
 import io
 import subprocess
@@ -30,15 +30,15 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @contextmanager
 def as_other(statement, *parameters):
-    """On a connection of the owner's, in autocommit, for as long as the block lasts."""
+    """Executes on a connection of the owner, in autocommit; open for as long as the block lasts."""
     with owner_beside(connection) as owner, owner.cursor() as cursor:
         cursor.execute(statement, parameters)
         yield cursor
 
 
 @pytest.fixture(autouse=True)
-def _index_stands():
-    """Other tests' database is this one."""
+def _restore_index():
+    """Other tests use the same database."""
     before = definition()
     yield
     vector_index.repair_index()
@@ -55,8 +55,8 @@ def vector(direction):
     return [1.0, direction / 100] + [0.0] * (EMBEDDING_DIM - 2)
 
 
-def load(organization, directions, *, is_apart):
-    """What a load writes: vectors in ever other directions, in the index or not (yet)."""
+def load(organization, directions, *, is_built_after):
+    """Stores a memory for each direction, `is_indexed` or not."""
     for direction in directions:
         made = make_memory(
             organization,
@@ -66,11 +66,11 @@ def load(organization, directions, *, is_apart):
         )
         with tenant(organization):
             own = Memory.objects.for_organization(organization).filter(pk=made.pk)
-            own.update(is_indexed=is_apart)
+            own.update(is_indexed=is_built_after)
 
 
 def found(organization, *, limit=5, exact_rows=2):
-    """By meaning, through the indexes: the nearest to direction 0, the nearest first."""
+    """Contents of the memories nearest to direction 0, nearest first, searched by the indexes."""
     with tenant(organization):
         hits = rank(
             organization=organization,
@@ -103,67 +103,67 @@ def reindex():
     return out.getvalue().strip()
 
 
-def nothing_but_no_index():
+def drop_index():
     with as_other("DROP INDEX memories_memory_embedding"):
         pass
 
 
-def test_a_large_first_load_is_found_during_it_and_has_its_index_at_the_end(monkeypatch):
-    monkeypatch.setattr(vector_index, "LOOK_EVERY_S", 0.0)
-    acme, told = make_organization("acme"), []
-    with first_load(is_large=True, on_progress=lambda *how: told.append(how)) as is_apart:
-        assert is_apart
+def test_a_large_first_load_is_searchable_and_its_index_is_built_at_the_end(monkeypatch):
+    monkeypatch.setattr(vector_index, "POLL_EVERY_S", 0.0)
+    acme, calls = make_organization("acme"), []
+    with first_load(is_large=True, on_progress=lambda *call: calls.append(call)) as is_built_after:
+        assert is_built_after
         assert index_state() == "missing"
-        load(acme, range(9, 0, -1), is_apart=is_apart)
+        load(acme, range(9, 0, -1), is_built_after=is_built_after)
         assert found(acme) == ["1", "2", "3", "4", "5"]
     assert index_state() == "valid"
     assert uses_index(acme)
     assert found(acme) == ["1", "2", "3", "4", "5"]
-    assert told[0] == (0, 0, "rows are counted")
+    assert calls[0] == (0, 0, "counting rows")
 
 
 def test_a_small_load_leaves_the_index_alone():
-    with first_load(is_large=False) as is_apart:
-        assert not is_apart
+    with first_load(is_large=False) as is_built_after:
+        assert not is_built_after
         assert index_state() == "valid"
 
 
-def test_an_index_that_holds_vectors_is_not_taken_from_those_who_search():
-    load(make_organization("acme"), [1], is_apart=True)
-    with first_load(is_large=True) as is_apart:
-        assert not is_apart
+def test_an_index_that_holds_vectors_is_not_dropped():
+    load(make_organization("acme"), [1], is_built_after=True)
+    with first_load(is_large=True) as is_built_after:
+        assert not is_built_after
         assert index_state() == "valid"
 
 
-def test_vectors_that_stand_outside_the_index_do_not_keep_it():
-    load(make_organization("acme"), [1, 2], is_apart=False)
-    with first_load(is_large=True) as is_apart:
-        assert is_apart
+def test_vectors_that_are_not_indexed_do_not_keep_the_index():
+    load(make_organization("acme"), [1, 2], is_built_after=False)
+    with first_load(is_large=True) as is_built_after:
+        assert is_built_after
 
 
-def test_what_another_organization_adds_meanwhile_is_found_during_it_and_after():
+def test_rows_that_another_organization_adds_meanwhile_are_found():
     acme, globex = make_organization("acme"), make_organization("globex")
-    with first_load(is_large=True) as is_apart:
-        load(acme, range(1, 6), is_apart=is_apart)
-        load(globex, range(3, 0, -1), is_apart=False)
+    with first_load(is_large=True) as is_built_after:
+        load(acme, range(1, 6), is_built_after=is_built_after)
+        load(globex, range(3, 0, -1), is_built_after=False)
         assert found(globex, limit=3) == ["1", "2", "3"]
     assert found(globex, limit=3) == ["1", "2", "3"]
     assert found(acme, limit=3) == ["1", "2", "3"]
 
 
-def test_the_next_load_builds_what_one_that_stopped_has_not():
+def test_the_next_load_builds_the_index_that_an_interrupted_one_left_out():
     acme, notices = make_organization("acme"), []
     with (
         pytest.raises(KeyboardInterrupt),
-        first_load(is_large=True, on_notice=notices.append) as is_apart,
+        first_load(is_large=True, on_notice=notices.append) as is_built_after,
     ):
-        load(acme, [3, 2], is_apart=is_apart)
+        load(acme, [3, 2], is_built_after=is_built_after)
         raise KeyboardInterrupt
     assert notices == [vector_index.NOT_BUILT]
     assert index_state() == "missing"
-    with first_load(is_large=False) as is_apart:
-        assert is_apart
-        load(acme, [1], is_apart=is_apart)
+    with first_load(is_large=False) as is_built_after:
+        assert is_built_after
+        load(acme, [1], is_built_after=is_built_after)
     assert uses_index(acme)
     assert found(acme, limit=3) == ["1", "2", "3"]
 
@@ -171,21 +171,21 @@ def test_the_next_load_builds_what_one_that_stopped_has_not():
 def test_of_two_loads_the_last_one_builds():
     acme, globex = make_organization("acme"), make_organization("globex")
     notices = []
-    with first_load(is_large=True) as is_apart:
-        with first_load(is_large=True, on_notice=notices.append) as is_other_apart:
-            load(globex, [1, 2, 3], is_apart=is_other_apart)
-        assert notices == ["Another load is at work: the last one builds the index of vectors."]
+    with first_load(is_large=True) as is_built_after:
+        with first_load(is_large=True, on_notice=notices.append) as is_other_built_after:
+            load(globex, [1, 2, 3], is_built_after=is_other_built_after)
+        assert notices == ["Another load is running: the last one builds the index of vectors."]
         assert index_state() == "missing"
-        load(acme, [1, 2, 3], is_apart=is_apart)
+        load(acme, [1, 2, 3], is_built_after=is_built_after)
     for organization in (acme, globex):
         assert uses_index(organization)
         assert found(organization, limit=3) == ["1", "2", "3"]
 
 
-def test_a_load_whose_connection_for_the_index_was_cut_builds_all_the_same():
+def test_a_load_that_lost_its_owner_connection_still_builds_the_index():
     acme = make_organization("acme")
-    with first_load(is_large=True) as is_apart:
-        load(acme, [2, 1], is_apart=is_apart)
+    with first_load(is_large=True) as is_built_after:
+        load(acme, [2, 1], is_built_after=is_built_after)
         with as_other(
             "SELECT pg_terminate_backend(l.pid) FROM pg_locks l "
             "JOIN pg_database d ON d.oid = l.database AND d.datname = current_database() "
@@ -196,22 +196,25 @@ def test_a_load_whose_connection_for_the_index_was_cut_builds_all_the_same():
     assert uses_index(acme)
 
 
-def test_a_load_during_a_build_takes_the_worker_s_way():
-    nothing_but_no_index()
-    with as_other("SELECT pg_advisory_lock(%s)", BUILDING), first_load(is_large=True) as is_apart:
-        assert not is_apart
+def test_a_load_during_a_build_leaves_indexing_to_the_worker():
+    drop_index()
+    with (
+        as_other("SELECT pg_advisory_lock(%s)", BUILDING),
+        first_load(is_large=True) as is_built_after,
+    ):
+        assert not is_built_after
 
 
-def test_a_table_that_is_in_use_for_long_keeps_its_index(monkeypatch):
-    monkeypatch.setattr(vector_index, "WAITS_AT_MOST", "50ms")
+def test_a_table_in_use_by_a_long_transaction_keeps_its_index(monkeypatch):
+    monkeypatch.setattr(vector_index, "DROP_LOCK_TIMEOUT", "50ms")
     make_memory(make_organization("acme"))
     notices = []
     with as_other("BEGIN") as other:
         other.execute("SELECT FROM memories_memory")
-        with first_load(is_large=True, on_notice=notices.append) as is_apart:
-            assert not is_apart
+        with first_load(is_large=True, on_notice=notices.append) as is_built_after:
+            assert not is_built_after
         other.execute("ROLLBACK")
-    assert "in use by a long transaction" in notices[0]
+    assert "A long transaction is using" in notices[0]
     assert index_state() == "valid"
 
 
@@ -223,20 +226,20 @@ def without_owner():
     connection.settings_dict["OWNER"] = owner
 
 
-def test_without_the_owner_a_load_takes_the_worker_s_way(without_owner):
+def test_without_the_owner_a_load_leaves_indexing_to_the_worker(without_owner):
     notices = []
-    with first_load(is_large=True, on_notice=notices.append) as is_apart:
-        assert not is_apart
+    with first_load(is_large=True, on_notice=notices.append) as is_built_after:
+        assert not is_built_after
     assert notices == []
     assert index_state() == "valid"
 
 
-def test_without_the_owner_a_missing_index_is_told(request):
-    nothing_but_no_index()
+def test_without_the_owner_a_missing_index_is_reported(request):
+    drop_index()
     request.getfixturevalue("without_owner")
     notices = []
-    with first_load(is_large=False, on_notice=notices.append) as is_apart:
-        assert not is_apart
+    with first_load(is_large=False, on_notice=notices.append) as is_built_after:
+        assert not is_built_after
     assert notices == [vector_index.WITHOUT_OWNER]
     with pytest.raises(CommandError, match="set DATABASE_OWNER_URL and run") as refusal:
         reindex()
@@ -244,33 +247,33 @@ def test_without_the_owner_a_missing_index_is_told(request):
 
 
 def test_reindex_builds_a_missing_index():
-    nothing_but_no_index()
+    drop_index()
     assert reindex().startswith("Index of vectors built over ")
     assert index_state() == "valid"
-    assert reindex() == "The index of vectors stands: nothing to do."
+    assert reindex() == "The index of vectors is valid: nothing to do."
 
 
-def test_reindex_builds_an_index_anew_that_was_broken_off():
+def test_reindex_rebuilds_an_index_whose_build_was_interrupted():
     acme = make_organization("acme")
-    load(acme, [3, 2, 1], is_apart=True)
-    nothing_but_no_index()
-    break_off_a_build()
+    load(acme, [3, 2, 1], is_built_after=True)
+    drop_index()
+    interrupt_a_build()
     assert index_state() == "invalid"
     assert found(acme, limit=3) == ["1", "2", "3"]
     assert reindex().startswith("Index of vectors built over ")
     assert uses_index(acme)
 
 
-def test_a_first_load_drops_an_index_that_was_broken_off():
-    nothing_but_no_index()
-    break_off_a_build()
-    with first_load(is_large=False) as is_apart:
-        assert is_apart
+def test_a_first_load_drops_an_index_whose_build_was_interrupted():
+    drop_index()
+    interrupt_a_build()
+    with first_load(is_large=False) as is_built_after:
+        assert is_built_after
         assert index_state() == "missing"
 
 
-def break_off_a_build():
-    """It waits for a writer until it may not wait any longer."""
+def interrupt_a_build():
+    """A build that waits for a writer until its lock_timeout."""
     with (
         as_other("BEGIN") as writer,
         owner_beside(connection) as owner,
@@ -283,9 +286,9 @@ def break_off_a_build():
         writer.execute("ROLLBACK")
 
 
-def test_nobody_who_writes_waits_for_a_build():
+def test_a_build_does_not_block_writers():
     acme = make_organization("acme")
-    nothing_but_no_index()
+    drop_index()
     with ThreadPoolExecutor() as pool, as_other("BEGIN") as writer:
         writer.execute("LOCK TABLE memories_memory IN ROW EXCLUSIVE MODE")
         building = pool.submit(in_thread, vector_index.repair_index)
@@ -298,28 +301,28 @@ def test_nobody_who_writes_waits_for_a_build():
     assert index_state() == "valid"
 
 
-def test_a_build_without_shared_memory_for_helpers_goes_on_alone(monkeypatch):
+def test_a_build_without_shared_memory_continues_without_parallel_workers(monkeypatch):
     acme = make_organization("acme")
-    load(acme, [2, 1], is_apart=True)
-    nothing_but_no_index()
-    more_than_there_is = "SELECT set_config('maintenance_work_mem', '1TB', false), %s"
-    monkeypatch.setattr(vector_index, "_MAKE_ROOM", more_than_there_is)
+    load(acme, [2, 1], is_built_after=True)
+    drop_index()
+    too_much = "SELECT set_config('maintenance_work_mem', '1TB', false), %s"
+    monkeypatch.setattr(vector_index, "_RAISE_WORK_MEM", too_much)
     with as_other("ALTER TABLE memories_memory SET (parallel_workers = 1)") as owner:
         with pytest.raises(OperationalError, match="shared memory"):
-            create_with_helpers()
+            create_with_parallel_workers()
         assert reindex().startswith("Index of vectors built over ")
         owner.execute("ALTER TABLE memories_memory RESET (parallel_workers)")
     assert found(acme, limit=2) == ["1", "2"]
 
 
-def create_with_helpers():
+def create_with_parallel_workers():
     with owner_beside(connection) as owner, owner.cursor() as cursor:
         cursor.execute("SET maintenance_work_mem = '1TB'")
         vector_index._create(owner)
 
 
-def test_a_build_waits_for_whoever_is_writing(monkeypatch):
-    monkeypatch.setattr(vector_index, "WAITS_AT_MOST", "50ms")  # that is for the drop
+def test_a_build_waits_for_writers(monkeypatch):
+    monkeypatch.setattr(vector_index, "DROP_LOCK_TIMEOUT", "50ms")  # not for the build
     notices = []
     with as_other("SELECT") as writer, first_load(is_large=True, on_notice=notices.append):
         writer.execute("BEGIN; LOCK TABLE memories_memory IN ROW EXCLUSIVE MODE")
@@ -349,18 +352,18 @@ def await_waiting_build():
     raise AssertionError("No build is waiting.")
 
 
-def test_reindex_leaves_it_to_a_load_that_is_at_work():
+def test_reindex_refuses_while_a_load_is_running():
     with (
         first_load(is_large=True),
-        pytest.raises(CommandError, match="that builds the index of vectors") as refusal,
+        pytest.raises(CommandError, match="it builds the index of vectors") as refusal,
     ):
         reindex()
     assert refusal.value.returncode == 75
 
 
-def test_a_load_that_is_killed_leaves_nothing_that_the_next_command_cannot_mend():
+def test_the_index_is_rebuilt_after_a_load_was_killed():
     acme = make_organization("acme")
-    load(acme, [3, 2, 1], is_apart=False)
+    load(acme, [3, 2, 1], is_built_after=False)
     loading = subprocess.Popen(
         [sys.executable, "-c", LOADING],
         cwd=ROOT,
@@ -388,8 +391,8 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "agentmem_site.settings"
 import django
 django.setup()
 from memories.services.vector_index import first_load
-with first_load(is_large=True) as is_apart:
-    print(is_apart, flush=True)
+with first_load(is_large=True) as is_built_after:
+    print(is_built_after, flush=True)
     time.sleep(60)
 """
 
@@ -403,7 +406,7 @@ def owner_url():
 
 
 def await_free_lock():
-    """The server sees at once that a process is gone, but not before it looks."""
+    """The server releases the lock when it notices that the process is gone."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with connection.cursor() as cursor:
@@ -418,27 +421,27 @@ def await_free_lock():
     raise AssertionError("The killed load holds its lock.")
 
 
-def test_a_worker_builds_what_nobody_came_back_for(monkeypatch, caplog):
-    nothing_but_no_index()
+def test_a_worker_builds_an_index_that_no_load_came_back_for(monkeypatch, caplog):
+    drop_index()
     EmbedWorker().drain()
-    assert index_state() == "missing"  # whoever was loading may come back
-    monkeypatch.setattr(embed_worker, "MEND_AFTER_S", 0.0)
+    assert index_state() == "missing"  # the load may be run again
+    monkeypatch.setattr(embed_worker, "REPAIR_AFTER_S", 0.0)
     EmbedWorker().drain()
     assert index_state() == "valid"
     assert "it has been built" in caplog.text
 
 
-def test_a_worker_leaves_it_to_a_load_that_is_at_work(monkeypatch):
-    monkeypatch.setattr(embed_worker, "MEND_AFTER_S", 0.0)
+def test_a_worker_leaves_the_index_to_a_running_load(monkeypatch):
+    monkeypatch.setattr(embed_worker, "REPAIR_AFTER_S", 0.0)
     with first_load(is_large=True):
         EmbedWorker().drain()
         assert index_state() == "missing"
 
 
-def test_a_worker_that_is_not_the_owner_says_so_once(monkeypatch, caplog, request):
-    nothing_but_no_index()
+def test_a_worker_that_is_not_the_owner_warns_once(monkeypatch, caplog, request):
+    drop_index()
     request.getfixturevalue("without_owner")
-    monkeypatch.setattr(embed_worker, "MEND_AFTER_S", 0.0)
+    monkeypatch.setattr(embed_worker, "REPAIR_AFTER_S", 0.0)
     monkeypatch.setattr(embed_worker, "INDEX_EVERY_S", 0.0)
     worker = EmbedWorker()
     worker.drain()

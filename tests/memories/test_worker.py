@@ -26,7 +26,7 @@ from memories import embeddings
 from memories.embeddings import EncoderError, encode_texts, get_encoder
 from memories.models import EMBEDDING_DIM, Memory, MemoryHistory, embedded_text
 from memories.services import indexing
-from memories.services.embed_worker import Bell
+from memories.services.embed_worker import Listener
 from memories.services.memories import memories
 from memories.services.pending import claim
 from tests.makers import TESTER, make_memory, make_organization
@@ -354,14 +354,14 @@ def count_claimed(organization):
 
 @pytest.mark.django_db(transaction=True)
 def test_waiting_ends_when_a_memory_is_announced():
-    bell = Bell()
-    bell.wait(60)  # listens from here on, and has the worker look once more
+    listener = Listener()
+    listener.wait(60)  # listens from here on, and has the worker look once more
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_notify('agentmem_embed', 'an organization')")
     began = time.monotonic()
-    bell.wait(60)
+    listener.wait(60)
     assert time.monotonic() - began < 30  # else it has slept through
-    bell.close()
+    listener.close()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -155,7 +155,7 @@ class Command(BaseCommand):
                         max_bytes=options["max_bytes"],
                     )
                 )
-                is_index_apart = stack.enter_context(self._index_apart(source, options))
+                is_index_built_after = stack.enter_context(self._index_built_after(source, options))
                 show = stack.enter_context(
                     load_progress(self.stderr, source, is_silent=options["no_progress"])
                 )
@@ -172,7 +172,7 @@ class Command(BaseCommand):
                     embed_first=EMBED.get(options["embed"], EMBED_FIRST),
                     job=_job(options),
                     is_new=not options["resume"],
-                    is_index_apart=is_index_apart,
+                    is_index_built_after=is_index_built_after,
                 )
         except UnreadableFile as error:
             raise CommandError(str(error), returncode=USAGE) from error
@@ -198,7 +198,7 @@ class Command(BaseCommand):
             )
 
     @contextmanager
-    def _index_apart(self, source: Source, options: dict[str, Any]) -> Iterator[bool]:
+    def _index_built_after(self, source: Source, options: dict[str, Any]) -> Iterator[bool]:
         """Whether the index of vectors is built after the load; then its end does so."""
         if options["resource"] != MEMORIES.resource or options["dry_run"]:
             yield False
@@ -217,8 +217,8 @@ class Command(BaseCommand):
                 is_large={"auto": is_large, "after": True, "worker": False}[options["index"]],
                 on_progress=tell,
                 on_notice=lambda words: self.stderr.write(words, self.style.NOTICE),
-            ) as is_apart:
-                yield is_apart
+            ) as is_built_after:
+                yield is_built_after
 
     def _rejects(self, stack: ExitStack, path: Path | None, file: str) -> RejectFile | None:
         if path is None:

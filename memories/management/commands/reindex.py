@@ -1,4 +1,4 @@
-"""`manage.py reindex`: what memories are found by, made anew: their words, or their vectors."""
+"""`manage.py reindex`: rebuilds the search documents of memories, or the index of vectors."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from memories.services.vector_index import repair_index
 
 class Command(BaseCommand):
     help = (
-        "With --organization: makes the search documents of its memories anew in the language of "
-        "its settings. Run it after that has changed; until then older memories are found by the "
-        "words of the language before. Killed half way, the same command goes on. "
-        "With --vectors: builds the index of vectors of the whole database where a load that was "
-        "killed has left it missing or invalid, and changes nothing where it stands. Memories are "
-        "written and found meanwhile. It connects as the tables' owner (DATABASE_OWNER_URL)."
+        "With --organization: rebuilds the search documents of its memories in the language of "
+        "its settings. Run it after that language has changed; until then older memories are "
+        "searched in the previous language. If it is killed, the same command continues. "
+        "With --vectors: builds the index of vectors of the whole database if a killed load left "
+        "it missing or invalid; a valid index stays as it is. Memories can be written and searched "
+        "meanwhile. It connects as the tables' owner (DATABASE_OWNER_URL)."
     )
     requires_system_checks: list[str] = []  # starts at once
 
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         what = parser.add_mutually_exclusive_group(required=True)
         what.add_argument("--organization", metavar="SLUG", help="its search documents")
         what.add_argument("--vectors", action="store_true", help="the index of vectors")
-        parser.add_argument("--no-progress", action="store_true", help="say nothing on the way")
+        parser.add_argument("--no-progress", action="store_true", help="show no progress")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["vectors"]:
@@ -39,26 +39,26 @@ class Command(BaseCommand):
         done = 0
         with told(GOES_ON):
             organization = organization_by_slug(slug)
-            with progress(self.stderr, total=None, is_silent=is_silent) as tell:
+            with progress(self.stderr, total=None, is_silent=is_silent) as show:
 
                 def on_batch(rows: int) -> None:
                     nonlocal done
                     done += rows
-                    tell(done, f"{done:,} rewritten")
+                    show(done, f"{done:,} rebuilt")
 
                 rewrite_language(organization, on_batch=on_batch)
         self.stdout.write(
-            f"{done:,} search documents made anew in {language_of(organization.settings)}."
+            f"{done:,} search documents rebuilt in {language_of(organization.settings)}."
         )
 
     def _build_vectors(self, *, is_silent: bool) -> None:
         with (
             told("The same command begins again."),
-            progress(self.stderr, total=100, is_silent=is_silent) as tell,
+            progress(self.stderr, total=100, is_silent=is_silent) as show,
         ):
 
-            def on_progress(done: int, total: int, words: str) -> None:
-                tell(100 * done // total if total else 0, words)
+            def on_progress(done: int, total: int, message: str) -> None:
+                show(100 * done // total if total else 0, message)
 
             built = repair_index(on_progress=on_progress)
         if built:
@@ -66,4 +66,4 @@ class Command(BaseCommand):
                 f"Index of vectors built over {built.rows:,} memories in {built.seconds:.0f} s."
             )
         else:
-            self.stdout.write("The index of vectors stands: nothing to do.")
+            self.stdout.write("The index of vectors is valid: nothing to do.")
