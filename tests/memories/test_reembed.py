@@ -188,7 +188,7 @@ def test_search_documents_follow_the_organization_s_language(acme, globex, monke
             acme, organization=acme, actor=TESTER, values={"settings": {"language": "german"}}
         )
     out = run("reindex", organization="acme")
-    assert out == "5 search documents made anew in german."
+    assert out == "5 search documents rebuilt in german."
     assert words_that_find(acme, "german") == 5
     assert words_that_find(globex, "german") == 0
     assert run("reindex", organization="acme").startswith("0 search documents")
