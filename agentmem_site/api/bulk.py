@@ -30,6 +30,8 @@ from agentmem_site.bulk.options import DEFAULTS, PreparationFailed
 from agentmem_site.bulk.readers import Source, UnreadableFile, source_of
 from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.report import BadLine, Interrupted, Unprepared, Unreadable
+from agentmem_site.bulk.times import DATE_ORDERS, zone_of
+from agentmem_site.bulk.wording import reworded
 from agentmem_site.db.outages import DISK_FULL, READ_ONLY, outage_of, sqlstate
 from agentmem_site.services.loads import EMBED_FIRST, run_load
 
@@ -69,6 +71,13 @@ class LoadRefusal(APIException):
 # -- shapes ---------------------------------------------------------------------------------------
 
 
+def _zone(name: str) -> None:
+    try:
+        zone_of(name)
+    except ValueError as error:
+        raise serializers.ValidationError(str(error)) from error
+
+
 class BulkQuery(Query):
     on_error = serializers.ChoiceField(
         ["skip", "stop"],
@@ -89,6 +98,18 @@ class BulkQuery(Query):
     )
     preserve_timestamps = serializers.BooleanField(
         default=False, help_text="`created_at` and `updated_at` are those of the lines."
+    )
+    timezone = serializers.CharField(
+        default="",
+        validators=[_zone],
+        help_text="Of times that name none: an IANA name, like Europe/Berlin or UTC. Without it "
+        "such times are bad lines.",
+    )
+    date_order = serializers.ChoiceField(
+        DATE_ORDERS,
+        default="",
+        help_text="Whether 01/02/2026 is the first of February (`dmy`) or the second of January "
+        "(`mdy`).",
     )
     restore = serializers.BooleanField(
         default=False,
@@ -137,6 +158,9 @@ class LoadReportSerializer(CountsSerializer):
     rows_per_second = serializers.IntegerField()
     dry_run = serializers.BooleanField()
     runs = CountsSerializer(required=False, help_text="Of sessions.")
+    notices = serializers.ListField(
+        child=serializers.CharField(), help_text="What was read in another way than it may seem."
+    )
     rejects = RejectSerializer(many=True, help_text="The first 1,000.")
 
 
@@ -194,7 +218,7 @@ class BulkViewSet(TenantViewSet):
                     **self.by,
                 )
         except UnreadableFile as error:
-            raise LoadRefusal(400, "unreadable_body", str(error)) from error
+            raise LoadRefusal(400, "unreadable_body", _worded(str(error))) from error
         except LoadStopped as stopped:
             raise refusal_of(stopped, tells_counts=self.may_read) from stopped
         told = described(report, tells_counts=self.may_read)
@@ -308,7 +332,17 @@ def described(report: LoadReport, *, tells_counts: bool = True) -> dict[str, Any
     if not tells_counts:
         hidden = {*asdict(report.counts), *report.children}
         told = {name: value for name, value in told.items() if name not in hidden}
-    return {**told, "rejects": [as_json(error) for error in report.rejects]}
+    return {
+        **told,
+        "notices": [_worded(notice) for notice in report.notices],
+        "rejects": [
+            {**as_json(error), "message": _worded(error.message)} for error in report.rejects
+        ],
+    }
+
+
+def _worded(text: str) -> str:
+    return reworded(text, _PARAMETERS)
 
 
 def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusal:
@@ -321,14 +355,15 @@ def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusa
     members: dict[str, Any] = {"report": described(report, tells_counts=tells_counts)}
     match stopped:
         case BadLine(error=LineError() as error):
-            problem = {"field": error.field, "code": error.code, "message": error.message}
+            message = _worded(error.message)
+            problem = {"field": error.field, "code": error.code, "message": message}
             members |= {"line": error.line, "byte_offset": error.offset}
-            detail = f"{stopped}. {committed} Mend the line and send it all again."
+            detail = f"{_worded(str(stopped))}. {committed} Mend the line and send it all again."
             return LoadRefusal(422, error.code, detail, problems=[problem], members=members)
         case BadLine():
             return LoadRefusal(422, "too_many_rejects", f"{stopped} {committed}", members=members)
         case Unreadable():
-            detail = f"{stopped} {committed}"
+            detail = f"{_worded(str(stopped))} {committed}"
             return LoadRefusal(400, "unreadable_body", detail, members=members)
         case LoadStopped() if (outage := outage_of(stopped.__cause__)) in (DISK_FULL, READ_ONLY):
             logger.warning("A load stopped: %s", outage.words)
@@ -357,5 +392,9 @@ def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusa
     return LoadRefusal(500, "error", detail, members=members)
 
 
+# The command's options by the names that they have here.
+_PARAMETERS = {
+    str(name).replace("_", "-"): f"`{name}`" for name in BulkQuery().fields if name != "on_error"
+}
 _AGAIN = "Send it all again: what is stored stays unchanged."
 _EMBED_LATER = "With `embed=later` the memories are stored, and get their vectors from a worker."

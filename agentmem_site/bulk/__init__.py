@@ -3,6 +3,7 @@
 packing.py, readers.py, tables.py   files, streams and rows -> numbered lines of JSON
 spec.py, checks.py   what a resource's line looks like and where it goes; what no line may hold
 lines.py    what a line is on its way, and how far a file is done
+times.py    what msgspec does not read as a time; notices.py, wording.py   what callers are told
 encode.py   lines -> rows in PostgreSQL's binary COPY format (binary.py)
 feed.py     a thread that does so a batch ahead, for all workers
 options.py  what the caller of a load chooses, prepares and keeps

@@ -41,7 +41,6 @@ from agentmem_site.bulk.report import Counts
 from agentmem_site.bulk.spec import (
     LINE_AT,
     LINE_HASH,
-    NO_MOMENT,
     Column,
     KeyText,
     LineError,
@@ -50,8 +49,9 @@ from agentmem_site.bulk.spec import (
     encoder_of,
     json_array,
     json_object,
-    moment,
+    with_written_times,
 )
+from agentmem_site.bulk.times import Times
 from agentmem_site.db.ids import uuid7_among, uuid7_at
 
 _OPENINGS: dict[binary.Encode, bytes] = {json_object: b"{", json_array: b"["}
@@ -180,21 +180,35 @@ class Encoder:
     microsecond after that of the line before, from `begun` on, and its id is of that moment.
     """
 
-    def __init__(self, spec: LoadSpec, *, keeps_time: bool, notes_lines: bool = False) -> None:
+    def __init__(
+        self,
+        spec: LoadSpec,
+        *,
+        keeps_time: bool,
+        notes_lines: bool = False,
+        times: Times | None = None,
+    ) -> None:
         self.spec = spec
+        self._times = times or Times()
         self._decoder = msgspec.json.Decoder(spec.line)
+        # Of lines whose times msgspec does not read. (Made when the first comes.)
+        self._decoder_of_written_times: msgspec.json.Decoder[Any] | None = None
         parent = [spec.parent_column] if spec.parent_column else []
-        times = ["created_at", "updated_at"] if keeps_time else []
+        stamps = ["created_at", "updated_at"] if keeps_time else []
         note = [LINE_HASH] if notes_lines else []
         own = (column.name for column in spec.all_columns)
-        self.columns = ("id", LINE_AT, *parent, *own, *times, *note)
-        self._sources = [column.name for column in spec.all_columns] + times
+        self.columns = ("id", LINE_AT, *parent, *own, *stamps, *note)
+        self._sources = [column.name for column in spec.all_columns] + stamps
         get = attrgetter(*self._sources)
         self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
         self._encoders = [self._encoder(column) for column in spec.all_columns]
-        self._encoders += [(moment, binary.NULL)] * len(times)
-        self._keeps_time = keeps_time
-        self._times = [n for n in ("created_at", "updated_at") if n in spec.line.__struct_fields__]
+        self._encoders += [(self._times.encoder(name), binary.NULL) for name in stamps]
+        # Times that are read and not kept.
+        self._passed_over = [
+            (name, self._times.encoder(name))
+            for name in ("created_at", "updated_at")
+            if name in spec.line.__struct_fields__ and not keeps_time
+        ]
         self._header = binary.row_header(len(self.columns))
         # A row's parts: the header, then its columns.
         self.place_of = {name: place for place, name in enumerate(self.columns, start=1)}
@@ -210,7 +224,11 @@ class Encoder:
         self._together = [columns.index(column) for column in spec.together]
         # (An export's runs bear their times, those of a file the load's.)
         below = spec.children and spec.children.spec
-        self.children = Encoder(below, keeps_time=keeps_time and spec.keeps_ids) if below else None
+        self.children = (
+            Encoder(below, keeps_time=keeps_time and spec.keeps_ids, times=self._times)
+            if below
+            else None
+        )
         self.begun = datetime.now(UTC)
 
     def begun_at(self, moment: datetime) -> Self:
@@ -331,11 +349,19 @@ class Encoder:
             if isinstance(line, LineError):
                 raise line
             check_line(line)
-            return self._decoder.decode(line)
+            try:
+                return self._decoder.decode(line)
+            except msgspec.ValidationError:
+                return self._decode_written_times(line)
         except msgspec.ValidationError as error:
             raise _named(error, self.spec) from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise LineError("malformed_json", "", str(error)) from error
+
+    def _decode_written_times(self, line: bytes) -> Any:
+        if self._decoder_of_written_times is None:
+            self._decoder_of_written_times = msgspec.json.Decoder(with_written_times(self.spec))
+        return self._decoder_of_written_times.decode(line)
 
     def _parts(self, line: Any, row_id: bytes, made_at: bytes, *parent: bytes) -> list[Any]:
         """The header and the encoded columns; references stay names. Raises: LineError."""
@@ -347,10 +373,9 @@ class Encoder:
             ]
         except Exception as error:
             raise self._fault(values) from error
-        if not self._keeps_time:  # a moment that is left aside has to be one all the same
-            for name in self._times:
-                if (given := getattr(line, name)) is not None and not _is_moment(given):
-                    raise LineError("invalid_value", name, NO_MOMENT)
+        for name, encode in self._passed_over:
+            if (given := getattr(line, name)) is not None:
+                self._check_passed_over(name, given, encode)
         parts[:0] = (self._header, row_id, made_at, *parent)
         for column, place, outer in self._within:
             if parts[place] is not None:
@@ -358,6 +383,17 @@ class Encoder:
                     raise LineError("missing_field", outer, f"Needed to find {column}")
                 parts[place] = (getattr(line, outer), parts[place])
         return parts
+
+    def _check_passed_over(self, name: str, given: Any, encode: Callable[[Any], bytes]) -> None:
+        """It has to be a time all the same. Raises: LineError."""
+        try:
+            encode(given)
+        except ValueError as error:
+            raise LineError("invalid_value", name, str(error)) from error
+        self._times.notices.add(
+            f"{name} of the lines is not kept: rows get the time of the load. "
+            "--preserve-timestamps keeps it."
+        )
 
     def _children(self, lines: Sequence[Any], parent: bytes, at_us: int) -> tuple[Children, int]:
         """The rows of the lines within a line, the last of each key; how many that leaves out."""
@@ -386,7 +422,9 @@ class Encoder:
             return _as_it_is, None
         fields = self.spec.model._meta.concrete_fields
         field = next(f for f in fields if f.column == column.name)
-        encode, default = column.encode or encoder_of(field), field.get_default()
+        is_time = field.get_internal_type() == "DateTimeField"
+        own = self._times.encoder(column.name) if is_time else column.encode
+        encode, default = own or encoder_of(field), field.get_default()
         if field.get_internal_type() == "JSONField":
             missing = binary.NULL if default is None else encode(msgspec.json.encode(default))
             return _json_or(missing, encode), missing
@@ -416,14 +454,6 @@ def _key_of(keys: list[list[int]]) -> Callable[[Sequence[Any]], Any]:
 def _handed_to(parent: bytes, row: bytes, first: bytes) -> bytes:
     """A child's row under another parent, with the identity of `first`, a row of its key."""
     return row[:_START] + first[_START:_PARENT] + parent + row[_REST:]
-
-
-def _is_moment(value: Any) -> bool:
-    try:
-        moment(value)
-    except ValueError:
-        return False
-    return True
 
 
 def _as_it_is(name: Any) -> Any:

@@ -26,6 +26,7 @@ from agentmem_site.bulk.encode import Encoder
 from agentmem_site.bulk.faults import Verdict, raise_interrupt, verdict
 from agentmem_site.bulk.feed import Feed, FileChanged, busy_interpreter
 from agentmem_site.bulk.lines import Mark
+from agentmem_site.bulk.notices import Notices
 from agentmem_site.bulk.options import (
     DEFAULTS,
     Checkpoint,
@@ -50,6 +51,7 @@ from agentmem_site.bulk.report import (
     Unreadable,
 )
 from agentmem_site.bulk.spec import LineError, LoadSpec, Reference, restoring, tolerant
+from agentmem_site.bulk.times import Times
 from agentmem_site.bulk.worker import (
     Shared,
     TooManyRejects,
@@ -77,25 +79,34 @@ def load(
     may_create: Callable[[Reference], bool] = lambda reference: True,
     restore: Restore | None = None,
     may_restore: Callable[[Reference], bool] = lambda reference: True,
+    notices: Notices | None = None,
 ) -> LoadReport:
     """Upserts `lines` and reports. `transaction` opens one transaction in the organization's
     context; `on_begin` sees what earlier runs have done, `on_batch` the report after each commit,
     `on_reject` the bad lines of a batch before it (again, when the batch is done again); new rows
-    bear `constants`, by column.
+    bear `constants`, by column. The report has the `notices` of whoever reads the lines.
 
     Raises: LoadStopped; its report tells what is committed.
     """
     spec = tolerant(spec) if options.ignore_unknown else spec
     spec = restoring(spec) if options.preserve_ids else spec
     begun = datetime.now(UTC)
-    report = LoadReport(spec.resource, dry_run=options.dry_run)
+    report = LoadReport(spec.resource, dry_run=options.dry_run, notices=notices or Notices())
     is_parted = options.workers > 1 and not options.dry_run
     states = [(Mark(), Tally())] * (options.workers if is_parted else 1)
     with _told(report), busy_interpreter():
         if checkpoint:
             begun, states = checkpoint.begin(len(states))
         encoder = Encoder(
-            spec, keeps_time=options.preserve_timestamps, notes_lines=spec.notes_lines
+            spec,
+            keeps_time=options.preserve_timestamps,
+            notes_lines=spec.notes_lines,
+            times=Times(
+                zone=options.timezone,
+                date_order=options.date_order,
+                has_options=True,
+                notices=report.notices,
+            ),
         ).begun_at(begun)
         feed = Feed(
             lines,

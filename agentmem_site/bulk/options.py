@@ -30,19 +30,22 @@ class LoadOptions:
     restore: bool = False  # brings back what lies in the trash
     strict_references: bool = False
     ignore_unknown: bool = False  # fields
+    timezone: str = ""  # IANA name: of times that name none
+    date_order: str = ""  # "dmy" or "mdy": of dates like 01/02/2026
     dry_run: bool = False
 
     def as_seed(self, spec: LoadSpec) -> bytes:
         """What the digests of lines begin with: the same line means the same only with it."""
-        return repr(
-            (
-                spec.resource,
-                [column.name for column in spec.all_columns],
-                self.preserve_timestamps,
-                self.preserve_ids,
-                self.ignore_unknown,
-            )
-        ).encode()
+        meaning: list[Any] = [
+            spec.resource,
+            [column.name for column in spec.all_columns],
+            self.preserve_timestamps,
+            self.preserve_ids,
+            self.ignore_unknown,
+        ]
+        if self.timezone or self.date_order:
+            meaning += [self.timezone, self.date_order]
+        return repr(tuple(meaning)).encode()
 
 
 DEFAULTS = LoadOptions()

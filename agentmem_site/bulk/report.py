@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from agentmem_site.bulk.notices import Notices
 from agentmem_site.bulk.spec import LineError
 
 MAX_REJECTS_KEPT = 1_000
@@ -71,6 +72,7 @@ class LoadReport:
     seconds: float = 0.0  # of this run
     dry_run: bool = False
     rejects: list[LineError] = field(default_factory=list)  # the first of this run
+    notices: Notices = field(default_factory=Notices)  # of this run
 
     @property
     def counts(self) -> Counts:

@@ -6,7 +6,7 @@ is not in the file. JSON columns are `msgspec.Raw`: their bytes go through untou
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
@@ -25,9 +25,6 @@ LINE_AT = "line_at"  # beside a staged row: when it was made, where its line doe
 OVERWRITE = "{new}.{column}"
 DIFFERENT = "{old}.{column} IS DISTINCT FROM {new}.{column}"
 MAX_ECHOED = 200  # characters
-NO_MOMENT = "Expected a moment between 1970 and 2200"
-_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 class LineError(Exception):
@@ -250,6 +247,21 @@ def tolerant(spec: LoadSpec) -> LoadSpec:
     return replace(spec, line=tolerant_of(spec.line), restored_line=given, children=children)
 
 
+def with_written_times(spec: LoadSpec) -> type[msgspec.Struct]:
+    """The spec's line, whose times may be any text: `times` reads it."""
+    told = msgspec.inspect.type_info(spec.line).fields  # type: ignore[attr-defined]
+    fields: list[Any] = [(f.name, str | int | float | None, None) for f in told if _is_moment(f)]
+    if spec.children:
+        below = with_written_times(spec.children.spec)
+        fields.append((spec.children.source, list[below] | None, None))  # type: ignore[valid-type]
+    return msgspec.defstruct(spec.line.__name__, fields, bases=(spec.line,), kw_only=True, gc=False)
+
+
+def _is_moment(field: Any) -> bool:
+    types = getattr(field.type, "types", (field.type,))
+    return any(isinstance(type_, msgspec.inspect.DateTimeType) for type_ in types)
+
+
 def json_object(raw: bytes) -> bytes:
     """A jsonb column that holds an object. Raises: ValueError."""
     if not raw.startswith(b"{"):
@@ -264,25 +276,12 @@ def json_array(raw: bytes) -> bytes:
     return binary.jsonb(raw)
 
 
-def moment(value: Moment) -> bytes:
-    """A timestamptz from a date or seconds since 1970. Raises: ValueError outside 1970..2200."""
-    if not isinstance(value, datetime):
-        try:
-            value = datetime.fromtimestamp(value, UTC)
-        except (OverflowError, OSError, ValueError) as error:
-            raise ValueError(NO_MOMENT) from error
-    if not _EARLIEST <= value < _LATEST:
-        raise ValueError(NO_MOMENT)
-    return binary.timestamptz(value)
-
-
 _ENCODERS: dict[str, binary.Encode] = {
     "ArrayField": binary.varchar_array,
     "BigIntegerField": binary.int8,
     "BinaryField": binary.data,
     "BooleanField": binary.boolean,
     "CharField": binary.text,
-    "DateTimeField": moment,
     "FloatField": binary.real,  # a RealField: there are no others
     "HalfVectorField": binary.halfvec,
     "IntegerField": binary.int4,

@@ -22,6 +22,7 @@ from agentmem_site.bulk import LoadOptions, LoadReport, LoadStopped
 from agentmem_site.bulk.readers import UnreadableFile, source_of
 from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.tables import csv_kinds
+from agentmem_site.bulk.wording import reworded
 from agentmem_site.services.loads import RESOURCES, run_load
 from memories.models import Memory
 
@@ -105,6 +106,7 @@ def _shown(report: LoadReport) -> dict[str, Any]:
         "report": report,
         "headings": _COUNTS.values(),
         "rows": [(name, [counts.get(key, "") for key in _COUNTS]) for name, counts in rows],
+        "notices": [reworded(notice, {}) for notice in report.notices],
         "rejects": report.rejects[:SHOWN_REJECTS],
         "kept_rejects": len(report.rejects),
         "rejects_url": "data:application/x-ndjson;base64," + base64.b64encode(lines).decode(),

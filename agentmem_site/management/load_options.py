@@ -11,6 +11,7 @@ from accounts.management.ending import USAGE
 from agentmem_site.bulk.faults import RETRIES
 from agentmem_site.bulk.options import MAX_WORKERS, LoadOptions
 from agentmem_site.bulk.readers import FORMATS, MAX_LINE_BYTES
+from agentmem_site.bulk.times import DATE_ORDERS, zone_of
 from agentmem_site.services.loads import EMBED_FIRST, LINKS
 
 MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
@@ -115,8 +116,17 @@ def chosen_options(options: dict[str, Any]) -> LoadOptions:
         restore=options["restore"],
         strict_references=options["strict_references"],
         ignore_unknown=options["ignore_unknown"],
+        timezone=options["timezone"],
+        date_order=options["date_order"],
         dry_run=options["dry_run"],
     )
+
+
+def _zone(name: str) -> str:
+    try:
+        return name and zone_of(name).key
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _add_reading(group: Any) -> None:
@@ -150,6 +160,19 @@ def _add_meaning(group: Any) -> None:
         action="store_true",
         help="created_at and updated_at come from the file; without it new and changed rows "
         "get the time of the load",
+    )
+    group.add_argument(
+        "--timezone",
+        type=_zone,
+        default="",
+        metavar="NAME",
+        help="of times that name none, like Europe/Berlin or UTC; without it they are bad lines",
+    )
+    group.add_argument(
+        "--date-order",
+        choices=DATE_ORDERS,
+        default="",
+        help="whether 01/02/2026 is the first of February (dmy) or the second of January (mdy)",
     )
     group.add_argument(
         "--preserve-ids",

@@ -24,6 +24,7 @@ from accounts.services.records import Records
 from accounts.services.users import users
 from accounts.tenancy import tenant
 from agentmem_site.bulk.loader import load
+from agentmem_site.bulk.notices import Notices
 from agentmem_site.bulk.options import DEFAULTS, LoadOptions, Preparation, PreparationFailed
 from agentmem_site.bulk.readers import NumberedLine
 from agentmem_site.bulk.report import BadLine, Interrupted, LoadReport, LoadStopped
@@ -91,6 +92,7 @@ def run_load(
     job: str = "",
     is_new: bool = False,
     is_index_built_after: bool = False,
+    notices: Notices | None = None,
 ) -> LoadReport:
     """Loads and leaves one audit event with the counts. Of memories, those of the file's first
     `embed_first` lines (None: all) get their vectors with the load, the others from a worker.
@@ -131,6 +133,7 @@ def run_load(
                 may_restore=lambda r: actor.may(
                     permission(_SCOPED_BY.get(r.model, str(r.model._meta.model_name)), "delete")
                 ),
+                notices=notices,
                 **own,
             )
         except JobTaken as error:

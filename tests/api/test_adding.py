@@ -375,7 +375,10 @@ def test_a_batch_that_is_none_is_refused_whole(api, body, message):
         (b'{"content": "x", "metadata": {"a": %s}}' % (b"1" * 5000), "A number has more than"),
         (b'{"content": "x", "metadata": ' + b'{"a":' * 64 + b"1" + b"}" * 65, "Nested deeper"),
         (b'{"content": "x", "metadata": []}', "Expected an object"),
-        (b'{"content": "x", "created_at": "2026-01-01T00:00:00"}', "Expected `datetime` with a"),
+        (
+            b'{"content": "x", "created_at": "2026-01-01T00:00:00"}',
+            "'2026-01-01T00:00:00' has no time zone; add Z",
+        ),
         (b'{"content": "x", "created_at": "1969-01-01T00:00:00Z"}', "Expected a moment between"),
         (b'{"content": " "}', "This field may not be blank."),
         (b'{"content": "x", "score": 1e39}', ""),

@@ -145,7 +145,7 @@ _MOMENTS: dict[Any, bool] = {
     "2023-02-29T12:00:00Z": False,
     "2024-02-30T00:00:00Z": False,
     "2024-02-01T12:00:00": False,
-    "2024-02-01": False,
+    "2024-02-01": True,
     "infinity": False,
     "-infinity": False,
     "1969-12-31T23:59:59Z": False,
@@ -153,7 +153,8 @@ _MOMENTS: dict[Any, bool] = {
     "2024-02-01T25:00:00Z": False,
     "now": False,
     -1.0: False,
-    1e18: False,
+    1e18: True,
+    2e10: False,
     True: False,
 }
 

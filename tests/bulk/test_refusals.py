@@ -90,16 +90,16 @@ BAD = [
     (
         "sessions",
         b'{"session_id": "s", "runs": [{"run_id": "1", "started_at": "2024-02-30T00:00:00Z"}]}',
-        "runs[0].started_at: Invalid RFC3339",
+        "runs[0].started_at: '2024-02-30T00:00:00Z': day is out of range",
     ),
     (
         "sessions",
         b'{"session_id": "s", "runs": [{"run_id": "1", "started_at": "2024-02-01T00:00:00"}]}',
-        "runs[0].started_at: Expected `datetime` with a timezone",
+        "runs[0].started_at: '2024-02-01T00:00:00' has no time zone",
     ),
     (
         "sessions",
-        b'{"session_id": "s", "runs": [{"run_id": "1", "started_at": 1e18}]}',
+        b'{"session_id": "s", "runs": [{"run_id": "1", "started_at": 2e10}]}',
         "runs[0].started_at: Expected a moment between 1970 and 2200",
     ),
     (

@@ -101,7 +101,8 @@ def by_page(organization, resource, path):
     file = SimpleUploadedFile(path.name, path.read_bytes())
     form = {"resource": resource, "on_error": "skip", "file": file}
     report = client.post(reverse("admin:upload"), form).context["report"]
-    return report.as_dict(), [as_json(reject) for reject in report.rejects]
+    as_told = {**report.as_dict(), "notices": list(report.notices)}
+    return as_told, [as_json(reject) for reject in report.rejects]
 
 
 DOORS = {"command": by_command, "request": by_request, "page": by_page}

@@ -249,8 +249,10 @@ class Command(BaseCommand):
 
     def _print(self, report: LoadReport, options: dict[str, Any]) -> None:
         if options["json"]:
-            self.stdout.write(json.dumps(report.as_dict()))
+            self.stdout.write(json.dumps({**report.as_dict(), "notices": list(report.notices)}))
             return
+        for notice in report.notices:
+            self.stderr.write(notice, self.style.NOTICE)
         rate = f"{report.seconds:.1f} s, {report.rows_per_second:,.0f} rows/s"
         dry = " (dry run: nothing is stored)" if report.dry_run else ""
         self.stdout.write(
