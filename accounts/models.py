@@ -191,7 +191,7 @@ class ApiKey(TenantModel):
 class User(LoadedModel):
     """An end user of the organization's agents: somebody whom memories are about."""
 
-    made_by = "external_id"
+    auto_create_key = "external_id"
 
     class Status(models.TextChoices):
         ACTIVE = "active", "Active"

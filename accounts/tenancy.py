@@ -130,7 +130,7 @@ class TenantModel(AuditColumns):
     # False where rows never go to the trash: they stay as they are until their parent is purged.
     has_trash = True
     # The key by which a row that names one of these makes it; empty where a name makes none.
-    made_by = ""
+    auto_create_key = ""
 
     objects = TenantQuerySet.as_manager()
 

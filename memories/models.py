@@ -43,7 +43,7 @@ def _document() -> SearchVector:
 class Agent(LoadedModel):
     """An AI agent: its instructions and configuration, its blocks, tools and conversations."""
 
-    made_by = "external_id"
+    auto_create_key = "external_id"
 
     external_id = models.CharField(max_length=255, null=True, blank=True)
     name = models.CharField(max_length=255, blank=True, default="")

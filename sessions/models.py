@@ -13,7 +13,7 @@ from sessions.words import words_of
 class Session(LoadedModel):
     """One conversation of a user with an agent, a team or a workflow."""
 
-    made_by = "session_id"
+    auto_create_key = "session_id"
 
     session_id = models.CharField(max_length=255)
     agent = TenantForeignKey(Agent, models.CASCADE, null=True, blank=True, related_name="sessions")

@@ -66,7 +66,7 @@ class ReferenceField(serializers.Field[Any, Any, Any, Any]):
         if not self.key:
             return "uuid"
         made = f"; a new {self.key} makes the {self.model._meta.verbose_name}"
-        is_made = getattr(self.model, "made_by", "") == self.key
+        is_made = getattr(self.model, "auto_create_key", "") == self.key
         return f"uuid or {self.key} on input, uuid in answers{made if is_made else ''}"
 
     def to_internal_value(self, data: Any) -> Any:

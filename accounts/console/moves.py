@@ -18,7 +18,7 @@ from accounts.console import show
 from accounts.console.context import actor_of
 from accounts.console.rows import TenantRows
 from accounts.errors import ServiceError
-from accounts.services.hanging import Counts
+from accounts.services.dependents import Counts
 
 # How far a confirmation page counts what hangs on a row.
 REACH = 1_000
@@ -138,10 +138,10 @@ class TrashMoves(TenantRows):
         """How many rows the verb will change, as text; counts stop at REACH."""
         counts: Counts = {}
         for organization, part in self._by_organization(rows):
-            reached = self.records.reach(
+            counted = self.records.count_affected(
                 part, organization=organization, at_most=REACH, for_good=text.for_good
             )
-            counts = {k: counts.get(k, 0) + reached.get(k, 0) for k in {**counts, **reached}}
+            counts = {k: counts.get(k, 0) + counted.get(k, 0) for k in {**counts, **counted}}
         return show.counted(counts, at_most=REACH)
 
     def _confirm(

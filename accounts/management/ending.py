@@ -1,4 +1,4 @@
-"""How commands end: their exit codes, and what went wrong in words for the operator."""
+"""How commands end: exit codes, and errors as messages for the operator."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from agentmem_site.db.outages import outage_of
 USAGE, SOME_REJECTED = 2, 3
 BAD_DATA, INTEGRITY, CANNOT_WRITE, TEMPORARY, PERMISSION = 65, 70, 73, 75, 77
 INTERRUPTED, TERMINATED = 130, 143
-GOES_ON = "The same command goes on where this one stopped."
+RESUME_HINT = "Run the same command again to continue."
 
 
 @contextmanager
-def told(then: str) -> Iterator[None]:
-    """Turns what can be mended into CommandError; `then` says how things stand after it."""
+def command_errors(state: str) -> Iterator[None]:
+    """Turns errors that the operator can fix into CommandError; `state` says what was done."""
     try:
         yield
     except ServiceError as error:
         code = TEMPORARY if isinstance(error, Unavailable) else PERMISSION
         raise CommandError(str(error), returncode=code) from error
     except KeyboardInterrupt as stop:
-        raise CommandError(f"Stopped. {then}", returncode=INTERRUPTED) from stop
+        raise CommandError(f"Stopped. {state}", returncode=INTERRUPTED) from stop
     except (OperationalError, InternalError) as error:
         if outage_of(error) is None:
             raise
-        raise CommandError(f"{refusals.told(error)}\n{then}", returncode=TEMPORARY) from error
+        raise CommandError(f"{refusals.told(error)}\n{state}", returncode=TEMPORARY) from error

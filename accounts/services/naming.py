@@ -1,7 +1,7 @@
 """What a row that is written names: by our id what is there, by the caller's own key what is there
 or, where nobody has that key yet, what is made of it.
 
-Which models a name alone makes, they say themselves (`TenantModel.made_by`).
+Which models a name alone makes, they say themselves (`TenantModel.auto_create_key`).
 """
 
 import re
@@ -37,9 +37,9 @@ def refusal(
     label = model._meta.verbose_name
     echoed = name[:MAX_ECHOED]
     if is_deleted and not is_id(name):
-        message = f"The {label} {echoed!r} lies in the trash: restore it first."
+        message = f"The {label} {echoed!r} is in the trash: restore it first."
         return Invalid(message, code="unknown_reference")
-    if is_id(name) or not getattr(model, "made_by", ""):
+    if is_id(name) or not getattr(model, "auto_create_key", ""):
         return Invalid(f"There is no {label} {echoed!r}.", code="unknown_reference")
     needed = permission(str(model._meta.model_name), "write")
     if actor is None or actor.may(needed):
@@ -66,7 +66,7 @@ def add_named(values: Mapping[str, Any], *, organization: Organization, actor: A
 
 
 def _add(row: Any, field: str, organization: Organization, actor: Actor) -> None:
-    model, key = type(row), row.made_by
+    model, key = type(row), row.auto_create_key
     name = getattr(row, key)
     refused = refusal(model, name, is_deleted=False, actor=actor)
     if refused is not None:

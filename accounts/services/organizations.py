@@ -15,7 +15,7 @@ from accounts.organization_settings import check_settings
 from accounts.roles import SET_RETENTION, Role
 from accounts.services.audit import record_event
 from accounts.services.authority import an_owner_stays, may_act_on, may_give_role
-from accounts.services.hanging import Counts
+from accounts.services.dependents import Counts
 from accounts.services.records import Records
 
 

@@ -1,8 +1,8 @@
-"""The life of a row: created, updated, moved to the trash with what hangs on it, restored, purged.
+"""Create, update, delete (to the trash, with dependent rows), restore and purge rows.
 
-One `Records` per model serves the API, the console and the commands. Each method is one change
-that a person would name: its own atomic block, the audit columns, the history, one audit event.
-The door holds the organization's context (accounts/tenancy.py).
+One `Records` per model serves the API, the console and the commands. Each method makes one change,
+in its own atomic block: the rows, the audit columns, the history and one audit event. The door
+enters the organization's context (accounts/tenancy.py).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,60 +18,60 @@ from accounts.actors import Actor
 from accounts.errors import Conflict, Invalid, NotFound, named_violations
 from accounts.models import Organization
 from accounts.services.audit import record_event
-from accounts.services.hanging import (
+from accounts.services.dependents import (
     Chunk,
     Counts,
-    Found,
     Pick,
     Progress,
-    Reach,
+    RowCounter,
+    RowKeys,
     Rows,
-    add,
-    everything,
-    find_all,
+    add_count,
+    fetch_all_keys,
     parents_of,
-    progress,
+    pick_all,
     remove,
+    track_progress,
     walk,
 )
-from accounts.services.holding import hold_parents
 from accounts.services.naming import add_named
+from accounts.services.parent_locks import lock_parents
 from accounts.services.seen import refuse_stale
 
 M = TypeVar("M", bound=models.Model)
 
 MAX_IDS_IN_EVENT = 100
-# The audit log tells old and new only of values that are no one's words.
-_TELLING = (models.BooleanField, models.IntegerField, models.FloatField)
+# The audit log keeps old and new values of these columns only: others may hold personal content.
+_AUDITED = (models.BooleanField, models.IntegerField, models.FloatField)
 
 
 class Records(Generic[M]):
-    """Create, update, delete, restore and purge for one model. What a new or changed row names and
-    nobody has yet is added with it (naming.py)."""
+    """Create, update, delete, restore and purge for one model. Rows that a new or changed row names
+    and that do not exist yet are created with it (naming.py)."""
 
     def __init__(self, model: type[M]) -> None:
         self.model: Any = model
         self.name = str(model._meta.model_name)
 
-    # In which order the rows are locked, of which a change is asked.
+    # The order in which the rows of a change are locked.
     lock_order: Sequence[str] = ("pk",)
 
-    # -- what a subclass may say ---------------------------------------------------------------
+    # -- hooks for subclasses ------------------------------------------------------------------
 
     def derive(self, record: M, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
-        """Sets the columns that follow from `changed` ones; returns all names to write."""
+        """Sets columns that are derived from `changed` ones; returns the names of all to write."""
         return changed
 
     def before_update(
         self, record: M, values: Mapping[str, Any], *, organization: Organization, actor: Actor
     ) -> None:
-        """Refuses what `actor` may not do. `record` is locked and as it was; `values` differ."""
+        """Refuses what `actor` may not do. `record` is locked and unchanged; `values` differ."""
 
     def after_update(self, record: M, changed: frozenset[str]) -> None:
-        """Carries a change on to rows that repeat it, in the same transaction."""
+        """Copies a change to denormalized columns of other rows, in the same transaction."""
 
     def before_move(self, rows: Rows, *, organization: Organization, actor: Actor) -> None:
-        """Before `rows` go to the trash, come back or are purged, in the same transaction."""
+        """Called before `rows` are deleted, restored or purged, in the same transaction."""
 
     # -- verbs -----------------------------------------------------------------------------------
 
@@ -95,11 +95,11 @@ class Records(Generic[M]):
                 add_named(row, organization=organization, actor=actor)
             records = [self.model(**{**stamps, **row}) for row in rows]
             for record, row in zip(records, rows, strict=True):
-                record.organization = organization  # whatever the row says, organization_id too
+                record.organization = organization  # whatever the values say
                 self.derive(record, frozenset(row), is_new=True)
-            hold_parents(records, organization)
+            lock_parents(records, organization)
             self.model.objects.bulk_create(records)
-            self._note("created", organization, actor, [r.pk for r in records], now)
+            self._record("created", organization, actor, [r.pk for r in records], now)
         return records
 
     def update(
@@ -111,13 +111,12 @@ class Records(Generic[M]):
         values: Mapping[str, Any],
         seen: Mapping[str, str] | None = None,
     ) -> M:
-        """The row with `values` set; untouched, timestamps too, when it has them already.
+        """The row with `values` set. If it has them already, nothing changes, timestamps included.
 
-        `seen` holds digests of what the caller knows of these columns (services/seen.py): one
-        that has changed since is not written over. Without it the last writer wins.
+        `seen` holds digests of the values that the caller has read (services/seen.py): a column
+        that has changed since is not overwritten. Without it the last writer wins.
 
-        Raises: NotFound (purged or in the trash meanwhile), Stale, Conflict, Forbidden,
-            Invalid.
+        Raises: NotFound (purged or in the trash by now), Stale, Conflict, Forbidden, Invalid.
         """
         with transaction.atomic(), named_violations(self.model):
             add_named(values, organization=organization, actor=actor)
@@ -126,9 +125,9 @@ class Records(Generic[M]):
             if locked is None:
                 raise NotFound
             if locked.is_deleted:
-                raise NotFound("It lies in the trash: restore it first.")
+                raise NotFound("It is in the trash: restore it first.")
             changes = {
-                name: _told(field, old, new)
+                name: _audited(field, old, new)
                 for name, value in values.items()
                 for field in [self.model._meta.get_field(name)]
                 for old, new in [(getattr(locked, field.attname), getattr(value, "pk", value))]
@@ -137,71 +136,72 @@ class Records(Generic[M]):
             if not changes:
                 return locked
             if {"organization", "organization_id"} & changes.keys():
-                raise Invalid("A row stays in its organization.", field="organization")
+                raise Invalid("A row cannot move to another organization.", field="organization")
             refuse_stale(locked, changes, seen or {})
-            told = {name: values[name] for name in changes}
-            self.before_update(locked, told, organization=organization, actor=actor)
+            changed = {name: values[name] for name in changes}
+            self.before_update(locked, changed, organization=organization, actor=actor)
             for name in changes:
                 setattr(locked, name, values[name])
             now = timezone.now()
             locked.updated_at, locked.last_updated_by_id = now, actor.id
             written = self.derive(locked, frozenset(changes), is_new=False)
-            hold_parents([locked], organization, fields=written)
+            lock_parents([locked], organization, fields=written)
             locked.save(update_fields=[*written, "updated_at", "last_updated_by_id"])
             self.after_update(locked, frozenset(changes))
-            self._note("updated", organization, actor, [locked.pk], now, {"fields": changes})
+            self._record("updated", organization, actor, [locked.pk], now, {"fields": changes})
         return locked
 
     def delete(self, rows: Rows, *, organization: Organization, actor: Actor) -> Counts:
-        """Moves the live ones of `rows` to the trash, with all that hangs on them; how many.
+        """Moves the live ones of `rows` to the trash, with their dependent rows; returns counts.
 
-        The whole set gets one `deleted_at`: by it, `restore` finds what went together.
+        All of them get the same `deleted_at`, by which `restore` finds them.
         Raises: Unavailable (it takes longer than a request may).
         """
         stamp = {"is_deleted": True, "deleted_at": timezone.now()}
         live = rows.for_organization(organization).filter(is_deleted=False)
-        return self._move("deleted", live, _live, stamp, organization, actor)
+        return self._move("deleted", live, _pick_live, stamp, organization, actor)
 
     def restore(self, rows: Rows, *, organization: Organization, actor: Actor) -> Counts:
-        """Brings `rows` back from the trash, each with what was deleted with it.
+        """Restores `rows` from the trash, each with the rows that were deleted with it.
 
-        Raises: Conflict (a live row has taken the place, or the parent lies in the trash),
+        Raises: Conflict (a live row has the same key, or the parent is in the trash),
         Unavailable (it takes longer than a request may).
         """
         stamp = {"is_deleted": False, "deleted_at": None}
-        # (Not by `is_deleted`: the index of the trash would seem the shortest way to a row.)
-        lying = rows.for_organization(organization).filter(deleted_at__isnull=False)
-        return self._move("restored", lying, _moved_with, stamp, organization, actor)
+        # (A filter by `is_deleted` would make the planner choose the index of the trash.)
+        deleted = rows.for_organization(organization).filter(deleted_at__isnull=False)
+        return self._move("restored", deleted, _pick_deleted_with, stamp, organization, actor)
 
     def purge(self, rows: Rows, *, organization: Organization, actor: Actor) -> Counts:
-        """Removes `rows` and all that hangs on them for good; references that outlive them are
-        emptied. How many rows of which model went.
+        """Deletes `rows` and their dependent rows for good, and sets other references to them to
+        NULL; returns counts.
 
         Raises: Unavailable (it takes longer than a request may)."""
         rows = rows.for_organization(organization)
         counts: Counts = {}
-        with transaction.atomic(), self._changing("purge") as going:
+        with transaction.atomic(), self._tracked("purge") as progress:
             self.before_move(rows, organization=organization, actor=actor)
             roots = self._lock(rows)
-            chunks = walk(self.model, roots, organization, everything, for_good=True)
-            remove(chunks, organization, counts, going)
+            chunks = walk(self.model, roots, organization, pick_all, for_good=True)
+            remove(chunks, organization, counts, progress)
             self._event("purged", organization, actor, _first_ids(roots), {"rows": counts})
         return counts
 
     # -- questions -------------------------------------------------------------------------------
 
-    def reach(
+    def count_affected(
         self, rows: Rows, *, organization: Organization, at_most: int, for_good: bool = False
     ) -> Counts:
-        """How many rows of which model `delete` (`purge`, if `for_good`) would take; `at_most` + 1
-        stands for more. Nothing is locked."""
+        """Counts the rows that `delete` (`purge`, if `for_good`) would affect, by model. `at_most`
+        + 1 stands for more. Locks nothing."""
         rows = rows.for_organization(organization)
         rows = rows if for_good else rows.filter(is_deleted=False)
-        roots = find_all(rows.order_by())
-        reach = Reach(everything if for_good else _unlocked, for_good=for_good, at_most=at_most)
-        return reach.count(walk(self.model, roots, organization, reach.pick, for_good=for_good))
+        roots = fetch_all_keys(rows.order_by())
+        pick = pick_all if for_good else _pick_live_unlocked
+        counter = RowCounter(pick, for_good=for_good, at_most=at_most)
+        return counter.count(walk(self.model, roots, organization, counter.pick, for_good=for_good))
 
-    # -- inside ----------------------------------------------------------------------------------
+    # -- private ---------------------------------------------------------------------------------
 
     def _move(
         self,
@@ -212,37 +212,37 @@ class Records(Generic[M]):
         organization: Organization,
         actor: Actor,
     ) -> Counts:
-        """Stamps `rows` and what hangs on them, the deepest first."""
+        """Sets the columns in `stamp` on `rows` and their dependent rows, deepest first."""
         counts: Counts = {}
         now = timezone.now()
-        is_back = not stamp["is_deleted"]
-        with transaction.atomic(), self._changing("restore" if is_back else "delete") as going:
+        is_restore = not stamp["is_deleted"]
+        with transaction.atomic(), self._tracked("restore" if is_restore else "delete") as progress:
             self.before_move(rows, organization=organization, actor=actor)
-            # (Who writes what hangs on a row holds it: a deletion waits, and takes that along.)
-            roots = self._lock(rows, no_key=is_back)
-            for chunk in walk(self.model, roots, organization, pick, is_together=is_back):
-                if is_back:
+            # (Whoever writes a dependent row locks its parent: a deletion waits and includes it.)
+            roots = self._lock(rows, no_key=is_restore)
+            for chunk in walk(self.model, roots, organization, pick, is_same_deletion=is_restore):
+                if is_restore:
                     _refuse_orphans(chunk, organization)
                 moved = chunk.rows(organization)
                 moved.write_history(
                     action, organization=organization, changed_by_id=actor.id, at=now
                 )
-                set_too = {**moved.set_by_move, "last_updated_by_id": actor.id}
-                add(counts, chunk.model, moved.update(**stamp, **set_too), going)
+                more = {**moved.set_by_move, "last_updated_by_id": actor.id}
+                add_count(counts, chunk.model, moved.update(**stamp, **more), progress)
             if counts:
                 self._event(action, organization, actor, _first_ids(roots), {"rows": counts})
         return counts
 
     @contextmanager
-    def _changing(self, verb: str) -> Iterator[Progress]:
-        with named_violations(self.model), progress(f"{verb} {self.name}") as going:
-            yield going
+    def _tracked(self, verb: str) -> Iterator[Progress]:
+        with named_violations(self.model), track_progress(f"{verb} {self.name}") as progress:
+            yield progress
 
-    def _lock(self, rows: Rows, *, no_key: bool = False) -> Found:
+    def _lock(self, rows: Rows, *, no_key: bool = False) -> RowKeys:
         ordered = rows.order_by(*self.lock_order)
-        return find_all(ordered.select_for_update(of=("self",), no_key=no_key))
+        return fetch_all_keys(ordered.select_for_update(of=("self",), no_key=no_key))
 
-    def _note(
+    def _record(
         self,
         action: str,
         organization: Organization,
@@ -275,46 +275,46 @@ class Records(Generic[M]):
 
 
 def _refuse_orphans(chunk: Chunk, organization: Organization) -> None:
-    """Refuses to bring back rows whose parent stays in the trash: a purge of it would take them.
-    A parent that went there with its row is being brought back with it."""
+    """Refuses to restore rows whose parent stays in the trash: a purge of it would delete them.
+    A parent that was deleted with its row is being restored with it."""
     for place, field in enumerate(parents_of(chunk.model)):
-        parents = set(chunk.found.parents[place]) - {None}
-        if field is chunk.way or not parents:
+        parents = set(chunk.keys.parents[place]) - {None}
+        if field is chunk.reference or not parents:
             continue
         parent: Any = field.related_model
         rows = parent.objects.for_organization(organization)
-        lying = rows.filter(pk__among=parents, deleted_at__isnull=False)
-        moments = dict(lying.order_by().values_list("pk", "deleted_at"))
-        for parent_id, went in zip(chunk.found.parents[place], chunk.found.moments, strict=True):
+        deleted = rows.filter(pk__among=parents, deleted_at__isnull=False)
+        moments = dict(deleted.order_by().values_list("pk", "deleted_at"))
+        for parent_id, own in zip(chunk.keys.parents[place], chunk.keys.deleted_at, strict=True):
             moment = moments.get(parent_id)
-            if moment and (chunk.way is None or moment != went):
+            if moment and (chunk.reference is None or moment != own):
                 child = chunk.model._meta.verbose_name
                 name = parent._meta.verbose_name
-                raise Conflict(f"The {name} of this {child} lies in the trash: restore that first.")
+                raise Conflict(f"The {name} of this {child} is in the trash: restore that first.")
 
 
-# What goes along: see `Pick`.
+# Which dependent rows a change includes: see `Pick`.
 
 
-def _unlocked(rows: Rows, chunk: Chunk) -> Rows:
+def _pick_live_unlocked(rows: Rows, chunk: Chunk) -> Rows:
     return rows.filter(is_deleted=False)
 
 
-def _live(rows: Rows, chunk: Chunk) -> Rows:
+def _pick_live(rows: Rows, chunk: Chunk) -> Rows:
     return rows.filter(is_deleted=False).select_for_update(of=("self",))
 
 
-def _moved_with(rows: Rows, chunk: Chunk) -> Rows:
-    moments = set(chunk.found.moments)
+def _pick_deleted_with(rows: Rows, chunk: Chunk) -> Rows:
+    moments = set(chunk.keys.deleted_at)
     return rows.filter(deleted_at__among=moments).select_for_update(of=("self",), no_key=True)
 
 
-def _first_ids(found: Found) -> list[UUID]:
-    return list(found.ids[: MAX_IDS_IN_EVENT + 1])
+def _first_ids(keys: RowKeys) -> list[UUID]:
+    return list(keys.ids[: MAX_IDS_IN_EVENT + 1])
 
 
-def _told(field: Any, old: Any, new: Any) -> Any:
-    """Old and new for the audit log where the values are no one's words; else None."""
+def _audited(field: Any, old: Any, new: Any) -> Any:
+    """Old and new value for the audit log; None where they may hold personal content."""
     if isinstance(field, models.DateTimeField):
         return [str(old), str(new)]
-    return [old, new] if isinstance(field, _TELLING) or field.choices else None
+    return [old, new] if isinstance(field, _AUDITED) or field.choices else None

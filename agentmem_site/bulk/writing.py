@@ -347,5 +347,5 @@ def _ids(rows: Sequence[bytes]) -> list[UUID]:
 def _in_trash(reference: Reference, name: Name, line: int) -> LineError:
     label = reference.model._meta.verbose_name
     named = echoed(repr(name[1] if isinstance(name, tuple) else name))
-    message = f"The {label} {named} lies in the trash: restore it first"
+    message = f"The {label} {named} is in the trash: restore it first"
     return LineError("unknown_reference", reference.column, message, line=line)

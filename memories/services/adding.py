@@ -224,7 +224,7 @@ class _Adding:
             code, message = TAKEN, "Another request is changing this memory: send it again."
         elif there.is_deleted:
             code = IN_TRASH
-            message = "The memory with this external_id lies in the trash: restore or purge it."
+            message = "The memory with this external_id is in the trash: restore or purge it."
         else:
             code = TAKEN
             message = "There is another memory with this external_id; PATCH changes what it says."

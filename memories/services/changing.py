@@ -22,7 +22,7 @@ from accounts.errors import Invalid, named_violations
 from accounts.models import Organization
 from accounts.roles import permission
 from accounts.services.audit import record_event
-from accounts.services.hanging import CHUNK_ROWS, progress
+from accounts.services.dependents import CHUNK_ROWS, track_progress
 from memories.models import Memory
 from memories.search.filters import MemoryFilter
 from memories.services.memories import memories, refuse_to_expire
@@ -186,12 +186,12 @@ def _update(
             set_to.append(value)
     statement = _UPDATE.format(assignments=sql.SQL(", ").join(assignments))
     changed = 0
-    with progress("update memory") as going, connection.cursor() as cursor:
+    with track_progress("update memory") as progress, connection.cursor() as cursor:
         for start in range(0, len(ids), CHUNK_ROWS):
             some = ids[start : start + CHUNK_ROWS]
             cursor.execute(statement, [*set_to, at, by, organization.pk, some, by, by, by, at, at])
             changed += cursor.rowcount
-            going.add(cursor.rowcount)
+            progress.add(cursor.rowcount)
     return changed
 
 

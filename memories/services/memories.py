@@ -11,7 +11,7 @@ from accounts.errors import Forbidden
 from accounts.models import Organization
 from accounts.organization_settings import language_of
 from accounts.roles import permission
-from accounts.services.hanging import CHUNK_ROWS, Counts
+from accounts.services.dependents import CHUNK_ROWS, Counts
 from accounts.services.records import Records
 from memories.models import Memory, content_hash
 from memories.services.embedding import wake_worker

@@ -13,18 +13,18 @@ from accounts.actors import Actor
 from accounts.errors import Conflict, NotFound
 from accounts.models import AuditEvent, Organization, User
 from accounts.services.audit import record_event
-from accounts.services.hanging import (
+from accounts.services.dependents import (
     CHUNK_ROWS,
     Chunk,
     Counts,
-    Found,
     Pick,
     Progress,
-    Reach,
-    everything,
-    find,
-    progress,
+    RowCounter,
+    RowKeys,
+    fetch_keys,
+    pick_all,
     remove,
+    track_progress,
     walk,
 )
 from accounts.services.records import Records
@@ -44,23 +44,23 @@ class PeopleRecords(Records[User]):
 
     def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
         total: Counts = {}
-        with transaction.atomic(), progress("erase users") as going:
+        with transaction.atomic(), track_progress("erase users") as progress:
             for user in rows.for_organization(organization).order_by("pk"):
-                counts = _erase(user, organization, actor, going)
+                counts = _erase(user, organization, actor, progress)
                 total = {k: total.get(k, 0) + counts.get(k, 0) for k in {**total, **counts}}
             _forget_vectors(organization)
         return total
 
-    def reach(
+    def count_affected(
         self, rows: Any, *, organization: Organization, at_most: int, for_good: bool = False
     ) -> Counts:
         if not for_good:
-            return super().reach(rows, organization=organization, at_most=at_most)
-        reach = Reach(everything, for_good=True, at_most=at_most)
-        return reach.count(
+            return super().count_affected(rows, organization=organization, at_most=at_most)
+        counter = RowCounter(pick_all, for_good=True, at_most=at_most)
+        return counter.count(
             chunk
             for user in rows.for_organization(organization)
-            for chunk in _everything_of(user, organization, reach.pick)
+            for chunk in _everything_of(user, organization, counter.pick)
         )
 
 
@@ -69,8 +69,8 @@ people = PeopleRecords(User)
 
 def count_person(user: User, *, organization: Organization) -> Counts:
     """How many rows of which model `erase_person` would take; cached vectors are not counted."""
-    reach = Reach(everything, for_good=True)
-    return reach.count(_everything_of(user, organization, reach.pick))
+    counter = RowCounter(pick_all, for_good=True)
+    return counter.count(_everything_of(user, organization, counter.pick))
 
 
 def erase_person(user: User, *, organization: Organization, actor: Actor) -> Counts:
@@ -80,25 +80,25 @@ def erase_person(user: User, *, organization: Organization, actor: Actor) -> Cou
     counts and the uuid, no name and no key of the caller's: a hash of one could be guessed back.
     Raises: NotFound (gone meanwhile), Conflict, Unavailable (it takes longer than a request may).
     """
-    with transaction.atomic(), progress("erase user") as going:
-        counts = _erase(user, organization, actor, going)
+    with transaction.atomic(), track_progress("erase user") as progress:
+        counts = _erase(user, organization, actor, progress)
         _forget_vectors(organization)
     return counts
 
 
-def _erase(user: User, organization: Organization, actor: Actor, going: Progress) -> Counts:
+def _erase(user: User, organization: Organization, actor: Actor, progress: Progress) -> Counts:
     own = User.objects.for_organization(organization).filter(pk=user.pk)
     # Whoever would add a row of theirs waits, and finds nobody then.
     if not own.select_for_update().exists():
         raise NotFound
     # What another said in a session of theirs stays, and forgets in which.
     for said in _said_in_sessions_of(user, organization):
-        for found in find(said.exclude(user=None).exclude(user=user)):
+        for found in fetch_keys(said.exclude(user=None).exclude(user=user)):
             others = Chunk(Memory, found).rows(organization)
             others.update(session_id=None, line_hash=None)
     counts: Counts = {}
     try:
-        remove(_everything_of(user, organization, everything), organization, counts, going)
+        remove(_everything_of(user, organization, pick_all), organization, counts, progress)
     except IntegrityError as error:
         raise Conflict("A row was added to a session of theirs meanwhile: ask again.") from error
     record_event(
@@ -140,11 +140,11 @@ def _said_in_sessions_of(user: User, organization: Organization) -> Iterator[Any
 def _everything_of(user: User, organization: Organization, pick: Pick) -> Iterator[Chunk]:
     """The rows, what refers to others first."""
     messages = Message.objects.for_organization(organization).order_by()
-    for found in find(messages.filter(user=user)):
+    for found in fetch_keys(messages.filter(user=user)):
         yield Chunk(Message, found)
     for said in _said_in_sessions_of(user, organization):
         # Learnt in a session of theirs, and of nobody else.
-        for learnt in find(said.filter(user=None)):
+        for learnt in fetch_keys(said.filter(user=None)):
             yield from walk(Memory, learnt, organization, pick, for_good=True)
-    roots = Found([user.pk], [user.deleted_at])
+    roots = RowKeys([user.pk], [user.deleted_at])
     yield from walk(User, roots, organization, pick, for_good=True)

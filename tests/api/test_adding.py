@@ -277,12 +277,12 @@ def test_what_lies_in_the_trash_is_not_written_to(api, acme):
         {"content": "x", "user_id": str(user.pk)},
         {"external_id": "m-1", "content": "Likes tea"},
     )["results"]
-    assert by_key["error"]["message"] == "The user 'ann' lies in the trash: restore it first."
+    assert by_key["error"]["message"] == "The user 'ann' is in the trash: restore it first."
     assert by_id["error"]["message"] == f"There is no user '{user.pk}'."
     assert taken["error"] == {
         "field": "external_id",
         "code": "in_trash",
-        "message": "The memory with this external_id lies in the trash: restore or purge it.",
+        "message": "The memory with this external_id is in the trash: restore or purge it.",
     }
     single = api.post("memories", {"external_id": "m-1", "content": "Likes tea"})
     assert (single.status_code, single.json()["code"]) == (409, "in_trash")

@@ -194,7 +194,7 @@ def test_a_new_name_makes_the_row(acme, api, rows, method, path, body, field):
     answer = getattr(api, method)(path, {**body, field: "newcomer"})
     assert answer.status_code in (200, 201), answer.content
     model = MODELS[field]
-    made = row(model, acme, **{model.made_by: "newcomer"})
+    made = row(model, acme, **{model.auto_create_key: "newcomer"})
     assert answer.json()[field] in (str(made.pk), "newcomer")
     with tenant(acme):
         event = AuditEvent.objects.filter(organization=acme, resource_type=field[:-3]).latest("pk")
@@ -217,11 +217,11 @@ def test_an_unknown_id_a_name_in_the_trash_and_no_name_are_refused(
         "message": f"There is no {label} {unknown!r}.",
     }
     resource = f"{field[:-3]}s"
-    api.post(resource, {model.made_by: "gone"})
+    api.post(resource, {model.auto_create_key: "gone"})
     api.delete(f"{resource}/gone")
     refused = getattr(api, method)(path, {**body, field: "gone"})
     assert refused.status_code == 400
-    message = f"The {label} 'gone' lies in the trash: restore it first."
+    message = f"The {label} 'gone' is in the trash: restore it first."
     assert refused.json()["errors"][0]["message"] == message
     for name in ("", "x" * 256, 7):
         refused = getattr(api, method)(path, {**body, field: name})
@@ -276,7 +276,7 @@ def test_a_session_in_the_trash_takes_no_run_or_message(api, others):
         refused = api.post(f"sessions/s/{path}", body)
         assert refused.status_code == 400
         assert refused.json()["detail"] == (
-            "session_id: The session 's' lies in the trash: restore it first."
+            "session_id: The session 's' is in the trash: restore it first."
         )
         assert api.get(f"sessions/s/{path}").status_code == 404
 

@@ -204,7 +204,7 @@ def test_what_hangs_on_an_agent_is_listed_deleted_and_restored_with_it(api, cast
     stuck = api.post("memories/memory-1/restore")
     assert (stuck.status_code, stuck.json()["detail"]) == (
         409,
-        "The agent of this memory lies in the trash: restore that first.",
+        "The agent of this memory is in the trash: restore that first.",
     )
     assert api.post(f"agents/{agent}/restore").status_code == 200
     for path in lists.values():

@@ -272,7 +272,7 @@ def test_a_row_in_the_trash_is_referred_to_by_nobody(api, cast):
     pk, key = str(cast["user"].pk), cast["user"].external_id
     for name, message in (
         (pk, f"There is no user {pk!r}."),
-        (key, f"The user {key!r} lies in the trash: restore it first."),
+        (key, f"The user {key!r} is in the trash: restore it first."),
     ):
         refused = problem(api.post("sessions", {"user_id": name}), 400)
         assert refused["detail"] == f"user_id: {message}"

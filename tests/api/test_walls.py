@@ -222,7 +222,7 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
             for k in route.kwargs
         }
         is_asked = isinstance(field, ReferenceFilter)
-        makes_new = getattr(field.model, "made_by", None) == field.key and not is_asked
+        makes_new = getattr(field.model, "auto_create_key", None) == field.key and not is_asked
         named_by_key = [] if makes_new or not field.key else [getattr(row, field.key)]
         status = 200 if is_asked else 400  # nothing is found of it
         for foreign in [str(row.pk), *named_by_key]:

@@ -100,7 +100,7 @@ def test_a_line_that_names_what_lies_in_the_trash_is_a_bad_line(trash, tmp_path,
     with pytest.raises(CommandError) as told:
         load(tmp_path, resource, [row])
     assert told.value.returncode == 65
-    expected = f"line 1: {column}: The {LABELS[column]} 'gone' lies in the trash: restore it"
+    expected = f"line 1: {column}: The {LABELS[column]} 'gone' is in the trash: restore it"
     assert expected in str(told.value)
     assert count(trash, model) == before
 
@@ -120,7 +120,7 @@ def test_it_is_brought_back_where_that_is_asked_for(trash, tmp_path, resource, c
 def test_a_name_that_is_an_id_is_refused_likewise(trash, tmp_path):
     with tenant(trash):
         user = User.objects.for_organization(trash).get(external_id="gone")
-    with pytest.raises(CommandError, match="lies in the trash"):
+    with pytest.raises(CommandError, match="is in the trash"):
         load(tmp_path, "sessions", [{"session_id": "new", "user_id": str(user.pk)}])
 
 
@@ -157,14 +157,14 @@ def test_the_doors_of_the_browser_and_of_requests_say_the_same(trash, tmp_path):
     assert answer.status_code == 207
     (reject,) = answer.json()["rejects"]
     assert (reject["line"], reject["field"], reject["code"]) == (1, "user_id", "unknown_reference")
-    assert "'gone' lies in the trash" in reject["message"]
+    assert "'gone' is in the trash" in reject["message"]
     single = client.post("sessions", {"session_id": "new", "user_id": "gone"}, format="json")
     assert single.status_code == 400
-    assert "lies in the trash" in single.content.decode()
+    assert "is in the trash" in single.content.decode()
     file = SimpleUploadedFile("s.jsonl", json.dumps(row).encode())
     form = {"resource": "sessions", "on_error": "skip", "file": file}
     page = signed_in(make_member(trash, "alice")).post(reverse("admin:upload"), form)
-    assert "lies in the trash" in page.content.decode()
+    assert "is in the trash" in page.content.decode()
     assert page.context["report"].rejected == 1
     restored = client.post("sessions/bulk?restore=true", json.dumps(row), content_type=kind)
     assert (restored.status_code, restored.json()["inserted"]) == (200, 1)
@@ -205,7 +205,7 @@ def test_a_line_that_changes_nothing_is_unchanged_and_one_that_does_is_refused(a
     with tenant(acme):
         Message.objects.for_organization(acme).update(line_hash=None)
     assert load(tmp_path, "messages", [row])["unchanged"] == 1
-    with pytest.raises(CommandError, match="The user 'gone' lies in the trash"):
+    with pytest.raises(CommandError, match="The user 'gone' is in the trash"):
         load(tmp_path, "messages", [{**row, "text": "Hello"}])
     assert load(tmp_path, "messages", [row], restore=True)["unchanged"] == 1
     with tenant(acme):
@@ -371,7 +371,7 @@ def test_a_row_that_is_made_while_its_parent_goes_goes_along(monkeypatch):
     session = make_session(acme, user=user, agent=agent)
     values = {"role": "user", "session": session}
     with (
-        deleting_after(monkeypatch, records, "hold_parents", acme, "user_id"),
+        deleting_after(monkeypatch, records, "lock_parents", acme, "user_id"),
         tenant(acme),
     ):
         messages.create(organization=acme, actor=TESTER, values=values)
@@ -384,11 +384,11 @@ def test_a_row_is_not_made_or_moved_below_a_parent_that_has_gone(acme):
     agent = make_agent(acme)
     move("delete", acme, "user_id")
     with tenant(acme):
-        with pytest.raises(Invalid, match="The user lies in the trash"):
+        with pytest.raises(Invalid, match="The user is in the trash"):
             sessions.create(
                 organization=acme, actor=TESTER, values={"session_id": "s", "user": user}
             )
-        with pytest.raises(Invalid, match="The user lies in the trash"):
+        with pytest.raises(Invalid, match="The user is in the trash"):
             sessions.update(other, organization=acme, actor=TESTER, values={"user": user})
         sessions.update(other, organization=acme, actor=TESTER, values={"agent": agent})
         assert not Agent.objects.for_organization(acme).deleted().exists()

@@ -396,7 +396,7 @@ def test_the_trash_lets_no_change_through(acme):
     user = make_user(acme)
     with tenant(acme):
         users.delete(rows(User, acme), organization=acme, actor=TESTER)
-        with pytest.raises(Exception, match="It lies in the trash"):
+        with pytest.raises(Exception, match="It is in the trash"):
             users.update(user, organization=acme, actor=TESTER, values={"name": "x"})
 
 

@@ -362,9 +362,7 @@ def test_the_trash_lists_what_was_deleted_and_restores_it(console, foreign, acme
     assert "Old bot" not in foreign.get(reverse("admin:trash")).content.decode()
 
     page = console.post(url(Session, "restore", session.pk), {"trash": "1"}, follow=True)
-    assert (
-        "The agent of this session lies in the trash: restore that first." in page.content.decode()
-    )
+    assert "The agent of this session is in the trash: restore that first." in page.content.decode()
     page = console.post(url(Agent, "restore", agent.pk), {"trash": "1"}, follow=True)
     assert page.redirect_chain[-1][0] == reverse("admin:trash")
     assert "Restored: 1 agent, 1 session." in page.content.decode()

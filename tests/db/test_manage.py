@@ -68,7 +68,10 @@ def test_what_cannot_be_saved_is_told_in_a_line(kind, cause, said, monkeypatch, 
         run(monkeypatch, refused)
     assert told.value.code == 75
     assert capsys.readouterr().err.startswith(said)
-    with pytest.raises(CommandError, match=said.removeprefix("Error: ")), ending.told("Not done."):
+    with (
+        pytest.raises(CommandError, match=said.removeprefix("Error: ")),
+        ending.command_errors("Not done."),
+    ):
         refused()
 
 

@@ -70,7 +70,7 @@ def test_a_row_is_not_brought_back_under_a_parent_that_stays_in_the_trash(acme):
         user_rows = User.objects.for_organization(acme).filter(pk=user.pk)
         agents.delete(agent_rows, organization=acme, actor=TESTER)
         users.delete(user_rows, organization=acme, actor=TESTER)
-        with pytest.raises(Conflict, match="The user of this session lies in the trash"):
+        with pytest.raises(Conflict, match="The user of this session is in the trash"):
             agents.restore(agent_rows, organization=acme, actor=TESTER)
         users.restore(user_rows, organization=acme, actor=TESTER)
         assert agents.restore(agent_rows, organization=acme, actor=TESTER)["session"] == 1

@@ -11,7 +11,7 @@ from psycopg import connect, sql
 
 from accounts.errors import Unavailable
 from accounts.models import AuditEvent, Organization, User
-from accounts.services import hanging
+from accounts.services import dependents
 from accounts.tenancy import tenant
 from agentmem_site.bulk import LoadOptions
 from agentmem_site.db.limits import limited
@@ -190,8 +190,10 @@ def test_what_a_purge_would_take_is_told_without_a_join(by):
     with tenant(acme):
         agents.delete(rows_of(acme, "large"), **by)
     with tenant(acme), limited_to(20), watched() as seen:
-        told = agents.reach(rows_of(acme, "large"), organization=acme, at_most=500, for_good=True)
-    assert told == {"agent": 1, "session": 501, "run": 501, "memory": 100, "memoryhistory": 200}
+        counts = agents.count_affected(
+            rows_of(acme, "large"), organization=acme, at_most=500, for_good=True
+        )
+    assert counts == {"agent": 1, "session": 501, "run": 501, "memory": 100, "memoryhistory": 200}
     assert joins(seen) == []
     assert seen.visited <= 10 * SOME
 
@@ -253,7 +255,7 @@ def acme():
 @pytest.fixture
 def whole(acme, monkeypatch):
     """An agent and what hangs on it, in chunks of 3."""
-    monkeypatch.setattr(hanging, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(dependents, "CHUNK_ROWS", 3)
     monkeypatch.setattr(erasing, "CHUNK_ROWS", 3)
     fill(acme, "large", 20)
     load(
@@ -274,8 +276,8 @@ def test_in_chunks_it_is_the_same_set(acme, whole):
         some = Session.objects.for_organization(acme).filter(session_id="large 7")
         assert sessions.delete(some, **by) == {"session": 1, "run": 1, "message": 2}
         rest = {**whole, "session": 19, "run": 19, "message": 38}
-        assert agents.reach(rows, organization=acme, at_most=100) == rest
-        assert agents.reach(rows, organization=acme, at_most=5) == {
+        assert agents.count_affected(rows, organization=acme, at_most=100) == rest
+        assert agents.count_affected(rows, organization=acme, at_most=5) == {
             name: min(number, 6) for name, number in rest.items()
         }
         assert agents.delete(rows, **by) == rest
@@ -283,7 +285,7 @@ def test_in_chunks_it_is_the_same_set(acme, whole):
         assert list(some.values_list("is_deleted", flat=True)) == [True]
         assert sessions.restore(some, **by) == {"session": 1, "run": 1, "message": 2}
         ann = User.objects.for_organization(acme)
-        told = people.reach(ann, organization=acme, at_most=100, for_good=True)
+        told = people.count_affected(ann, organization=acme, at_most=100, for_good=True)
         theirs = {**whole, "user": 1, "memoryhistory": 6}
         del theirs["agent"]
         assert told == theirs
@@ -335,7 +337,7 @@ def test_a_statement_that_takes_too_long_says_the_same(acme, settings):
 
 
 def test_a_long_change_tells_how_far_it_is(acme, whole, monkeypatch, caplog):
-    monkeypatch.setattr(hanging, "TELL_EVERY_S", 0)
+    monkeypatch.setattr(dependents, "LOG_EVERY_S", 0)
     with tenant(acme):
         agents.delete(rows_of(acme, "large"), organization=acme, actor=TESTER)
     said = [record.getMessage() for record in caplog.records if record.name == "agentmem.changes"]

@@ -9,7 +9,7 @@ from accounts.access import organization_by_slug
 from accounts.actors import command_actor
 from accounts.api.fields import find
 from accounts.errors import NotFound
-from accounts.management.ending import told
+from accounts.management.ending import command_errors
 from accounts.models import User
 from accounts.tenancy import tenant
 from sessions.services.erasing import count_person, erase_person
@@ -32,7 +32,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with told("Nothing is erased."):
+        with command_errors("Nothing is erased."):
             organization = organization_by_slug(options["organization"])
             with tenant(organization):
                 rows = User.objects.for_organization(organization)

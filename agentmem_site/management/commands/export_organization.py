@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from accounts.access import organization_by_slug
 from accounts.actors import command_actor
-from accounts.management.ending import CANNOT_WRITE, USAGE, told
+from accounts.management.ending import CANNOT_WRITE, USAGE, command_errors
 from agentmem_site.services.exports import NotExported, write_export
 
 
@@ -36,7 +36,7 @@ class Command(BaseCommand):
                 self.stdout.write(f"{resource}: {rows:,}")
 
         try:
-            with told("Nothing is exported."):
+            with command_errors("Nothing is exported."):
                 manifest = write_export(
                     options["directory"],
                     organization=organization_by_slug(options["slug"]),

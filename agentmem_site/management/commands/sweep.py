@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from accounts.access import organization_by_slug
 from accounts.actors import command_actor
 from accounts.errors import Invalid
-from accounts.management.ending import BAD_DATA, GOES_ON, told
+from accounts.management.ending import BAD_DATA, RESUME_HINT, command_errors
 from accounts.models import Organization
 from agentmem_site.services.sweep import Swept, sweep
 
@@ -30,7 +30,7 @@ class Command(BaseCommand):
         slug, is_dry_run = options["organization"], options["dry_run"]
         swept: list[Swept] = []
         wrong: list[str] = []
-        with told(GOES_ON):
+        with command_errors(RESUME_HINT):
             found = [organization_by_slug(slug)] if slug else Organization.objects.live()
             for organization in found:
                 try:

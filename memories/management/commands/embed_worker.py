@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError
 
 from accounts.access import organization_by_slug
-from accounts.management.ending import TEMPORARY, USAGE, told
+from accounts.management.ending import TEMPORARY, USAGE, command_errors
 from accounts.models import Organization
 from agentmem_site.db import refusals
 from memories.embeddings import EncoderError
@@ -53,7 +53,7 @@ class Command(BaseCommand):
         if options["lease"] <= 0:
             raise CommandError("--lease is more than 0", returncode=USAGE)
         slug = options["organization"]
-        with told("Nothing has begun."):
+        with command_errors("Nothing has begun."):
             organization = organization_by_slug(slug) if slug else None
             total = _count(organization) if options["once"] else None
         is_silent = options["no_progress"]

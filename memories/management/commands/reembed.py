@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from accounts.access import organization_by_slug
-from accounts.management.ending import GOES_ON, told
+from accounts.management.ending import RESUME_HINT, command_errors
 from accounts.models import Organization
 from memories.embeddings import get_encoder
 from memories.management.progress import progress
@@ -52,7 +52,7 @@ class Command(BaseCommand):
             work = self._requeue
         elif options["unreadable"]:
             work = self._mend
-        with told(GOES_ON):
+        with command_errors(RESUME_HINT):
             work(
                 [organization_by_slug(slug)] if slug else list(Organization.objects.live()), options
             )

@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from accounts.access import organization_by_slug
-from accounts.management.ending import GOES_ON, told
+from accounts.management.ending import RESUME_HINT, command_errors
 from accounts.organization_settings import language_of
 from memories.management.progress import progress
 from memories.services.reembedding import rewrite_language
@@ -37,7 +37,7 @@ class Command(BaseCommand):
 
     def _rewrite_documents(self, slug: str, *, is_silent: bool) -> None:
         done = 0
-        with told(GOES_ON):
+        with command_errors(RESUME_HINT):
             organization = organization_by_slug(slug)
             with progress(self.stderr, total=None, is_silent=is_silent) as show:
 
@@ -53,7 +53,7 @@ class Command(BaseCommand):
 
     def _build_vectors(self, *, is_silent: bool) -> None:
         with (
-            told("The same command begins again."),
+            command_errors("Run the same command again to start over."),
             progress(self.stderr, total=100, is_silent=is_silent) as show,
         ):
 

@@ -1,8 +1,8 @@
-"""What a row that is written refers to stays out of the trash until it is written: whoever deletes
-a parent waits for it and takes it along, or was first and it is refused.
+"""Locks the rows that a new or changed row refers to: they stay out of the trash until it is
+written. Whoever deletes a parent waits and then includes the row, or was first and the write is
+refused.
 
-(A reference alone would not do: PostgreSQL's own look at it does not mind that the parent lies in
-the trash.)
+(The foreign key alone does not do that: PostgreSQL does not know about the trash.)
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ from accounts.models import Organization
 from agentmem_site.db.fields import TenantForeignKey
 
 
-def hold_parents(
+def lock_parents(
     records: Sequence[Any], organization: Organization, *, fields: Iterable[str] | None = None
 ) -> None:
-    """Holds what these records of one model refer to, by `fields` alone where they are given.
+    """Locks the rows that these records of one model refer to (through `fields`, if given).
 
-    In the caller's transaction. Parents go before what hangs on them, each in the order of ids: as
-    a deletion takes them. One statement. (OFFSET: or only what lies in the trash would be held.)
-    Raises: Invalid (it lies in the trash).
+    Runs in the caller's transaction. One statement. The order is that of a deletion: parents before
+    their dependents, each by id. (Without OFFSET only rows in the trash would be locked.)
+    Raises: Invalid (a parent is in the trash).
     """
     if not records:
         return
@@ -49,11 +49,11 @@ def hold_parents(
     )
     with connection.cursor() as cursor:
         cursor.execute(statement)
-        found = cursor.fetchone()
-    if found:
-        name = str(found[0])
+        row = cursor.fetchone()
+    if row:
+        name = str(row[0])
         parent: Any = model._meta.get_field(name).related_model
-        message = f"The {parent._meta.verbose_name} lies in the trash: restore it first."
+        message = f"The {parent._meta.verbose_name} is in the trash: restore it first."
         raise Invalid(message, field=f"{name}_id", code="unknown_reference")
 
 
