@@ -190,7 +190,7 @@ def test_rows_that_went_there_too_are_left_there(acme, tmp_path):
     move("delete", acme, "agent_id")
     report = load(tmp_path, "sessions", [{**row, "name": "New"} for row in rows])
     assert (report["deleted"], report["updated"]) == (3, 0)
-    with pytest.raises(CommandError, match=r"line 4: agent_id: The agent 'gone' lies"):
+    with pytest.raises(CommandError, match=r"line 4: agent_id: The agent 'gone' is in"):
         load(tmp_path, "sessions", [*rows, {"session_id": "s4", "agent_id": "gone"}])
     report = load(tmp_path, "sessions", [{**row, "name": "New"} for row in rows], restore=True)
     assert (report["deleted"], report["updated"]) == (0, 3)

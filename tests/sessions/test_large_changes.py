@@ -318,7 +318,7 @@ def test_a_change_that_takes_too_long_for_a_request_is_503_and_nothing_of_it_is_
     for refused in (api.delete(f"agents/{agent.pk}"), api.delete("users/ann?erase=true")):
         assert refused.status_code == 503
         assert refused.json()["code"] == "unavailable"
-        assert "longer than a request may, and nothing of it was done" in refused.json()["detail"]
+        assert "longer than a request may." in refused.json()["detail"]
     with tenant(acme):
         assert Session.objects.for_organization(acme).live().count() == 20
         assert User.objects.for_organization(acme).filter(external_id="ann").exists()
@@ -330,7 +330,7 @@ def test_a_statement_that_takes_too_long_says_the_same(acme, settings):
     fill(acme, "large", 3000)
     settings.STATEMENT_TIMEOUT_MS = 5
     by = {"organization": acme, "actor": TESTER}
-    with pytest.raises(Unavailable, match="nothing of it was done"), limited(), tenant(acme):
+    with pytest.raises(Unavailable, match="nothing was changed"), limited(), tenant(acme):
         agents.delete(rows_of(acme, "large"), **by)
     with tenant(acme):
         assert Session.objects.for_organization(acme).live().count() == 3000
