@@ -33,6 +33,7 @@ class LoadParts:
     """The checkpoint of one job (agentmem_site/bulk/loader.py)."""
 
     def __init__(self, job: str, *, organization: Organization, actor: Actor, resource: str):
+        self._given = job
         name = f"{resource} {job}"  # one name may serve several resources
         self._job = name if len(name) <= _MAX_NAME else sha256(name.encode()).hexdigest()
         self._organization = organization
@@ -64,7 +65,7 @@ class LoadParts:
                     if cursor.fetchone()[0]:
                         break
                     if time.monotonic() > deadline:
-                        raise JobTaken(f"Another process is loading the job {self._job!r}.")
+                        raise JobTaken(f"Another process is loading the job {self._given!r}.")
                     time.sleep(0.2)
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The options of `bulk_upsert`: its manual, and what of them does not go together."""
+"""The options of `bulk_upsert`: its manual, and which of them exclude each other."""
 
 import argparse
 from dataclasses import replace
@@ -14,9 +14,9 @@ from agentmem_site.bulk.readers import FORMATS, MAX_LINE_BYTES
 from agentmem_site.bulk.times import DATE_ORDERS, zone_of
 from agentmem_site.services.loads import EMBED_FIRST, LINKS
 
-MAX_TIMEOUT_S = 2_147_483  # what PostgreSQL counts in milliseconds
+MAX_TIMEOUT_S = 2_147_483  # PostgreSQL counts milliseconds in 32 bits
 MAX_THROTTLE_MS = 3_600_000
-MAX_LINE_LIMIT = 2**30  # what PostgreSQL keeps in one value
+MAX_LINE_LIMIT = 2**30  # PostgreSQL's limit for one value
 LARGE_BYTES = 64 * 1024 * 1024
 EMBED = {"now": None, "later": 0}
 _LEAST = {
@@ -30,27 +30,27 @@ _LEAST = {
 }
 EPILOG = """\
 files:
-  JSON lines are the rows themselves; `manage.py make_sample` writes some. CSV has the
-  fields' names in its first line, cells of JSON columns hold JSON. Parquet needs
-  `pip install -r requirements-parquet.txt`. gzip and zstd are unpacked on the fly.
-  A line is the whole row: an absent field takes its default. What the server keeps
-  (access counts, versions) stays, so do runs that a session's line leaves out.
+  JSON lines hold one row each; `manage.py make_sample` writes examples. CSV has the
+  names of the fields in its first line; cells of JSON columns hold JSON. Parquet needs
+  `pip install -r requirements-parquet.txt`. gzip and zstd are decompressed on the fly.
+  A line is the whole row: an absent field takes its default. What the server maintains
+  (access counts, versions) stays, and so do runs that a session's line leaves out.
 
-what is committed stays:
-  Each batch is a transaction, and how far the file is done is part of it. After a crash,
-  a kill, a lost connection the same command goes on where it stopped. Run again after
-  its end it finds every row unchanged, and no timestamp moves.
+interrupted loads resume:
+  Each batch is one transaction, which also stores the load's checkpoint. After a crash,
+  a kill or a lost connection, the same command resumes where it stopped. After a
+  complete load it finds every row unchanged, and changes no timestamp.
 
 exit codes:
   0    all rows are stored
-  2    the command or the file cannot be read
+  2    wrong usage, or the file cannot be read
   3    done, but lines were rejected (--on-error skip)
   65   a bad line; or the file has changed since the load was interrupted
-  70   the database found itself damaged
+  70   the database refused what passed validation
   73   rejected lines cannot be written
-  75   for the moment: the database is away, full or too slow; the same command goes on
+  75   a temporary failure: the database is away, full or too slow; the same command resumes
   77   no such organization or member, or the database denies it
-  130  interrupted (143: terminated); the same command goes on
+  130  interrupted (143: terminated); the same command resumes
 
 examples:
   manage.py bulk_upsert sessions sessions.jsonl.gz --organization acme
@@ -61,19 +61,19 @@ examples:
 
 
 class Manual(argparse.RawDescriptionHelpFormatter, DjangoHelpFormatter):
-    """Django's, and what stands below is printed as it is written."""
+    """Django's, except that the epilog is printed as it is written."""
 
 
 def add_load_options(parser: CommandParser) -> None:
     _add_reading(parser.add_argument_group("the file"))
     _add_meaning(parser.add_argument_group("what a line means"))
     _add_bad_lines(parser.add_argument_group("bad lines"))
-    _add_going(parser.add_argument_group("how it goes"))
-    _add_reporting(parser.add_argument_group("what it says"))
+    _add_running(parser.add_argument_group("how it runs"))
+    _add_reporting(parser.add_argument_group("what it prints"))
 
 
 def chosen_options(options: dict[str, Any]) -> LoadOptions:
-    """Raises: CommandError, of what does not go together."""
+    """Raises: CommandError, where options are out of range or exclude each other."""
     wrong = {
         f"--{name.replace('_', '-')} is at least {least}": options[name] is not None
         and options[name] < least
@@ -144,13 +144,13 @@ def _add_reading(group: Any) -> None:
         "--max-bytes",
         type=int,
         metavar="BYTES",
-        help="stop when a packed file turns out larger (default: only where it smells of a "
-        "bomb: over 64 MiB, and over 200 times what it was)",
+        help="stop when a decompressed file is larger (default: stop only at a likely "
+        "decompression bomb: over 64 MiB, and over 200 times the compressed size)",
     )
     group.add_argument(
         "--ignore-unknown",
         action="store_true",
-        help="leave out fields that nobody knows, instead of taking the line for a bad one",
+        help="ignore unknown fields; without it such a line is a bad line",
     )
 
 
@@ -158,7 +158,7 @@ def _add_meaning(group: Any) -> None:
     group.add_argument(
         "--preserve-timestamps",
         action="store_true",
-        help="created_at and updated_at come from the file; without it new and changed rows "
+        help="take created_at and updated_at from the file; without it new and changed rows "
         "get the time of the load",
     )
     group.add_argument(
@@ -177,13 +177,14 @@ def _add_meaning(group: Any) -> None:
     group.add_argument(
         "--preserve-ids",
         action="store_true",
-        help="restore an export: each line has its `id`, and what the server keeps of the row",
+        help="restore an export: each line has its `id`, and what the server maintains",
     )
     group.add_argument(
         "--restore",
         action="store_true",
-        help="rows in the trash come back, and what lines name there, with what went there with "
-        "them; without it rows stay there, and a line that names what lies there is a bad line",
+        help="restore rows in the trash, and rows there that lines name, with all that was "
+        "deleted together with them; without it rows stay in the trash, and a line that names "
+        "a row there is a bad line",
     )
     group.add_argument(
         "--strict-references",
@@ -194,7 +195,7 @@ def _add_meaning(group: Any) -> None:
     group.add_argument(
         "--embed",
         choices=list(EMBED),
-        help="memories without a vector get it with the load, or later, from a worker "
+        help="embed memories without a vector during the load, or later by a worker "
         f"(default: the first {EMBED_FIRST:,} rows now, the rest later)",
     )
 
@@ -204,23 +205,23 @@ def _add_bad_lines(group: Any) -> None:
         "--on-error",
         choices=["stop", "skip"],
         default="stop",
-        help="at a bad line stop, or reject it and go on (default stop)",
+        help="at a bad line stop, or reject it and continue (default stop)",
     )
     group.add_argument(
         "--rejects",
         type=Path,
         metavar="FILE",
-        help="where rejected lines go, each as JSON: line, byte_offset, code, field, message",
+        help="write rejected lines to FILE, as JSON: line, byte_offset, code, field, message",
     )
     group.add_argument(
         "--max-rejects",
         type=int,
         metavar="N",
-        help="stop when more are rejected (default: never)",
+        help="stop when more than N are rejected (default: never)",
     )
 
 
-def _add_going(group: Any) -> None:
+def _add_running(group: Any) -> None:
     group.add_argument(
         "--batch-size",
         type=int,
@@ -233,14 +234,14 @@ def _add_going(group: Any) -> None:
         type=int,
         default=500,
         metavar="N",
-        help="a batch that takes too long is halved, down to this (default 500)",
+        help="a batch that times out is halved, down to this size (default 500)",
     )
     group.add_argument(
         "--workers",
         type=int,
         default=1,
         metavar="N",
-        help="connections that load side by side; the order of the file stays "
+        help="connections that load in parallel, keeping the order of the file "
         "(default 1; two are 1.2 to 1.4 times as fast on two cores)",
     )
     group.add_argument(
@@ -254,11 +255,11 @@ def _add_going(group: Any) -> None:
         "--retry",
         choices=list(RETRIES),
         default="default",
-        help="how a batch is tried again after a passing failure: default (3 more tries from "
+        help="how a batch is retried after a temporary failure: default (3 retries from "
         "100 ms, x2), aggressive (5 from 50 ms, x1.5), conservative (2 from 200 ms, x3); "
-        "pauses are drawn at random up to that",
+        "each pause is random up to that",
     )
-    group.add_argument("--max-retries", type=int, metavar="N", help="another number of tries")
+    group.add_argument("--max-retries", type=int, metavar="N", help="another number of retries")
     group.add_argument(
         "--throttle",
         type=float,
@@ -269,26 +270,26 @@ def _add_going(group: Any) -> None:
     group.add_argument(
         "--job",
         metavar="NAME",
-        help="the name under which an interrupted load goes on (default: resource and path; "
+        help="the name by which an interrupted load resumes (default: resource and path; "
         "standard input has none)",
     )
     group.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on where the last run of the job was interrupted; --no-resume begins anew",
+        help="resume where the last run of the job was interrupted; --no-resume starts over",
     )
     group.add_argument(
         "--index",
         choices=["auto", "after", "worker"],
         default="auto",
-        help="the vectors of a first load of memories: into an index that is built after it, "
-        "or moved there by a worker (auto: after, where there are none yet and the file has "
-        f"{LARGE_BYTES // 2**20} MiB)",
+        help="how a first load of memories indexes its vectors: build the index after the "
+        "load, or let a worker move them there (auto: after, if the index is empty and the "
+        f"file has at least {LARGE_BYTES // 2**20} MiB)",
     )
     group.add_argument("--dry-run", action="store_true", help="do everything, then roll it back")
 
 
 def _add_reporting(group: Any) -> None:
     group.add_argument("--json", action="store_true", help="print the report as JSON")
-    group.add_argument("--no-progress", action="store_true", help="no bar, no lines while it goes")
+    group.add_argument("--no-progress", action="store_true", help="print no progress")

@@ -1,4 +1,4 @@
-"""How far a load is, in words and as a bar."""
+"""The progress of a load, as text and as a bar."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ Show = Callable[[LoadReport], None]
 
 @contextmanager
 def load_progress(stderr: Writer, source: Source, *, is_silent: bool) -> Iterator[Show]:
-    """What to call after each batch."""
+    """Yields a function to call after each batch."""
     with progress(stderr, total=source.size, is_silent=is_silent) as tell:
         yield lambda report: tell(
             source.bytes_read(),
             f"{report.resource}: line {report.last_line:,}, {report.rows_per_second:,.0f} rows/s, "
-            f"{counts_in_words(report)}",
+            f"{counts_text(report)}",
         )
 
 
-def counts_in_words(report: LoadReport) -> str:
+def counts_text(report: LoadReport) -> str:
     counts = report.counts
     parts = [
         f"{counts.inserted:,} inserted",

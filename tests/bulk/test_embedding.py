@@ -98,7 +98,7 @@ def test_changed_words_are_embedded_anew_and_put_into_the_index_anew(acme, tmp_p
 
 @pytest.mark.parametrize(
     ("is_temporary", "code", "advice"),
-    [(True, 75, "The same command goes on"), (False, 2, "with --embed later")],
+    [(True, 75, "The same command resumes"), (False, 2, "with --embed later")],
 )
 def test_an_encoder_that_fails_stops_the_load_after_what_is_committed(
     acme, tmp_path, encoder, is_temporary, code, advice

@@ -54,7 +54,7 @@ def test_a_stopped_load_goes_on_where_it_was(installation, file, name, code):
     assert loading.returncode == code, complained
     assert "Traceback" not in complained
     if name != "SIGKILL":
-        assert "the batches that were done are committed" in complained
+        assert "the completed batches are committed" in complained
         assert f"bulk_upsert sessions {file}" in complained
     stored = count_rows(installation, name.lower())
     assert 1000 <= stored < ROWS
@@ -62,7 +62,7 @@ def test_a_stopped_load_goes_on_where_it_was(installation, file, name, code):
 
     with begin(installation, name.lower(), file) as again:
         said, complained = again.communicate(timeout=90)
-    assert f"Goes on after line {stored:,}" in complained
+    assert f"Resuming after line {stored:,}" in complained
     report = json.loads(said)  # of both
     assert (report["read"], report["inserted"], report["unchanged"]) == (ROWS, ROWS, 0)
     assert report["batches"] == ROWS / 500

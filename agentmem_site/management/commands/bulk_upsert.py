@@ -1,4 +1,4 @@
-"""`manage.py bulk_upsert`: a file into the database."""
+"""`manage.py bulk_upsert`: loads a file into the database."""
 
 import json
 import shlex
@@ -55,7 +55,7 @@ from agentmem_site.management.load_options import (
     add_load_options,
     chosen_options,
 )
-from agentmem_site.management.load_progress import counts_in_words, load_progress
+from agentmem_site.management.load_progress import counts_text, load_progress
 from agentmem_site.services.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 from memories.bulk import MEMORIES
 from memories.management.progress import Tell, progress
@@ -72,18 +72,18 @@ _EXIT_CODES = {
     NotPermitted: PERMISSION,
 }
 _ADVICE = {
-    BadLine: "Mend the line and run the same command again (what is stored stays unchanged), or "
-    "reject bad lines and go on: --on-error skip --rejects FILE.",
-    ChangedFile: "Run the same command with the file as it was, or with --no-resume: it begins "
-    "with the first line, and what is stored stays unchanged.",
-    Unreadable: "Mend the file and run the same command again.",
-    Unprepared: "Mend that and run the same command again, or with --embed later.",
+    BadLine: "Correct the line and run the same command again (what is stored stays unchanged), "
+    "or reject bad lines and continue: --on-error skip --rejects FILE.",
+    ChangedFile: "Run the same command with the unchanged file, or with --no-resume: it starts "
+    "at the first line, and what is stored stays unchanged.",
+    Unreadable: "Correct the file and run the same command again.",
+    Unprepared: "Correct that and run the same command again, or with --embed later.",
     CannotWriteRejects: "Make room for the rejected lines and run the same command again.",
     Refused: "The database refused what had passed validation: look into its log.",
-    Interrupted: "The same command goes on from there.",
-    NotPermitted: "Let the application's role do that and run the same command again.",
+    Interrupted: "The same command resumes from there.",
+    NotPermitted: "Grant that to the application's role and run the same command again.",
 }
-_STRAY = 20  # rejected lines told on the terminal, without a file for them
+_SHOWN_REJECTS = 20  # on the terminal, where there is no --rejects
 
 
 class _Terminated(KeyboardInterrupt):
@@ -91,8 +91,8 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _denials_told() -> Iterator[None]:
-    """Around the load: what it meets on its way it tells itself."""
+def _denials_reported() -> Iterator[None]:
+    """Reports denied privileges outside the load, which reports its own."""
     try:
         yield
     except DatabaseError as error:
@@ -104,8 +104,8 @@ def _denials_told() -> Iterator[None]:
 
 class Command(BaseCommand):
     help = (
-        "Loads a file: rows that are new are inserted, rows that really differ are updated,\n"
-        "the others stay untouched, their timestamps too."
+        "Loads a file: new rows are inserted, rows that differ are updated, the others stay\n"
+        "untouched, their timestamps too."
     )
     requires_system_checks: list[str] = []  # starts at once
 
@@ -117,7 +117,7 @@ class Command(BaseCommand):
             "resource",
             choices=[*RESOURCES, *LINKS],
             metavar="RESOURCE",
-            help=f"{', '.join(RESOURCES)}; of an export also {', '.join(LINKS)}",
+            help=f"{', '.join(RESOURCES)}; from an export also {', '.join(LINKS)}",
         )
         parser.add_argument(
             "file",
@@ -128,11 +128,11 @@ class Command(BaseCommand):
         )
         parser.add_argument("--organization", required=True, metavar="SLUG")
         parser.add_argument(
-            "--actor", metavar="EMAIL", help="the member to stamp into the audit columns"
+            "--actor", metavar="EMAIL", help="the member to record in the audit columns"
         )
         add_load_options(parser)
 
-    @_denials_told()
+    @_denials_reported()
     def handle(self, *args: Any, **options: Any) -> None:
         load_options = chosen_options(options)
         try:
@@ -178,7 +178,7 @@ class Command(BaseCommand):
             raise CommandError(str(error), returncode=USAGE) from error
         except KeyboardInterrupt as stop:
             raise CommandError(
-                f"Stopped; the batches that were done are committed. {_goes_on(options)}",
+                f"Stopped; the completed batches are committed. {_how_to_resume(options)}",
                 returncode=TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED,
             ) from stop
         except LoadStopped as stopped:
@@ -193,30 +193,31 @@ class Command(BaseCommand):
             rejects.begin(is_resumed=is_resumed)
         if is_resumed:
             self.stderr.write(
-                f"Goes on after line {report.last_line:,}; --no-resume would begin anew.",
+                f"Resuming after line {report.last_line:,}; --no-resume would start over.",
                 self.style.NOTICE,
             )
 
     @contextmanager
     def _index_built_after(self, source: Source, options: dict[str, Any]) -> Iterator[bool]:
-        """Whether the index of vectors is built after the load; then its end does so."""
+        """Yields whether the index of vectors is built after the load; if so, builds it at the
+        end."""
         if options["resource"] != MEMORIES.resource or options["dry_run"]:
             yield False
             return
         is_large = (source.size or 0) >= LARGE_BYTES
         with ExitStack() as late:
-            told: list[Tell] = []  # only one bar is live at a time: this comes after the load's
+            bars: list[Tell] = []  # only one bar is live at a time: this comes after the load's
 
-            def tell(done: int, total: int, words: str) -> None:
-                if not told:
+            def tell(done: int, total: int, text: str) -> None:
+                if not bars:
                     bar = progress(self.stderr, total=None, is_silent=options["no_progress"])
-                    told.append(late.enter_context(bar))
-                told[0](done, words)
+                    bars.append(late.enter_context(bar))
+                bars[0](done, text)
 
             with first_load(
                 is_large={"auto": is_large, "after": True, "worker": False}[options["index"]],
                 on_progress=tell,
-                on_notice=lambda words: self.stderr.write(words, self.style.NOTICE),
+                on_notice=lambda notice: self.stderr.write(notice, self.style.NOTICE),
             ) as is_built_after:
                 yield is_built_after
 
@@ -238,11 +239,11 @@ class Command(BaseCommand):
         committed = "Nothing is stored."
         if report.read and not report.dry_run:
             committed = f"Lines up to {report.last_line:,} are committed."
-            if not report.last_line:  # a worker has not come to any
-                committed = f"{report.read:,} lines are committed, not yet all from the first on."
+            if not report.last_line:  # one worker has committed none yet
+                committed = f"{report.read:,} lines are committed, with gaps between them."
         advice = _ADVICE[type(stopped)]
         if isinstance(stopped, Interrupted):
-            advice = _goes_on(options)
+            advice = _how_to_resume(options)
         raise CommandError(
             f"{stopped}\n{committed} {advice}", returncode=_EXIT_CODES[type(stopped)]
         ) from stopped
@@ -256,22 +257,22 @@ class Command(BaseCommand):
         rate = f"{report.seconds:.1f} s, {report.rows_per_second:,.0f} rows/s"
         dry = " (dry run: nothing is stored)" if report.dry_run else ""
         self.stdout.write(
-            f"{report.resource}: {report.read:,} read, {counts_in_words(report)} in {rate}{dry}"
+            f"{report.resource}: {report.read:,} read, {counts_text(report)} in {rate}{dry}"
         )
 
     def _tell_rejects(self, report: LoadReport, options: dict[str, Any]) -> NoReturn:
         rejected = f"{report.rejected:,} lines are rejected"
         if options["rejects"]:
-            told = f"{rejected}; {options['rejects']} names them."
+            message = f"{rejected}; {options['rejects']} names them."
         else:
-            first = [str(error) for error in report.rejects[:_STRAY]]
+            first = [str(error) for error in report.rejects[:_SHOWN_REJECTS]]
             more = ["..."] if report.rejected > len(first) else []
-            told = "\n".join([f"{rejected} (--rejects FILE keeps them all):", *first, *more])
-        raise CommandError(told, returncode=SOME_REJECTED)
+            message = "\n".join([f"{rejected} (--rejects FILE keeps them all):", *first, *more])
+        raise CommandError(message, returncode=SOME_REJECTED)
 
 
 def _actor(email: str | None, organization: Organization) -> Actor:
-    """Whose name is stamped. The operator of the machine may do everything under it."""
+    """The recorded author, with all permissions: the caller operates the machine."""
     if not email:
         return command_actor("bulk_upsert")
     try:
@@ -290,15 +291,18 @@ def _job(options: dict[str, Any]) -> str:
 
 
 def _writable(name: str) -> str:
-    """Of a name that is no UTF-8: what can be."""
+    """The name, with bytes that are not UTF-8 escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
-def _goes_on(options: dict[str, Any]) -> str:
+def _how_to_resume(options: dict[str, Any]) -> str:
     if not _job(options):
-        return "The same command again: what is stored stays unchanged. With --job NAME it goes on."
+        return (
+            "Run the same command again: what is stored stays unchanged. With --job NAME it would "
+            "resume."
+        )
     command = f":\n{shlex.join(sys.argv)}" if sys.argv[1:2] == ["bulk_upsert"] else "."
-    return f"The same command goes on{command}"
+    return f"The same command resumes{command}"
 
 
 @contextmanager
