@@ -43,7 +43,7 @@ def globex_key(globex: Organization) -> str:
 
 @pytest.fixture(autouse=True)
 def hits_wait(settings: Any) -> None:
-    """No thread writes what was found: a test does, by `write_found`."""
+    """No thread writes what was found: a test does, by `write_hits`."""
     settings.FOUND_EVERY_S = 0
 
 

@@ -13,7 +13,7 @@ from accounts.api.permissions import require
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
 from accounts.roles import permission
-from memories.api.search import Narrowed
+from memories.api.search import MemoryFilterBody
 from memories.api.serializers import EXPIRED, EXPIRED_HELP, MemorySerializer
 from memories.models import Memory
 from memories.search.filters import MemoryFilter
@@ -30,7 +30,7 @@ MAX_IDS = 1000
 
 
 class _Bulk(Strict):
-    filter = Narrowed(required=False, help_text="As in a search; all conditions hold.")
+    filter = MemoryFilterBody(required=False, help_text="As in a search; all conditions hold.")
     all = serializers.BooleanField(
         default=False, help_text="In place of a filter: every memory of the organization."
     )
@@ -43,11 +43,11 @@ class _Bulk(Strict):
         default=False, help_text=f"Only count, and show up to {SAMPLE_ROWS} of them."
     )
 
-    def narrowed(self, values: dict[str, Any]) -> MemoryFilter:
+    def memory_filter(self, values: dict[str, Any]) -> MemoryFilter:
         """Of the checked `values`. Raises: Invalid, ValidationError."""
         shape: Any = self.fields["filter"]
-        narrowed: MemoryFilter = shape.narrowed(values.get("filter", {}))
-        if narrowed.is_empty() and not values["all"]:
+        memory_filter: MemoryFilter = shape.memory_filter(values.get("filter", {}))
+        if memory_filter.is_empty() and not values["all"]:
             raise serializers.ValidationError(
                 {
                     "filter": 'A filter without a condition fits every memory; send {"all": true} '
@@ -55,11 +55,11 @@ class _Bulk(Strict):
                 },
                 code="required",
             )
-        if values["all"] and not narrowed.is_empty():
+        if values["all"] and not memory_filter.is_empty():
             raise serializers.ValidationError(
                 {"all": "Send a filter or `all`, not both."}, code="invalid"
             )
-        return narrowed
+        return memory_filter
 
 
 class Settable(Strict):
@@ -163,7 +163,7 @@ class MemoryBulkUpdateViewSet(_BulkViewSet):
         """Change many memories by filter."""
         body, values = self.checked(BulkUpdate, request)
         done = update_memories(
-            narrowed=body.narrowed(values),
+            memory_filter=body.memory_filter(values),
             expired=values.get("expired"),
             values=values["set"],
             is_preview=values["preview"],
@@ -226,7 +226,7 @@ class MemoryBulkDeleteViewSet(_BulkViewSet):
             done, unknown = delete_named_memories(values["ids"], **by)
         else:
             done = delete_memories(
-                narrowed=body.narrowed(values), expired=values.get("expired"), **by
+                memory_filter=body.memory_filter(values), expired=values.get("expired"), **by
             )
         return Response(
             {

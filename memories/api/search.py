@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from drf_spectacular.utils import OpenApiExample, extend_schema, inline_serializer
+from drf_spectacular.utils import (
+    OpenApiExample,
+    extend_schema,
+    extend_schema_serializer,
+    inline_serializer,
+)
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -21,9 +26,9 @@ from memories.search.ranking import QueryVector, Weights
 from memories.services.searching import (
     MAX_LIMIT,
     MAX_QUERY_LENGTH,
-    Found,
     Hit,
     SearchRequest,
+    SearchResult,
     search,
 )
 
@@ -32,8 +37,9 @@ _MODES = ["hybrid", "semantic", "keyword"]
 _USUAL = Weights()
 
 
-class Narrowed(Strict):
-    """What is asked of memories; a condition left out asks nothing."""
+@extend_schema_serializer(component_name="Narrowed")  # its name in the schema, which clients use
+class MemoryFilterBody(Strict):
+    """Conditions on memories; all that are given must match."""
 
     user_id = ReferenceFilter(User)
     agent_id = ReferenceFilter(Agent)
@@ -57,7 +63,7 @@ class Narrowed(Strict):
         "eq, ne, in, gt, gte, lt, lte, contains, exists; `and`, `or` and `not` join them.",
     )
 
-    def narrowed(self, values: dict[str, Any]) -> MemoryFilter:
+    def memory_filter(self, values: dict[str, Any]) -> MemoryFilter:
         """Of the checked `values`. Raises: Invalid."""
         conditions = values.get("filters")
         return MemoryFilter(
@@ -83,7 +89,7 @@ class WeightsBody(Strict):
     importance = serializers.FloatField(required=False, min_value=0, max_value=100)
 
 
-class SearchBody(Narrowed):
+class SearchBody(MemoryFilterBody):
     query: Any = serializers.CharField(
         required=False,
         allow_blank=True,
@@ -133,7 +139,7 @@ class SearchBody(Narrowed):
         return SearchRequest(
             query=values["query"],
             mode=values["mode"],
-            narrowed=self.narrowed(values),
+            memory_filter=self.memory_filter(values),
             limit=values["limit"],
             weights=Weights(
                 dense=given.get("dense", _USUAL.dense),
@@ -254,7 +260,7 @@ class SearchBatchViewSet(SearchViewSet):
         return Response({"results": [_shown(one) for one in found]})
 
 
-def _shown(found: Found) -> dict[str, Any]:
+def _shown(found: SearchResult) -> dict[str, Any]:
     notice = {"notice": found.notice} if found.notice else {}
     # (One serializer for all: making its fields takes longer than showing a memory.)
     memories = MemorySerializer([hit.memory for hit in found.hits], many=True).data

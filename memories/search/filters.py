@@ -1,4 +1,4 @@
-"""What a search, a list or a bulk change is narrowed to."""
+"""What a search, a list or a bulk change is memory_filter to."""
 
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
@@ -45,8 +45,8 @@ class MemoryFilter:
     def is_empty(self) -> bool:
         return all(getattr(self, field.name) is None for field in fields(self))
 
-    def of_whom(self) -> Self:
-        """Narrowed by what an index finds alone."""
+    def indexed_part(self) -> Self:
+        """MemoryFilterBody by what an index finds alone."""
         return type(self)(
             agent_id=self.agent_id,
             user_id=self.user_id,
@@ -54,7 +54,7 @@ class MemoryFilter:
             with_common=self.with_common,
         )
 
-    def narrow(self, rows: Any) -> Any:
+    def apply_to(self, rows: Any) -> Any:
         """The rows of a queryset that pass; `as_of` is for searches alone."""
         for name in ("agent_id", "user_id"):
             if (value := getattr(self, name)) is not None:

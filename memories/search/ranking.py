@@ -65,7 +65,7 @@ def rank(
     organization: Organization,
     query: str,
     language: str,
-    narrowed: MemoryFilter,
+    memory_filter: MemoryFilter,
     vectors: Sequence[QueryVector],
     weights: Weights,
     limit: int,
@@ -74,7 +74,7 @@ def rank(
     """The organization's best memories, best first; its context is open.
 
     Without `vectors` (at most two, of different encoders) only rows that hold a word of `query`
-    are hits; with one, min(limit, rows that pass `narrowed`) come back.
+    are hits; with one, min(limit, rows that pass `memory_filter`) come back.
     """
     none = QueryVector("", "")
     first, other = [*vectors, none, none][:2]
@@ -82,7 +82,7 @@ def rank(
         organization.pk,
         query,
         language,
-        *narrowed.as_parameters(),
+        *memory_filter.as_parameters(),
         first.encoder or None,
         first.text or None,
         other.encoder or None,

@@ -67,7 +67,7 @@ def update_memories(
     *,
     organization: Organization,
     actor: Actor,
-    narrowed: MemoryFilter,
+    memory_filter: MemoryFilter,
     values: Mapping[str, Any],
     expired: str | None = None,
     is_preview: bool = False,
@@ -87,7 +87,9 @@ def update_memories(
             field="set",
             code="fixed",
         )
-    rows = narrowed.narrow(Memory.objects.for_organization(organization).live().by_expiry(expired))
+    rows = memory_filter.apply_to(
+        Memory.objects.for_organization(organization).live().by_expiry(expired)
+    )
     with transaction.atomic(), named_violations(Memory):
         matched = _bounded(rows.order_by().values("pk")[: MAX_ROWS + 1].count())
         differing = rows.filter(_differs(values))
@@ -104,7 +106,7 @@ def update_memories(
                 changes={
                     "rows": {"memory": changed},
                     "fields": dict.fromkeys(sorted(values)),
-                    "filter": _named(narrowed),
+                    "filter": _named(memory_filter),
                 },
             )
     return Changed(matched, changed, [])
@@ -122,14 +124,14 @@ def delete_memories(
     *,
     organization: Organization,
     actor: Actor,
-    narrowed: MemoryFilter,
+    memory_filter: MemoryFilter,
     expired: str | None = None,
     is_preview: bool = False,
 ) -> Changed:
     """Moves the live memories that fit to the trash; `expired`: as in MemoryQuerySet.by_expiry.
     Raises: Invalid (more than MAX_ROWS do)."""
     return _delete(
-        narrowed.narrow(Memory.objects.for_organization(organization).by_expiry(expired)),
+        memory_filter.apply_to(Memory.objects.for_organization(organization).by_expiry(expired)),
         organization,
         actor,
         is_preview,
@@ -233,9 +235,13 @@ def _sample(rows: Any) -> list[Memory]:
     return list(rows.newest_first()[:SAMPLE_ROWS])
 
 
-def _named(narrowed: MemoryFilter) -> list[str]:
+def _named(memory_filter: MemoryFilter) -> list[str]:
     """Which conditions there were; their values may be somebody's words."""
-    return [field.name for field in fields(narrowed) if getattr(narrowed, field.name) is not None]
+    return [
+        field.name
+        for field in fields(memory_filter)
+        if getattr(memory_filter, field.name) is not None
+    ]
 
 
 def _uuid(name: str) -> UUID | None:

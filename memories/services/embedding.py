@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 EMBED_CHANNEL = "agentmem_embed"  # its payload: the organization's id
 
-Said = tuple[str | None, str]  # speaker, content
+Utterance = tuple[str | None, str]  # speaker, content
 
 AWAY_S = 10.0  # searches go by keyword at once for so long, when an encoder did not answer
 _away: dict[str, tuple[float, str]] = {}  # encoder -> until when, and why
@@ -50,7 +50,7 @@ class Vectors:
     rows: "list[NDArray[np.float32] | None]"
 
 
-def embed(said: Sequence[Said], *, organization: Organization, encoder: str = "") -> Vectors:
+def embed(said: Sequence[Utterance], *, organization: Organization, encoder: str = "") -> Vectors:
     """The vectors of what is said, in order; the same words are encoded once in all.
 
     Raises: EncoderError.
@@ -65,7 +65,7 @@ def embed(said: Sequence[Said], *, organization: Organization, encoder: str = ""
 
 
 def _embed(
-    said: Sequence[Said], model: Encoder, organization: Organization
+    said: Sequence[Utterance], model: Encoder, organization: Organization
 ) -> "Iterable[NDArray[np.float32]]":
     if model.is_cheap:
         return encode_texts([embedded_text(*s) for s in said], model)
@@ -79,7 +79,7 @@ def _embed(
     return [known[h] for h in hashes]
 
 
-def _content(said: Said) -> str:
+def _content(said: Utterance) -> str:
     _, content = said
     return embedded_text(None, content)
 

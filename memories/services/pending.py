@@ -19,7 +19,7 @@ from accounts.models import Organization
 from accounts.tenancy import platform, tenant
 from memories.embeddings import EncoderError, encode_texts, get_encoder
 from memories.models import Memory
-from memories.services.embedding import Said, as_text, embed
+from memories.services.embedding import Utterance, as_text, embed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
     id: UUID
     hash: bytes
-    said: Said
+    said: Utterance
     attempts: int = 0
 
 

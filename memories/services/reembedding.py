@@ -105,7 +105,7 @@ def _of(organization: Organization, state: str) -> Any:
     return rows.filter(embedding_state=state)
 
 
-def mend_unreadable(
+def clear_unreadable_vectors(
     organization: Organization, *, encoder: str = "", on_batch: OnBatch = lambda rows: None
 ) -> int:
     """Takes the vector from live memories that the encoder has embedded, before it was asked

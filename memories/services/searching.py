@@ -1,6 +1,6 @@
-"""Finding memories: encode the questions, rank in PostgreSQL, fetch what was found.
+"""Searches memories: encodes the queries, ranks in PostgreSQL, fetches the hits.
 
-Called outside `tenant()`: no database connection is held while an encoder is at work.
+Called outside `tenant()`, so that no database connection is held during encoding.
 """
 
 import logging
@@ -21,19 +21,22 @@ from memories.models import Memory
 from memories.search.filters import MemoryFilter
 from memories.search.ranking import QueryVector, Ranked, Weights, rank
 from memories.services.embedding import embed_queries
-from memories.services.found import note_found
+from memories.services.hits import count_hits
 
 logger = logging.getLogger("agentmem.memories")
 Mode = Literal["hybrid", "semantic", "keyword"]
 MAX_LIMIT = 200
-MAX_QUERY_LENGTH = 8000  # characters, as many as an encoder reads at most
-_CUT = "The question has {:,} characters: its first {:,} were searched for."
-_BY_KEYWORD = "Searched by keyword alone: the encoder cannot be used; the server's log says why."
-_QUESTION = "The encoder knows nearly no word of the question: "
-_QUESTION_BY_KEYWORD = f"{_QUESTION}searched by keyword alone."
-_QUESTION_WITHOUT = f"{_QUESTION}it has no meaning to search by. Search by keyword."
-_UNREADABLE = "Some of these memories are found by their words alone: the encoder cannot read them."
-_LOOKED_AT = 1000  # memories that cannot be read, at most, for a notice
+MAX_QUERY_LENGTH = 8000  # characters, the most that an encoder reads
+# Notices.
+_CUT = "The query has {:,} characters: its first {:,} were searched for."
+_ENCODER_DOWN = "Searched by keyword only: the encoder cannot be used; the server's log says why."
+_UNREADABLE_QUERY = "The encoder knows nearly no word of the query: "
+_KEYWORD_INSTEAD = f"{_UNREADABLE_QUERY}searched by keyword only."
+_NO_VECTOR = f"{_UNREADABLE_QUERY}it cannot be searched by meaning. Search by keyword."
+_UNREADABLE_MEMORIES = (
+    "Some of these memories are found by keyword only: the encoder cannot read them."
+)
+_UNREADABLE_CHECKED = 1000  # unreadable memories, at most, that are checked for a notice
 # One round trip for both.
 _BEGIN = """
 SELECT set_config('statement_timeout', '5s', true), EXISTS (
@@ -44,11 +47,11 @@ SELECT set_config('statement_timeout', '5s', true), EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """One question. `vector` stands in for its encoding."""
+    """One query. A given `vector` is used instead of encoding the query."""
 
     query: str = ""
     mode: Mode = "hybrid"
-    narrowed: MemoryFilter = field(default_factory=MemoryFilter)
+    memory_filter: MemoryFilter = field(default_factory=MemoryFilter)
     limit: int = 10
     weights: Weights = field(default_factory=Weights)
     vector: QueryVector | None = None
@@ -61,11 +64,10 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Hits, best first. `mode` is the one that was carried out: where the encoder cannot be used,
-    or cannot read the question, a hybrid search goes by keyword alone and `notice` says why. It
-    says too that memories among which was searched have no vector because none could be read, and
-    that the question was cut."""
+class SearchResult:
+    """Hits, best first. `mode` is the mode that was used: a hybrid search falls back to keywords
+    when the encoder cannot be used, or cannot read the query. `notice` says so, and also when the
+    query was cut, or when searched memories have no vector because the encoder cannot read them."""
 
     hits: list[Hit]
     mode: Mode
@@ -82,59 +84,70 @@ def search_memories(
     session_id: str | None = None,
     limit: int = 10,
     mode: Mode = "hybrid",
-    **narrowed: Any,
-) -> Found:
-    """`search` for one question; `narrowed` are the other fields of MemoryFilter."""
-    condition = MemoryFilter(
+    **conditions: Any,
+) -> SearchResult:
+    """`search` for one query; `conditions` are the other fields of MemoryFilter."""
+    memory_filter = MemoryFilter(
         agent_id=agent_id,
         user_id=user_id,
         session_id=session_id,
-        **narrowed,
+        **conditions,
     )
-    request = SearchRequest(query=query, mode=mode, narrowed=condition, limit=limit)
+    request = SearchRequest(query=query, mode=mode, memory_filter=memory_filter, limit=limit)
     return search([request], organization=organization)[0]
 
 
-def search(requests: Sequence[SearchRequest], *, organization: Organization) -> list[Found]:
-    """What each request finds: the questions are encoded together, the rows fetched together.
+def search(requests: Sequence[SearchRequest], *, organization: Organization) -> list[SearchResult]:
+    """The result of each request. Queries are encoded together, rows fetched together.
 
-    Each hit is counted (access_count, last_accessed) a moment later, off this path.
+    Hits are counted (access_count, last_accessed) a moment later, outside of the request.
     Raises: Invalid, EncoderError (for a semantic search).
     """
     started = time.monotonic()
-    asked = _with_vectors([_cut(request) for request in requests], organization)
-    vectors = [[one.vector] if one.vector else [] for one in asked]
-    ranked, rows, unreadable = _find(asked, vectors, organization)
+    queries = _with_vectors([_cut(request) for request in requests], organization)
+    vectors = [[query.vector] if query.vector else [] for query in queries]
+    ranked, rows, unreadable = _find(queries, vectors, organization)
     elsewhere = next(
         (names for hits in ranked for r in hits if (names := r.encoders_elsewhere)), []
     )
-    # The first that can be used here: callers bring vectors of names that nobody knows.
-    usable = (found for name in elsewhere if (found := _vectors_of(name, asked, organization)))
+    # The first encoder that this server has: callers may store vectors under any name.
+    usable = (v for name in elsewhere if (v := _vectors_by(name, queries, organization)))
     if others := next(usable, None):
-        # The organization is being embedded anew: each row is compared by its own encoder.
+        # The organization is being re-embedded: each row is compared by its own encoder.
         both = [[*own, *other] for own, other in zip(vectors, others, strict=True)]
-        ranked, rows, unreadable = _find(asked, both, organization)
-    note_found(organization.pk, list(rows))
+        ranked, rows, unreadable = _find(queries, both, organization)
+    count_hits(organization.pk, list(rows))
     took_ms = round((time.monotonic() - started) * 1000, 2)
     return [
-        Found(
+        SearchResult(
             [Hit(rows[r.id], r) for r in hits if r.id in rows],
-            one.request.mode,
+            query.request.mode,
             took_ms,
-            " ".join(filter(None, [_cut_notice(given), one.notice, _UNREADABLE if among else ""])),
+            " ".join(
+                filter(
+                    None,
+                    [
+                        _cut_notice(request),
+                        query.notice,
+                        _UNREADABLE_MEMORIES if has_unreadable else "",
+                    ],
+                )
+            ),
         )
-        for given, one, hits, among in zip(requests, asked, ranked, unreadable, strict=True)
+        for request, query, hits, has_unreadable in zip(
+            requests, queries, ranked, unreadable, strict=True
+        )
     ]
 
 
-def _cut_notice(given: SearchRequest) -> str:
-    length = len(given.query)
+def _cut_notice(request: SearchRequest) -> str:
+    length = len(request.query)
     return _CUT.format(length, MAX_QUERY_LENGTH) if length > MAX_QUERY_LENGTH else ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request as it is carried out."""
+class _Query:
+    """A request as it is executed: with its vector, or by keyword instead."""
 
     request: SearchRequest
     notice: str = ""
@@ -145,68 +158,67 @@ class _Asked:
 
     @property
     def finds_nothing(self) -> bool:
-        """By meaning, of a question that has none."""
+        """A semantic search for a query that the encoder cannot read."""
         return self.request.mode == "semantic" and self.vector is None
 
 
-def _with_vectors(requests: Sequence[SearchRequest], organization: Organization) -> list[_Asked]:
-    """The requests with their vectors, or by keyword instead, and what to tell of that."""
+def _with_vectors(requests: Sequence[SearchRequest], organization: Organization) -> list[_Query]:
     for request in requests:
         if not request.query.strip() and (request.vector is None or request.mode == "keyword"):
-            raise Invalid("A search needs words, or the vector of what is meant.", field="query")
-    unknown = [r.query for r in requests if r.mode != "keyword" and r.vector is None]
+            raise Invalid("A search needs a query, or the vector of one.", field="query")
+    to_encode = [r.query for r in requests if r.mode != "keyword" and r.vector is None]
     notice = ""
     encoded: Iterator[QueryVector | None] = iter([])
     try:
-        encoded = iter(embed_queries(unknown, organization=organization))
+        encoded = iter(embed_queries(to_encode, organization=organization))
     except EncoderError as error:
         if any(r.mode == "semantic" and r.vector is None for r in requests):
             raise
-        logger.warning("Searching by keyword alone: %s", error)
-        notice = _BY_KEYWORD
+        logger.warning("Searching by keyword only: %s", error)
+        notice = _ENCODER_DOWN
     return [_with_vector(request, encoded, notice) for request in requests]
 
 
 def _cut(request: SearchRequest) -> SearchRequest:
-    """As an encoder does: the beginning of a long question stands for it."""
+    """Keeps the beginning of a long query, as an encoder does."""
     return replace(request, query=request.query[:MAX_QUERY_LENGTH])
 
 
 def _with_vector(
     request: SearchRequest, encoded: Iterator[QueryVector | None], notice: str
-) -> _Asked:
+) -> _Query:
     if request.mode == "keyword":
-        return _Asked(replace(request, vector=None), notice)
+        return _Query(replace(request, vector=None), notice)
     if request.vector is not None:
-        return _Asked(request, notice)
+        return _Query(request, notice)
     if vector := next(encoded, None):
-        return _Asked(replace(request, vector=vector))
+        return _Query(replace(request, vector=vector))
     if request.mode == "semantic":
-        return _Asked(request, _QUESTION_WITHOUT)
-    return _Asked(replace(request, mode="keyword"), notice or _QUESTION_BY_KEYWORD)
+        return _Query(request, _NO_VECTOR)
+    return _Query(replace(request, mode="keyword"), notice or _KEYWORD_INSTEAD)
 
 
-def _vectors_of(
-    encoder: str, asked: Sequence[_Asked], organization: Organization
+def _vectors_by(
+    encoder: str, queries: Sequence[_Query], organization: Organization
 ) -> list[list[QueryVector]]:
-    """Another encoder's vectors of the questions; empty where it cannot be used here."""
-    are_meant = [bool(one.vector and one.request.query) for one in asked]
-    questions = [one.request.query for one, it_is in zip(asked, are_meant, strict=True) if it_is]
+    """Another encoder's vectors of the queries; empty if it cannot be used here."""
+    texts = [query.request.query if query.vector else "" for query in queries]
+    to_encode = [text for text in texts if text]
     try:
-        encoded = iter(embed_queries(questions, organization=organization, encoder=encoder))
+        encoded = iter(embed_queries(to_encode, organization=organization, encoder=encoder))
     except EncoderError:
         return []
-    found = (next(encoded) if it_is else None for it_is in are_meant)
-    return [[vector] if vector else [] for vector in found]
+    vectors = (next(encoded) if text else None for text in texts)
+    return [[vector] if vector else [] for vector in vectors]
 
 
 def _find(
-    asked: Sequence[_Asked],
+    queries: Sequence[_Query],
     vectors: Sequence[Sequence[QueryVector]],
     organization: Organization,
 ) -> tuple[list[list[Ranked]], dict[UUID, Memory], list[bool]]:
-    """One ranking statement for each request, and one that fetches all rows; and whether memories
-    that cannot be read are among those that each was asked of."""
+    """The ranking of each query, the rows of all of them, and for each query whether its filter
+    matches unreadable memories. One ranking statement per query, one statement for the rows."""
     language = language_of(organization.settings)
     with tenant(organization):
         with connection.cursor() as cursor:
@@ -214,33 +226,33 @@ def _find(
             _, has_unreadable = cursor.fetchone()
         ranked = [
             []
-            if one.finds_nothing
+            if query.finds_nothing
             else rank(
                 organization=organization,
-                query="" if one.request.mode == "semantic" else one.request.query,
+                query="" if query.request.mode == "semantic" else query.request.query,
                 language=language,
-                narrowed=one.request.narrowed,
+                memory_filter=query.request.memory_filter,
                 vectors=own,
-                weights=one.request.weights,
-                limit=one.request.limit,
+                weights=query.request.weights,
+                limit=query.request.limit,
             )
-            for one, own in zip(asked, vectors, strict=True)
+            for query, own in zip(queries, vectors, strict=True)
         ]
         rows = Memory.objects.for_organization(organization).in_bulk(
             {r.id for hits in ranked for r in hits}
         )
         unreadable = [
-            has_unreadable and bool(one.vector) and _has_unreadable(one.request, organization)
-            for one in asked
+            has_unreadable and bool(query.vector) and _has_unreadable(query.request, organization)
+            for query in queries
         ]
     return ranked, rows, unreadable
 
 
 def _has_unreadable(request: SearchRequest, organization: Organization) -> bool:
-    """Of many, the first _LOOKED_AT are asked that the narrowing by an index leaves."""
+    """Checks the first _UNREADABLE_CHECKED that match the indexed part of the filter."""
     unreadable = Memory.objects.for_organization(organization).live().unexpired()
     unreadable = unreadable.filter(embedding_state=Memory.EmbeddingState.UNREADABLE)
-    narrowed = request.narrowed
-    few = narrowed.of_whom().narrow(unreadable).values("pk")[:_LOOKED_AT]
+    memory_filter = request.memory_filter
+    few = memory_filter.indexed_part().apply_to(unreadable).values("pk")[:_UNREADABLE_CHECKED]
     own = Memory.objects.for_organization(organization).filter(pk__in=few)
-    return narrowed.narrow(own).exists()
+    return memory_filter.apply_to(own).exists()

@@ -1,10 +1,10 @@
 -- agentmem_nearest(uuid, agentmem_filter, text, halfvec, integer): the ids of the nearest memories by the HNSW index.
 --
--- Every other plan is forbidden: misled by the filter, the planner would sort the whole slice.
--- The iterative scan goes on until enough rows pass the filter. Where it gives up
--- (hnsw.max_scan_tuples) fewer rows come, and the caller scans exactly.
+-- Every other plan is disabled: the planner, misled by the filter, would sort all matching rows.
+-- The iterative scan continues until enough rows pass the filter. If it gives up
+-- (hnsw.max_scan_tuples) it returns fewer rows, and the caller scans exactly.
 
--- (Loads the extension, so that its settings are known.)
+-- (Loads the extension, which defines its settings.)
 SELECT '[1]'::halfvec;
 
 CREATE OR REPLACE FUNCTION agentmem_nearest(
@@ -15,8 +15,11 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET hnsw.ef_search = 160 SET hnsw.iterative_scan = relaxed_order AS $$
 BEGIN
     RETURN QUERY
-    SELECT m.id FROM agentmem_slice(organization, f) m
-    WHERE m.is_indexed AND NOT m.is_deleted AND m.embedding_model = encoder
+    SELECT m.id FROM memories_memory m
+    WHERE m.organization_id = organization AND agentmem_passes(
+            f, m.is_deleted, m.deleted_at, m.created_at, m.expires_at, m.agent_id, m.user_id,
+            m.session_id, m.memory_type, m.scope, m.level, m.importance, m.metadata)
+        AND m.is_indexed AND NOT m.is_deleted AND m.embedding_model = encoder
     ORDER BY m.embedding <=> vector LIMIT wanted;
 END
 $$;

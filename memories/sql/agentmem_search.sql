@@ -2,7 +2,8 @@
 --
 -- Row-level security keeps full-text search from using its index (@@ is not leakproof), so this
 -- runs as the owner (SECURITY DEFINER) and refuses an organization that is not the context's.
--- Why it is built so: docs/decisions/0006.
+-- Up to `exact_rows` rows are ranked exactly, more of them (is_large) through the indexes.
+-- Why it is built this way: docs/decisions/0006.
 
 CREATE OR REPLACE FUNCTION agentmem_search(
     organization uuid, query text, language text, f agentmem_filter,
@@ -18,13 +19,13 @@ SET work_mem = '64MB' AS $$
 #variable_conflict use_column
 DECLARE
     nearest CONSTANT integer := greatest(100, 2 * wanted);
-    -- In a large slice: the organization's newest rows tell how common a term is, and the rows
-    -- with a rare one are looked at.
+    -- If large: how common a term is, is estimated from the organization's newest rows, and rows
+    -- with a rare term are candidates.
     sampled CONSTANT integer := 500;
     rare CONSTANT float8 := 0.01;
     rows_with_terms CONSTANT integer := 4000;
-    -- BM25 (k1 0.9, b 0.4) wants the term frequency. ts_rank of a term alone, with equal weights,
-    -- is (1 + 1/4 + .. + 1/tf^2) / 1.6449: these are the steps to tf = 2, 3, .. 12.
+    -- BM25 (k1 0.9, b 0.4) needs the term frequency. ts_rank of a single term, with equal weights,
+    -- is (1 + 1/4 + .. + 1/tf^2) / 1.6449: these are the thresholds for tf = 2, 3, .. 12.
     tf_steps CONSTANT float8[] := '{0.72951, 0.81395, 0.85785, 0.88491, 0.90328, 0.91658, 0.92666, 0.93457, 0.94093, 0.94617, 0.95055}';
     equal CONSTANT real[] := '{1, 1, 1, 1}';
     most_terms CONSTANT integer := 64;
@@ -32,11 +33,11 @@ DECLARE
     words text[];        -- of the query, one for each of its lexemes
     queries tsquery[];
     any_term tsquery;
-    elsewhere text[];    -- other encoders whose vectors are there
+    elsewhere text[];    -- other encoders whose vectors the organization has
     is_large boolean;
     is_indexed boolean;
-    ids uuid[];          -- of a large slice: its nearest rows
-    rare_terms tsquery;  -- of a large slice: the terms that bring rows
+    ids uuid[];          -- if large: the nearest rows
+    rare_terms tsquery;  -- if large: the terms by which candidates are found
     idfs float8[];
     usual_len float8;
 BEGIN
@@ -45,8 +46,8 @@ BEGIN
         RAISE insufficient_privilege USING MESSAGE = 'The organization is not the one at hand.';
     END IF;
     IF query <> '' THEN
-        -- (Of a compound, state-of-the-art, the parts are words too: each lexeme's word is the
-        -- shortest token that has it. Of a long query the first lexemes count.)
+        -- (The parser returns a compound, state-of-the-art, and its parts: a lexeme's word is the
+        -- shortest token that contains it. Of a long query only the first lexemes count.)
         SELECT array_agg(t.word ORDER BY t.place, t.lexeme),
             array_agg(t.quoted::tsquery ORDER BY t.place, t.lexeme)
         INTO words, queries
@@ -62,7 +63,7 @@ BEGIN
         SELECT string_agg(q::text, ' | ')::tsquery INTO any_term FROM unnest(queries) q;
     END IF;
     IF vector IS NOT NULL THEN
-        -- (From one name to the next by the index: there are few, and many rows of each.)
+        -- (A loose index scan: there are few names, and many rows of each.)
         WITH RECURSIVE known (name) AS (
             (SELECT m.embedding_model FROM memories_memory m
              WHERE m.organization_id = organization AND m.embedding_state = 'ready'
@@ -84,16 +85,20 @@ BEGIN
           AND m.embedding_state = 'ready' AND NOT m.is_deleted AND m.embedding_model = encoder
           AND m.is_indexed)
     INTO is_indexed;
-    -- (From the index alone: the rows of the organization, deleted ones too.)
+    -- (An index-only count: all rows of the organization, deleted ones too.)
     SELECT count(*) > exact_rows INTO is_large
     FROM (SELECT FROM memories_memory m WHERE m.organization_id = organization
           LIMIT exact_rows + 1) o;
     IF is_large AND (NOT is_indexed OR (f).user_id IS NOT NULL OR (f).agent_id IS NOT NULL
                      OR (f).session_id IS NOT NULL) THEN
-        -- What passes other conditions is not counted: where it is little the HNSW index gives up
-        -- below, and that is known sooner.
+        -- Other conditions are not worth a count: if few rows match, the HNSW index gives up below,
+        -- which takes less time.
         SELECT count(*) > exact_rows INTO is_large
-        FROM (SELECT FROM agentmem_slice(organization, f) LIMIT exact_rows + 1) s;
+        FROM (SELECT FROM memories_memory m
+              WHERE m.organization_id = organization AND agentmem_passes(
+                  f, m.is_deleted, m.deleted_at, m.created_at, m.expires_at, m.agent_id, m.user_id,
+                  m.session_id, m.memory_type, m.scope, m.level, m.importance, m.metadata)
+              LIMIT exact_rows + 1) s;
     END IF;
 
     IF is_large AND vector IS NOT NULL THEN
@@ -107,17 +112,25 @@ BEGIN
         END IF;
         -- Rows that the index does not hold (yet).
         ids := ids || ARRAY(
-            SELECT m.id FROM agentmem_slice(organization, f) m
-            WHERE m.embedding_state = 'ready' AND m.embedding_model IN (encoder, other_encoder)
+            SELECT m.id FROM memories_memory m
+            WHERE m.organization_id = organization AND agentmem_passes(
+                    f, m.is_deleted, m.deleted_at, m.created_at, m.expires_at, m.agent_id,
+                    m.user_id, m.session_id, m.memory_type, m.scope, m.level, m.importance,
+                    m.metadata)
+              AND m.embedding_state = 'ready' AND m.embedding_model IN (encoder, other_encoder)
               AND (NOT m.is_indexed OR (f).as_of IS NOT NULL AND m.is_deleted)
             ORDER BY CASE m.embedding_model WHEN encoder THEN m.embedding <=> vector
                      ELSE m.embedding <=> other_vector END
             LIMIT nearest);
         IF cardinality(ids) < nearest THEN
-            -- The index gave up: few of its rows pass the filter. All that pass are compared, and
+            -- The index gave up: few of its rows pass the filter. All matching rows are compared;
             -- rows without a vector come last.
             ids := ARRAY(
-                SELECT m.id FROM agentmem_slice(organization, f) m
+                SELECT m.id FROM memories_memory m
+                WHERE m.organization_id = organization AND agentmem_passes(
+                    f, m.is_deleted, m.deleted_at, m.created_at, m.expires_at, m.agent_id,
+                    m.user_id, m.session_id, m.memory_type, m.scope, m.level, m.importance,
+                    m.metadata)
                 ORDER BY CASE m.embedding_model WHEN encoder THEN m.embedding <=> vector
                          WHEN other_encoder THEN m.embedding <=> other_vector END
                 LIMIT nearest);
@@ -144,14 +157,17 @@ BEGIN
             CASE m.embedding_model WHEN encoder THEN 1 - (m.embedding <=> vector)
                 WHEN other_encoder THEN 1 - (m.embedding <=> other_vector) END AS similarity,
             m.document AS searched
-        FROM agentmem_slice(organization, f) m),
+        FROM memories_memory m
+        WHERE m.organization_id = organization AND agentmem_passes(
+            f, m.is_deleted, m.deleted_at, m.created_at, m.expires_at, m.agent_id, m.user_id,
+            m.session_id, m.memory_type, m.scope, m.level, m.importance, m.metadata)),
     candidate AS MATERIALIZED (
         SELECT c.* FROM candidate_row c WHERE NOT is_large OR c.id = ANY (ids)
         UNION ALL
         (SELECT c.* FROM candidate_row c
          WHERE is_large AND c.searched @@ rare_terms AND (c.id = ANY (ids)) IS NOT TRUE
          LIMIT rows_with_terms)
-        UNION ALL  -- by keyword alone, where the rare terms stand in few rows
+        UNION ALL  -- keyword searches: the other terms, if few rows have a rare one
         (SELECT c.* FROM candidate_row c
          WHERE is_large AND vector IS NULL AND c.searched @@ any_term
            AND NOT c.searched @@ rare_terms
@@ -162,7 +178,7 @@ BEGIN
         FROM candidate c, unnest(queries) WITH ORDINALITY t (q, place)
         WHERE c.document IS NOT NULL AND c.document @@ t.q),
     corpus AS MATERIALIZED (
-        SELECT coalesce(nullif(usual_len, 0), n.len) AS len,  -- (0: of emoji and stop words alone)
+        SELECT coalesce(nullif(usual_len, 0), n.len) AS len,  -- (0: only emoji and stop words)
             coalesce(idfs, ARRAY(
                 SELECT ln(1 + (n.rows - d.df + 0.5) / (d.df + 0.5))
                 FROM (SELECT p.place, count(h.place) AS df
@@ -170,8 +186,8 @@ BEGIN
                       LEFT JOIN hit h ON h.place = p.place GROUP BY p.place) d
                 ORDER BY d.place)) AS idfs
         FROM (SELECT count(*)::float8 AS rows, avg(c.len)::float8 AS len FROM candidate c) n),
-    -- Candidates and hits are brought together by grouping: a join of them, whose sizes the
-    -- planner cannot know, would be done row by row.
+    -- Candidates and hits are combined by GROUP BY: the planner cannot know their sizes, and would
+    -- choose a nested loop for a join.
     fused AS MATERIALIZED (
         SELECT r.id, max(r.created_at) AS created_at, max(r.importance) AS importance,
             max(r.similarity) AS similarity, sum(r.bm25) AS bm25
@@ -190,7 +206,7 @@ BEGIN
         SELECT b.id, b.created_at, b.similarity,
             weights[1] * greatest(coalesce(b.similarity, 0), 0) / best.similarity AS dense,
             weights[2] * coalesce(b.bm25, 0) / best.bm25 AS lexical,
-            -- (power() refuses what underflows: after a thousand half-lives nothing is left.)
+            -- (power() raises an error on underflow: after a thousand half-lives it is 0 anyway.)
             CASE WHEN weights[3] = 0 THEN 0 ELSE weights[3] * power(0.5::float8, least(1000,
                 extract(epoch FROM greatest(coalesce((f).as_of, now()) - b.created_at,
                                             interval '0'))::float8 / 86400 / half_life_days))

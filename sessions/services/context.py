@@ -17,7 +17,7 @@ from accounts.models import Organization, User
 from accounts.tenancy import tenant
 from agentmem_site.db.ids import NOBODY
 from memories.models import Agent, AgentBlock
-from memories.services.searching import Found, Hit, search_memories
+from memories.services.searching import Hit, SearchResult, search_memories
 from sessions.models import Message, Session
 
 CHARACTERS_PER_TOKEN = 4  # in English; other scripts have fewer
@@ -139,7 +139,7 @@ def build_context(
         if user_id is not None and session.user_id not in (None, user_id):
             raise Invalid("This session is of another user.", field="session_id")
         user_id = user_id or session.user_id
-    found = Found([], "hybrid", 0)
+    found = SearchResult([], "hybrid", 0)
     if memory_limit:
         found = search_memories(
             organization=organization,

@@ -151,7 +151,7 @@ def _questions(count: int, first: int, vectors: NDArray[np.float32]) -> list[Que
 def _find(
     organization: Organization,
     question: Question,
-    narrowed: MemoryFilter,
+    memory_filter: MemoryFilter,
     weights: Weights,
     **options: Any,
 ) -> list[Ranked]:
@@ -160,7 +160,7 @@ def _find(
         organization=organization,
         query=words if weights.lexical else "",
         language="english",
-        narrowed=narrowed,
+        memory_filter=memory_filter,
         vectors=[QueryVector("static", str(vector.astype(np.float16).tolist()))],
         weights=weights,
         limit=K,
@@ -171,11 +171,11 @@ def _find(
 def _latencies(
     organization: Organization,
     questions: Sequence[Question],
-    narrowed: MemoryFilter,
+    memory_filter: MemoryFilter,
     weights: Weights = BY_BOTH,
 ) -> str:
     def one(question: Question) -> None:
-        _find(organization, question, narrowed, weights)
+        _find(organization, question, memory_filter, weights)
 
     with tenant(organization):
         return _timed(one, questions)

@@ -382,7 +382,7 @@ def test_a_filter_changes_what_fits_and_nothing_else(api, acme, shelf):
 
 
 @pytest.mark.parametrize(
-    ("narrowed", "expected"),
+    ("conditions", "expected"),
     [
         ({"user_id": "ann"}, {0, 3}),
         ({"agent_id": "bot"}, {0, 1, 2}),
@@ -398,9 +398,9 @@ def test_a_filter_changes_what_fits_and_nothing_else(api, acme, shelf):
     ],
     ids=str,
 )
-def test_the_filter_is_that_of_a_search(api, acme, shelf, narrowed, expected):
+def test_the_filter_is_that_of_a_search(api, acme, shelf, conditions, expected):
     answer = api.post(
-        "memories/batch/update", {"filter": narrowed, "set": {"metadata": {"hit": True}}}
+        "memories/batch/update", {"filter": conditions, "set": {"metadata": {"hit": True}}}
     )
     assert answer.status_code == 200, answer.data
     hit = {m.metadata["n"] for m in live(acme).values() if "hit" in m.metadata}
@@ -508,7 +508,7 @@ def test_the_service_refuses_what_the_shape_would(acme):
         changing.update_memories(
             organization=acme,
             actor=TESTER,
-            narrowed=MemoryFilter(session_id="s"),
+            memory_filter=MemoryFilter(session_id="s"),
             values={"content": "x"},
         )
 
@@ -640,8 +640,8 @@ def test_merging_wants_the_scope_of_deleting(acme):
 def test_keys_are_taken_as_they_are_written_blanks_too(api, acme):
     make_memory(acme, external_id=" k ", content="Blanks.", session_id=" s ")
     make_memory(acme, external_id="k", content="None.", session_id="s")
-    for narrowed in ({"ids": [" k "]}, {"filter": {"session_id": " s "}}):
-        done = api.post("memories/batch/delete", {**narrowed, "preview": True})
+    for conditions in ({"ids": [" k "]}, {"filter": {"session_id": " s "}}):
+        done = api.post("memories/batch/delete", {**conditions, "preview": True})
         assert [row["content"] for row in done.data["sample"]] == ["Blanks."]
     for query in ("external_id=%20k%20", "session_id=%20s%20"):
         page = api.get(f"memories?{query}")

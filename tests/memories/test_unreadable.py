@@ -117,7 +117,7 @@ def test_they_are_found_by_their_words(api, acme):
     found = find(api, "ถั่วลิสง")
     assert [hit["memory"]["content"] for hit in found["results"]] == ["ฉันแพ้ ถั่วลิสง อย่างรุนแรง"]
     assert found["mode"] == "keyword"
-    assert "knows nearly no word of the question: searched by keyword alone" in found["notice"]
+    assert "knows nearly no word of the query: searched by keyword only" in found["notice"]
     assert found["results"][0]["similarity"] is None
     assert found["results"][0]["memory"]["embedding_state"] == "unreadable"
     assert found["results"][0]["memory"]["embedding_model"]
@@ -128,7 +128,7 @@ def test_a_question_without_a_meaning_finds_nothing_by_meaning_and_says_so(api):
     for query in ("x" * 200, "ถั่วลิสง", "🥜"):
         found = find(api, query, mode="semantic")
         assert (found["results"], found["mode"]) == ([], "semantic")
-        assert "has no meaning to search by. Search by keyword" in found["notice"]
+        assert "cannot be searched by meaning. Search by keyword" in found["notice"]
     assert find(api, "peanuts", mode="semantic")["results"][0]["similarity"] > 0.3
 
 
@@ -144,7 +144,7 @@ def test_in_a_batch_each_search_has_its_own_notice(api, acme):
         {"query": "peanuts", "user_id": "ann", "mode": "keyword"},
     ]
     answer = api.post("memories/search/batch", {"searches": searches}).json()["results"]
-    told = ["cannot read them", "", "knows nearly no word of the question", "", ""]
+    told = ["cannot read them", "", "knows nearly no word of the query", "", ""]
     for found, words in zip(answer, told, strict=True):
         assert words in found["notice"] if words else "notice" not in found
 

@@ -76,7 +76,7 @@ def found(organization, *, limit=5, exact_rows=2):
             organization=organization,
             query="",
             language="english",
-            narrowed=MemoryFilter(),
+            memory_filter=MemoryFilter(),
             vectors=[QueryVector("compass", str(vector(0)))],
             weights=Weights(dense=1, lexical=0),
             limit=limit,

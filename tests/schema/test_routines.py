@@ -1,4 +1,4 @@
-"""Routines are files: `migrate` makes the database's of them, and `check` tells a difference."""
+"""Routines are files: `migrate` creates them in the database, and `check` reports differences."""
 
 import re
 from io import StringIO
@@ -11,7 +11,7 @@ from django.db import ProgrammingError, connection
 
 from accounts.tenancy import tenant
 from agentmem_site.db.fields import tenant_key
-from agentmem_site.db.roles import as_owner
+from agentmem_site.db.roles import APPLICATION, as_owner
 from agentmem_site.db.routines import (
     HandOver,
     Routine,
@@ -24,7 +24,7 @@ from memories.search.ranking import Weights, rank
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.unguarded]
 
-ONE = """-- probe_one(integer): the number after this one; a test's.
+ONE = """-- probe_one(integer): the next number; for tests.
 
 CREATE OR REPLACE FUNCTION probe_one(n integer) RETURNS integer LANGUAGE sql AS $$
     SELECT n + 1; -- ; ends nothing in here
@@ -37,7 +37,7 @@ GRANT EXECUTE ON FUNCTION probe_one(integer) TO agentmem_app;
 
 @pytest.fixture
 def owner(db):
-    """Connected as the owner; what a test makes is gone after it."""
+    """Connected as the owner; routines that a test creates are dropped after it."""
     with as_owner(connection):
         yield connection
         renew_routines(connection, installed_routines())
@@ -110,12 +110,12 @@ def test_another_signature_leaves_no_second_routine(owner, change, signature):
         "CREATE OR REPLACE FUNCTION agentmem_uuid7() RETURNS uuid LANGUAGE sql AS "
         "'SELECT gen_random_uuid()'",
         "GRANT EXECUTE ON FUNCTION agentmem_analyze(regclass) TO PUBLIC",
-        "DROP FUNCTION agentmem_slice(uuid, agentmem_filter)",
+        "DROP FUNCTION agentmem_find_api_key(bytea)",
         "CREATE FUNCTION agentmem_uuid7(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
     ],
     ids=["replaced", "granted", "dropped", "overloaded"],
 )
-def test_what_somebody_did_by_hand_is_told_and_undone(owner, by_hand):
+def test_a_change_by_hand_is_reported_and_undone(owner, by_hand):
     with owner.cursor() as cursor:
         cursor.execute(by_hand)
     (name,) = stale_routines(owner, installed_routines())
@@ -132,11 +132,11 @@ def test_check_names_what_differs(owner):
         call_command("check", databases=["default"])
 
 
-def test_migrations_of_before_make_theirs_again_on_the_way_back(owner):
+def test_reversed_migrations_create_their_routines_again(owner):
     HandOver({"probe_one": ONE}).database_backwards("accounts", Editor(owner), None, None)
     assert probes() == ["probe_one(integer)"]
     assert ask("SELECT count(*) FROM agentmem_routine WHERE app = 'accounts'") == 0
-    renew(owner, ONE)  # from here on a file has it again
+    renew(owner, ONE)  # as a file again
     assert renew(owner) == ["probe_one"]
 
 
@@ -145,7 +145,7 @@ class Editor:
         self.connection = connection
 
 
-def test_a_file_that_says_another_name_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_creates_another_name_is_refused(tmp_path, monkeypatch):
     (tmp_path / "sql").mkdir()
     (tmp_path / "sql" / "other.sql").write_text(ONE)
     monkeypatch.setattr(apps.get_app_config("accounts"), "path", str(tmp_path))
@@ -164,6 +164,38 @@ def test_the_application_cannot_change_the_record(db):
     assert not ask("SELECT has_table_privilege('agentmem_routine', 'INSERT, UPDATE, DELETE')")
 
 
+def test_the_filter_of_a_search_is_inlined(owner):
+    with owner.cursor() as cursor:
+        cursor.execute(
+            "EXPLAIN SELECT FROM memories_memory m WHERE agentmem_passes("
+            "NULL, m.is_deleted, m.deleted_at, m.created_at, m.expires_at, m.agent_id, m.user_id, "
+            "m.session_id, m.memory_type, m.scope, m.level, m.importance, m.metadata)"
+        )
+        plan = str(cursor.fetchall())
+    assert "NOT is_deleted" in plan
+    assert "agentmem_passes" not in plan
+    assert "agent_id" not in plan  # what the filter leaves out
+
+
+# -- privileges ------------------------------------------------------------------------------------
+
+
+def body(one):
+    return "".join(one.text.split("$$")[1::2])
+
+
+def is_called_by_another(one):
+    others = (body(other) for other in installed_routines() if other != one)
+    return any(re.search(rf"\b{one.name}\(", text) for text in others)
+
+
+@pytest.mark.parametrize("one", installed_routines(), ids=lambda r: r.name)
+def test_a_routine_is_for_the_application_or_is_called_by_another_one(one):
+    if ask(f"SELECT has_function_privilege('{APPLICATION}', '{one.signature}', 'EXECUTE')"):
+        return
+    assert is_called_by_another(one)
+
+
 # -- what a cluster cannot run ---------------------------------------------------------------------
 
 
@@ -171,14 +203,26 @@ def tables():
     return [m._meta.db_table for m in apps.get_models() if tenant_key(m)]
 
 
+def names_tenant_table(one):
+    return any(
+        re.search(rf"\b(FROM|JOIN|UPDATE|INTO)\s+{table}\b", body(one)) for table in tables()
+    )
+
+
 @pytest.mark.parametrize("one", installed_routines(), ids=lambda r: r.name)
 def test_a_routine_over_tenant_tables_takes_the_organization_first(one):
-    body = "".join(one.text.split("$$")[1::2])
-    if not any(re.search(rf"\b(FROM|JOIN|UPDATE|INTO)\s+{table}\b", body) for table in tables()):
+    if not names_tenant_table(one):
         return
-    if one.name == "agentmem_find_api_key":  # comes before the organization is known
+    if one.name == "agentmem_find_api_key":  # called before the organization is known
         return
     assert re.search(rf"FUNCTION {one.name}\(\s*organization uuid\b", one.text)
+
+
+@pytest.mark.parametrize("one", installed_routines(), ids=lambda r: r.name)
+def test_a_routine_that_others_call_reads_no_tenant_table_in_sql(one):
+    """Citus refuses a parameterized call of an SQL function over a distributed table."""
+    is_sql = "LANGUAGE sql" in one.text
+    assert not (is_sql and names_tenant_table(one) and is_called_by_another(one))
 
 
 @pytest.mark.parametrize("one", installed_routines(), ids=lambda r: r.name)
@@ -194,7 +238,7 @@ def test_a_search_of_another_organization_is_refused(acme, globex):
             organization=globex,
             query="x",
             language="english",
-            narrowed=MemoryFilter(),
+            memory_filter=MemoryFilter(),
             vectors=[],
             weights=Weights(),
             limit=1,

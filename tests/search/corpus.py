@@ -76,14 +76,14 @@ def ranked(
     limit: int = 10,
     exact_rows: int = 10_000,
     weights: Weights = MEANING_ALONE,
-    **narrowed: Any,
+    **conditions: Any,
 ) -> list[Ranked]:
     with tenant(organization):
         return rank(
             organization=organization,
             query=query,
             language="english",
-            narrowed=MemoryFilter(**narrowed),
+            memory_filter=MemoryFilter(**conditions),
             vectors=vectors,
             weights=weights,
             limit=limit,

@@ -72,16 +72,16 @@ class TestSlices(TestCase):
             ({"metadata": compile_metadata({"n": {"gte": 3990}})}, lambda n: n >= 3990),
             ({"user_id": users[3].pk, "metadata": path}, lambda n: n % 20 == 3),
         ]
-        for narrowed, passes in filters:
+        for conditions, passes in filters:
             own = [n for n in range(LARGE) if passes(n)]
             own_rows, own_vectors = [rows[n] for n in own], vectors[own]
             for exact_rows in (0, 10_000):
                 recalls = []
                 for q in QUERIES:
-                    found = ranked(organization, vector_of(q), exact_rows=exact_rows, **narrowed)
+                    found = ranked(organization, vector_of(q), exact_rows=exact_rows, **conditions)
                     assert len(found) == min(10, len(own))
                     recalls.append(recall(found, nearest(own_rows, own_vectors, q, 10)))
-                assert np.mean(recalls) >= 0.99, (narrowed, exact_rows)
+                assert np.mean(recalls) >= 0.99, (conditions, exact_rows)
 
     def test_the_twentieth_search_on_a_connection_finds_what_the_first_does(self):
         # After five runs PostgreSQL would plan a statement once for all values: for the small

@@ -13,7 +13,7 @@ from accounts.tenancy import is_inside, tenant
 from memories.embeddings import EncoderError
 from memories.models import Memory
 from memories.services import embedding, searching
-from memories.services.found import write_found
+from memories.services.hits import write_hits
 from memories.services.memories import memories
 from tests.makers import TESTER, make_agent, make_memory, make_organization, make_user
 
@@ -182,7 +182,7 @@ def test_each_filter_narrows(api, acme, remember):
         metadata={"topic": "drinks"},
     )
     remember("Tea two.", importance=0.1)
-    for narrowed in (
+    for conditions in (
         {"user_id": "ann"},
         {"user_id": str(user.pk)},
         {"agent_id": "bot"},
@@ -194,10 +194,10 @@ def test_each_filter_narrows(api, acme, remember):
         {"importance_min": 0.9},
         {"filters": {"topic": "drinks"}},
     ):
-        assert find(api, "tea", **narrowed) == ["Tea one."], narrowed
-        assert find(api, "tea", mode="keyword", **narrowed) == ["Tea one."], narrowed
-    for narrowed in ({"since": "2024-06-01T00:00:00Z"}, {"importance_max": 0.1}):
-        assert find(api, "tea", **narrowed) == ["Tea two."], narrowed
+        assert find(api, "tea", **conditions) == ["Tea one."], conditions
+        assert find(api, "tea", mode="keyword", **conditions) == ["Tea one."], conditions
+    for conditions in ({"since": "2024-06-01T00:00:00Z"}, {"importance_max": 0.1}):
+        assert find(api, "tea", **conditions) == ["Tea two."], conditions
     assert find(api, "tea", user_id="ann", types=["episodic"]) == []
 
 
@@ -268,10 +268,10 @@ META = {
 def test_filters_on_metadata(api, acme, remember, filters, matches):
     row = remember("A thing.", metadata=META)
     assert find(api, "thing", filters=filters) == (["A thing."] if matches else [])
-    # A list is narrowed alike.
-    narrowed = searching.MemoryFilter(metadata=searching_path(filters))
+    # A list takes the same filters.
+    memory_filter = searching.MemoryFilter(metadata=searching_path(filters))
     with tenant(acme):
-        rows = narrowed.narrow(Memory.objects.for_organization(acme))
+        rows = memory_filter.apply_to(Memory.objects.for_organization(acme))
         assert list(rows.values_list("pk", flat=True)) == ([row.pk] if matches else [])
 
 
@@ -414,7 +414,7 @@ def test_without_the_encoder_a_hybrid_search_goes_by_keyword_and_says_so(
     answer = api.post("memories/search", {"query": "dog"})
     assert contents(answer) == ["My dog barks."]
     assert answer.data["mode"] == "keyword"
-    assert answer.data["notice"].startswith("Searched by keyword alone: the encoder cannot be used")
+    assert answer.data["notice"].startswith("Searched by keyword only: the encoder cannot be used")
     answer = api.post("memories/search", {"query": "dog", "mode": "semantic"})
     assert answer.status_code == 503
     assert answer.data["code"] == "encoder_unavailable"
@@ -518,8 +518,8 @@ def test_hits_are_counted_a_moment_later(api, acme, remember):
     other = remember("Unrelated.", user=make_user(acme, external_id="x"))
     find(api, "dog", mode="keyword")
     find(api, "dog", mode="keyword")
-    assert write_found() == 1
-    assert write_found() == 0
+    assert write_hits() == 1
+    assert write_hits() == 0
     with tenant(acme):
         row.refresh_from_db()
         other.refresh_from_db()
@@ -557,7 +557,7 @@ def test_a_wrong_search_is_refused_by_its_field(api, body, field):
 def test_a_question_that_is_too_long_is_cut_and_the_answer_says_so(api, remember, mode):
     remember("My secret dog.")
     body = {"query": "dog " * 2999 + "dogs", "mode": mode}
-    told = "The question has 12,000 characters: its first 8,000 were searched for."
+    told = "The query has 12,000 characters: its first 8,000 were searched for."
     found = api.post("memories/search", body).json()
     assert found["notice"] == told
     assert [hit["memory"]["content"] for hit in found["results"]] == ["My secret dog."]

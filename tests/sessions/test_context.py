@@ -211,9 +211,7 @@ def test_a_picture_counts_as_its_placeholder(acme, api, talk):
 
 def test_a_question_that_is_too_long_is_cut(api, talk):
     told = ask(api, session_id="s", query="coffee " * 1999 + "coffees")
-    assert (
-        told["notice"] == "The question has 14,000 characters: its first 8,000 were searched for."
-    )
+    assert told["notice"] == "The query has 14,000 characters: its first 8,000 were searched for."
     assert told["text"] == PROMPT
 
 

@@ -202,11 +202,11 @@ def test_memories_are_changed_deleted_and_brought_back_without_a_join(by):
     acme = by["organization"]
     with tenant(acme):
         agent = rows_of(acme, "large").get()
-    narrowed = MemoryFilter(agent_id=agent.pk)
+    memory_filter = MemoryFilter(agent_id=agent.pk)
     with tenant(acme), limited_to(20), watched() as seen:
-        changed = update_memories(narrowed=narrowed, values={"importance": 0.25}, **by)
+        changed = update_memories(memory_filter=memory_filter, values={"importance": 0.25}, **by)
         assert changed.changed == SOME // 10
-        assert delete_memories(narrowed=narrowed, **by).changed == SOME // 10
+        assert delete_memories(memory_filter=memory_filter, **by).changed == SOME // 10
         lying = Memory.objects.for_organization(acme).deleted()
         assert memories.restore(lying, **by) == {"memory": SOME // 10}
     assert joins(seen) == []

@@ -10,8 +10,8 @@ from accounts.models import Organization
 from memories.embeddings import get_encoder
 from memories.management.progress import progress
 from memories.services.reembedding import (
+    clear_unreadable_vectors,
     count_to_reembed,
-    mend_unreadable,
     reembed,
     requeue_failed,
 )
@@ -93,7 +93,7 @@ class Command(BaseCommand):
                 tell(looked_at, f"{looked_at:,} looked at")
 
             for organization in organizations:
-                mended += mend_unreadable(organization, encoder=encoder, on_batch=on_batch)
+                mended += clear_unreadable_vectors(organization, encoder=encoder, on_batch=on_batch)
         self.stdout.write(
             f"{mended:,} of {looked_at:,} lost their vector: {target} cannot read them."
         )

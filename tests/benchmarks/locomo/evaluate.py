@@ -1,6 +1,6 @@
 """How much of the evidence a search finds: LoCoMo, through `POST memories/search` itself.
 
-Per question the share of its evidence turns among the first k hits, the search narrowed to its
+Per question the share of its evidence turns among the first k hits, the search filtered by its
 conversation; means over questions, adversarial ones left out. Data: AGENTMEM_LOCOMO, else
 ../shared/data/locomo_dev.json where it stands beside the checkout.
 """

@@ -1,5 +1,5 @@
-"""What searches found, counted on the memories a moment later: one statement for all the hits of
-a while, by a thread of its own, off every request's path. A process that dies loses that moment.
+"""Counts search hits on the memories, a moment later: a thread writes all hits since its last run
+in one statement, outside of any request. A process that dies loses the hits not yet written.
 """
 
 import logging
@@ -17,8 +17,8 @@ from django.utils import timezone
 from accounts.tenancy import tenant
 from agentmem_site.db.outages import sqlstate
 
-logger = logging.getLogger("agentmem.found")
-_MAX_KEPT = 100_000  # distinct memories; beyond it, while the database is away, hits go uncounted
+logger = logging.getLogger("agentmem.memories")
+_MAX_KEPT = 100_000  # distinct memories; beyond it, in an outage of the database, hits are dropped
 
 _lock = threading.Lock()
 _hits: dict[UUID, Counter[UUID]] = defaultdict(Counter)  # organization -> memory -> times
@@ -26,8 +26,8 @@ _last_hit_at: datetime | None = None
 _thread: threading.Thread | None = None
 
 
-def note_found(organization_id: UUID, memory_ids: Sequence[UUID]) -> None:
-    """Counts one hit for each; written within about `settings.FOUND_EVERY_S` seconds."""
+def count_hits(organization_id: UUID, memory_ids: Sequence[UUID]) -> None:
+    """Counts one hit for each memory; written within about `settings.FOUND_EVERY_S` seconds."""
     global _last_hit_at, _thread  # noqa: PLW0603  (one buffer and one thread per process)
     if not memory_ids:
         return
@@ -36,12 +36,12 @@ def note_found(organization_id: UUID, memory_ids: Sequence[UUID]) -> None:
             _hits[organization_id].update(memory_ids)
         _last_hit_at = timezone.now()
         if settings.FOUND_EVERY_S and (_thread is None or not _thread.is_alive()):
-            _thread = threading.Thread(target=_write_on, name="found", daemon=True)
+            _thread = threading.Thread(target=_keep_writing, name="hits", daemon=True)
             _thread.start()
 
 
-def write_found() -> int:
-    """Writes what is noted, one statement per organization; how many memories were told."""
+def write_hits() -> int:
+    """Writes the counted hits, one statement per organization; returns the memories updated."""
     with _lock:
         hits, at = dict(_hits), _last_hit_at
         _hits.clear()
@@ -51,7 +51,7 @@ def write_found() -> int:
             written += _write(organization_id, hits[organization_id], at)
             del hits[organization_id]
         except Error as error:
-            logger.warning("Hits are not counted yet (SQLSTATE %s)", sqlstate(error) or "none")
+            logger.warning("Hits are not written yet (SQLSTATE %s)", sqlstate(error) or "none")
     with _lock:
         for organization_id, times in hits.items():
             _hits[organization_id].update(times)
@@ -60,20 +60,20 @@ def write_found() -> int:
 
 def _write(organization_id: UUID, times: Counter[UUID], at: datetime | None) -> int:
     with tenant(organization_id), connection.cursor() as cursor:
-        # In the order of their ids, so that two processes never wait for each other in a ring.
+        # Rows are locked in the order of their ids, so that two processes never deadlock.
         cursor.execute(
-            "WITH found AS MATERIALIZED (SELECT m.id, f.times FROM memories_memory m "
-            "JOIN unnest(%s::uuid[], %s::integer[]) AS f (id, times) ON f.id = m.id "
+            "WITH hit AS MATERIALIZED (SELECT m.id, h.times FROM memories_memory m "
+            "JOIN unnest(%s::uuid[], %s::integer[]) AS h (id, times) ON h.id = m.id "
             "WHERE m.organization_id = %s ORDER BY m.id FOR NO KEY UPDATE OF m) "
-            "UPDATE memories_memory m SET access_count = m.access_count + found.times, "
-            "last_accessed = %s FROM found WHERE m.id = found.id AND m.organization_id = %s",
+            "UPDATE memories_memory m SET access_count = m.access_count + hit.times, "
+            "last_accessed = %s FROM hit WHERE m.id = hit.id AND m.organization_id = %s",
             [list(times), list(times.values()), organization_id, at, organization_id],
         )
         return cursor.rowcount
 
 
-def _write_on() -> None:
+def _keep_writing() -> None:
     while True:
         time.sleep(settings.FOUND_EVERY_S)
         close_old_connections()
-        write_found()
+        write_hits()
