@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run one of the project's commands: `manage.py help` lists them."""
+"""Runs the commands of the project: `manage.py help` lists them."""
 
 import os
 import sys
@@ -15,12 +15,12 @@ def main() -> None:
 
     from agentmem_site.db.outages import outage_of
     from agentmem_site.db.refusals import told
-    from agentmem_site.variables import refusals_told
+    from agentmem_site.variables import exit_on_refusal
 
     try:
-        with refusals_told():  # before any command begins
+        with exit_on_refusal():  # before any command begins
             execute_from_command_line(sys.argv)
-    # Of commands that do not tell it themselves.
+    # For commands that do not handle these themselves.
     except (OperationalError, InternalError) as error:
         if outage_of(error) is None or "--traceback" in sys.argv:
             raise

@@ -1,6 +1,6 @@
-"""Every setting of the site, each from the environment (or `.env`) with a default that works here.
+"""Every setting of the site, from the environment (or `.env`), with a default that works.
 
-Names are listed in docs/operations.md. Nothing else in the project reads the environment.
+docs/operations.md lists them. Nothing else in the project reads the environment.
 """
 
 import os
@@ -16,15 +16,15 @@ from agentmem_site.embedded import DataDirectoryRefusal, Server
 from agentmem_site.variables import HOST, ORIGIN, Variables
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-environ.Env.read_env(BASE_DIR / ".env")  # into os.environ, where a name is not set yet
+environ.Env.read_env(BASE_DIR / ".env")  # into os.environ, without overriding it
 env = Variables(os.environ)
 
-# --- where things are kept -------------------------------------------------------------------
-DATA_DIR = Path(env.text("AGENTMEM_DATA_DIR", str(BASE_DIR / "var"), shown="`var`")).resolve()
+# --- the data directory and security ---------------------------------------------------------
+DATA_DIR = Path(env.text("AGENTMEM_DATA_DIR", str(BASE_DIR / "var"), documented="`var`")).resolve()
 
 
 def _kept_secret(path: Path) -> str:
-    """The secret key of this installation: made once, readable by its user alone."""
+    """The secret key of this installation: created once, readable only by its owner."""
     try:
         if not path.exists():
             private.make_folder(path.parent, private.PASSAGE)
@@ -33,29 +33,29 @@ def _kept_secret(path: Path) -> str:
         return path.read_text().strip()
     except PermissionError as error:
         raise DataDirectoryRefusal(
-            f"{path} belongs to another user: run this as that user, or set AGENTMEM_DATA_DIR to a "
+            f"{path} belongs to another user. Run this as that user, or set AGENTMEM_DATA_DIR to a "
             "folder of your own."
         ) from error
 
 
 DEBUG = env.flag("AGENTMEM_DEBUG", False)
 SECRET_KEY = env.text(
-    "AGENTMEM_SECRET_KEY", shown="made once, in the data directory"
+    "AGENTMEM_SECRET_KEY", documented="made once, in the data directory"
 ) or _kept_secret(DATA_DIR / "secret_key")
-ALLOWED_HOSTS = env.words(
+ALLOWED_HOSTS = env.listed(
     "AGENTMEM_ALLOWED_HOSTS",
     ["127.0.0.1", "localhost", "[::1]"],
-    like=HOST,
-    as_in="agentmem.example.com, without scheme and port",
+    pattern=HOST,
+    example="agentmem.example.com, without scheme and port",
 )
-CSRF_TRUSTED_ORIGINS = env.words(
-    "AGENTMEM_TRUSTED_ORIGINS", [], like=ORIGIN, as_in="https://agentmem.example.com"
+CSRF_TRUSTED_ORIGINS = env.listed(
+    "AGENTMEM_TRUSTED_ORIGINS", [], pattern=ORIGIN, example="https://agentmem.example.com"
 )
 
 # --- PostgreSQL ------------------------------------------------------------------------------
-# With DATABASE_URL: that server, as the application; DATABASE_OWNER_URL migrates it. Without:
-# the embedded one, started at the first connection (agentmem_site/db/base.py).
-DATABASE_URL = env.text("DATABASE_URL", shown="none: the embedded server")
+# With DATABASE_URL: that server, as the application; DATABASE_OWNER_URL migrates it. Without it:
+# the embedded server, which starts at the first connection (agentmem_site/db/base.py).
+DATABASE_URL = env.text("DATABASE_URL", documented="none: the embedded server")
 POSTGRES_VERSION = int(env.one_of("AGENTMEM_POSTGRES_VERSION", "18", ["18", "16"]))
 POSTGRES_LOG_MAX_MB = env.number("AGENTMEM_POSTGRES_LOG_MAX_MB", 16)
 POSTGRES_LOG_DAYS = env.number("AGENTMEM_POSTGRES_LOG_DAYS", 14)
@@ -76,17 +76,17 @@ if EMBEDDED_SERVER is None:
     if _owner and _owner["NAME"] != _application["NAME"]:
         raise ImproperlyConfigured(
             f"DATABASE_OWNER_URL names the database {_owner['NAME']} and DATABASE_URL "
-            f"{_application['NAME']}: the owner migrates what the application serves, so name one."
+            f"{_application['NAME']}. Both must name the same database."
         )
 else:
     _application = EMBEDDED_SERVER.connection("agentmem_app")
     _owner = EMBEDDED_SERVER.connection("agentmem_owner")
-    # Whoever else listens under the socket's name learns no password.
+    # Another process that listens on the socket's name must not learn the password.
     _application["OPTIONS"] = {"require_auth": "scram-sha-256"}
 _options = {
     "connect_timeout": 5,
     "application_name": "agentmem",
-    # A host that is gone is noticed within 30 s, whatever is being waited for.
+    # Notices a lost host within 30 s, during any wait.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -101,37 +101,37 @@ DATABASES = {
             **{key: _owner.get(key, "") for key in ("USER", "PASSWORD", "HOST", "PORT")},
             "OPTIONS": {**_options, **_owner.get("OPTIONS", {})},
         },
-        "CONN_MAX_AGE": env.whole("AGENTMEM_CONN_MAX_AGE_S", 600),
+        "CONN_MAX_AGE": env.integer("AGENTMEM_CONN_MAX_AGE_S", 600),
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": _options,
         "TEST": {"TEMPLATE": "agentmem_template"},
     }
 }
-# How long a statement of a request may run, and wait for a lock. Loads have limits of their own.
+# How long a statement of a request may run, and wait for a lock. Loads have their own limits.
 STATEMENT_TIMEOUT_MS = round(1000 * env.number("AGENTMEM_STATEMENT_TIMEOUT_S", 30))
 LOCK_TIMEOUT_MS = round(1000 * env.number("AGENTMEM_LOCK_TIMEOUT_S", 5))
-# How long a request may go on with a change of many statements (a deletion with all that hangs on
-# it); the last one of them begins before.
+# After this time, a request's change of many statements (deleting a row with its dependent rows)
+# starts no further statement.
 CHANGE_TIMEOUT_S = env.number("AGENTMEM_CHANGE_TIMEOUT_S", 50)
-# A connection of a request that says nothing for so long (a stalled pooler) is given up.
+# A request's connection that is silent for this long (a stalled pooler) is closed.
 DATABASE_SILENCE_S = env.number("AGENTMEM_DATABASE_SILENCE_S", 90)
-# Of each server process; `serve` divides `MAX_THREADS` among its processes (agentmem_site/serving).
+# Per server process; `serve` divides MAX_THREADS among its processes (agentmem_site/serving).
 SERVING = {
-    "THREADS": env.whole(
+    "THREADS": env.integer(
         "AGENTMEM_THREADS",
         min(8, 2 * (os.cpu_count() or 1) + 1),
-        least=1,
-        shown="twice the cores and one, 8 at most",
+        minimum=1,
+        documented="twice the cores and one, 8 at most",
     ),
-    "MAX_THREADS": env.whole("AGENTMEM_MAX_THREADS", 64, least=1),
-    "TRANSFERS": env.whole("AGENTMEM_TRANSFERS", 8, least=1),
+    "MAX_THREADS": env.integer("AGENTMEM_MAX_THREADS", 64, minimum=1),
+    "TRANSFERS": env.integer("AGENTMEM_TRANSFERS", 8, minimum=1),
     "IDLE_S": env.number("AGENTMEM_BODY_IDLE_S", 30),
 }
 # Each server process embeds pending memories in a thread; `serve` turns it on.
-EMBED_THREAD = env.flag("AGENTMEM_EMBED_THREAD", False, shown="on under `serve`")
-# A server process ends when the one that started it does; `serve` turns it on.
-SUPERVISED = env.flag("AGENTMEM_SUPERVISED", False, shown="on under `serve`")
-# /health/ready warns when a disk of this machine has less left.
+EMBED_THREAD = env.flag("AGENTMEM_EMBED_THREAD", False, documented="on under `serve`")
+# A server process ends when its parent does; `serve` turns it on.
+SUPERVISED = env.flag("AGENTMEM_SUPERVISED", False, documented="on under `serve`")
+# /health/ready warns when a disk of this machine has less free space.
 DISK_LEAST_BYTES = round(1024 * 1024 * env.number("AGENTMEM_DISK_LEAST_MB", 512))
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -170,7 +170,7 @@ MIDDLEWARE = [
 ]
 ROOT_URLCONF = "agentmem_site.urls"
 WSGI_APPLICATION = "agentmem_site.wsgi.application"
-APPEND_SLASH = False  # routes answer with and without it themselves
+APPEND_SLASH = False  # the routes match with and without the slash
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -192,8 +192,8 @@ USE_TZ = True
 # --- people and sign-in ----------------------------------------------------------------------
 AUTH_USER_MODEL = "accounts.Member"
 AUTHENTICATION_BACKENDS = ["accounts.services.sign_in.MemberBackend"]
-# An email address is a member's in each of several organizations: the backend picks the one whose
-# password fits, and asks where several do.
+# Several organizations may have a member with the same email address. The backend picks the one
+# whose password matches, and asks if several match.
 SILENCED_SYSTEM_CHECKS = ["auth.W004"]
 LOGIN_URL = "admin:login"
 SESSION_ENGINE = "agentmem_site.console.sessions"
@@ -207,15 +207,15 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 
 # --- the web ---------------------------------------------------------------------------------
-HTTPS = env.flag("AGENTMEM_HTTPS", False)  # True in production: behind a proxy that ends TLS
+HTTPS = env.flag("AGENTMEM_HTTPS", False)  # on in production, behind a proxy that terminates TLS
 SECURE_SSL_REDIRECT = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
-SECURE_REDIRECT_EXEMPT = [r"^health/"]  # probes ask this process, not the proxy
+SECURE_REDIRECT_EXEMPT = [r"^health/"]  # probes reach this process without the proxy
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 STATIC_URL = "static/"
-WHITENOISE_USE_FINDERS = True  # no collectstatic step: files come from the packages themselves
+WHITENOISE_USE_FINDERS = True  # serves files from the packages, without collectstatic
 WHITENOISE_AUTOREFRESH = DEBUG
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
 
@@ -258,7 +258,7 @@ REST_FRAMEWORK = {
     "DEFAULT_METADATA_CLASS": None,  # no OPTIONS: the schema describes the API
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "UNAUTHENTICATED_USER": None,
-    "URL_FORMAT_OVERRIDE": None,  # `format` is a parameter like any other: unknown
+    "URL_FORMAT_OVERRIDE": None,  # `format` is an unknown parameter like any other
     "EXCEPTION_HANDLER": "agentmem_site.api.problems.problem_response",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
@@ -271,7 +271,7 @@ SPECTACULAR_SETTINGS = {
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    # Without it the page asks validator.swagger.io about this server's schema.
+    # Without this the page sends the schema's URL to validator.swagger.io.
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
@@ -293,7 +293,7 @@ SPECTACULAR_SETTINGS = {
     },
     "TAGS": [
         {"name": "Memories", "description": "What agents learnt, and who said it."},
-        {"name": "Sessions", "description": "Conversations, with their runs and messages."},
+        {"name": "Sessions", "description": "Conversations with their runs and messages."},
         {"name": "Messages", "description": "Single messages, in a session or outside one."},
         {"name": "Agents", "description": "Agents and what is attached to them."},
         {"name": "Blocks", "description": "Labelled pieces of text in agents' prompts."},
@@ -303,45 +303,47 @@ SPECTACULAR_SETTINGS = {
         {"name": "Members", "description": "People who sign in to the console."},
         {"name": "API keys", "description": "Keys that agents and services sign in with."},
         {"name": "Audit", "description": "Who changed what, when and from where."},
-        {"name": "Me", "description": "Whose key this is."},
+        {"name": "Me", "description": "The organization and scopes of this key."},
     ],
 }
 
 # --- embeddings ------------------------------------------------------------------------------
 ENCODER = env.text("AGENTMEM_ENCODER", "minilm-int8")  # memories/embeddings lists them
-ENCODER_THREADS = env.whole("AGENTMEM_ENCODER_THREADS", 0, shown="0: one per core")
+ENCODER_THREADS = env.integer("AGENTMEM_ENCODER_THREADS", 0, documented="0: one per core")
 MODELS_DIR = Path(
     env.text(
         "AGENTMEM_MODELS_DIR",
         str(BASE_DIR / "memories" / "embeddings" / "artefacts"),
-        shown="`memories/embeddings/artefacts`",
+        documented="`memories/embeddings/artefacts`",
     )
 ).resolve()
 OPENAI_ENCODER = {
-    "URL": env.web_address("AGENTMEM_OPENAI_URL", "https://api.openai.com/v1"),
+    "URL": env.url("AGENTMEM_OPENAI_URL", "https://api.openai.com/v1"),
     "KEY": env.text("AGENTMEM_OPENAI_KEY"),
     "MODEL": env.text("AGENTMEM_OPENAI_MODEL", "text-embedding-3-small"),
-    # Asked for when set: not every server can shorten its vectors.
-    "DIMENSIONS": env.whole("AGENTMEM_OPENAI_DIMENSIONS", 0, shown="0: the model's own"),
-    "NAME": env.text("AGENTMEM_OPENAI_NAME", shown="`openai:MODEL`, `openai:MODEL@DIMENSIONS`"),
-    "BATCH_SIZE": env.whole("AGENTMEM_OPENAI_BATCH_SIZE", 64, least=1),
+    # Sent only if set: not every server can shorten its vectors.
+    "DIMENSIONS": env.integer("AGENTMEM_OPENAI_DIMENSIONS", 0, documented="0: the model's own"),
+    "NAME": env.text(
+        "AGENTMEM_OPENAI_NAME", documented="`openai:MODEL`, `openai:MODEL@DIMENSIONS`"
+    ),
+    "BATCH_SIZE": env.integer("AGENTMEM_OPENAI_BATCH_SIZE", 64, minimum=1),
     "TIMEOUT_S": env.number("AGENTMEM_OPENAI_TIMEOUT_S", 30),
-    "RETRIES": env.whole("AGENTMEM_OPENAI_RETRIES", 3),
+    "RETRIES": env.integer("AGENTMEM_OPENAI_RETRIES", 3),
 }
 SENTENCE_TRANSFORMERS_MODEL = env.text("AGENTMEM_SENTENCE_TRANSFORMERS_MODEL", "all-MiniLM-L6-v2")
 
 # --- search ----------------------------------------------------------------------------------
-# Seconds between the writes of what searches found (access_count, last_accessed); 0: never.
+# Seconds between writes of access_count and last_accessed, which count search hits; 0: never.
 FOUND_EVERY_S = env.number("AGENTMEM_FOUND_EVERY_S", 1.0)
 
 # --- logs ------------------------------------------------------------------------------------
-# `serve` turns INFO on. Of libraries no more than warnings are logged: Django's own lines of DEBUG
-# hold statements with their values.
+# `serve` sets INFO. Libraries log warnings and errors only: Django's DEBUG lines contain statements
+# with their values.
 LOG_LEVEL = env.one_of(
     "AGENTMEM_LOG_LEVEL",
     "WARNING",
     ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-    shown="WARNING; INFO under `serve`",
+    documented="WARNING; INFO under `serve`",
 )
 ACCESS_LOG = env.flag("AGENTMEM_ACCESS_LOG", True)
 _OWN_LOGGERS = ("agentmem", "agentmem_site", "accounts", "memories", "sessions")
@@ -354,7 +356,7 @@ LOGGING = {
     "loggers": {
         **{name: {"level": LOG_LEVEL} for name in _OWN_LOGGERS},
         "agentmem.access": {"level": "INFO"},
-        # A request that is refused is a line of the access log, and nothing that went wrong.
+        # A refused request has its line in the access log and is no failure.
         "django.request": {"level": "ERROR"},
     },
 }

@@ -1,7 +1,7 @@
-"""The variables of the environment, each read by its type.
+"""The variables of the environment; each is read as its type.
 
-What cannot be read is refused in one sentence that names the variable, and never quotes what stands
-in it: that may be a password.
+An invalid value is refused in one sentence that names the variable and never quotes the value: it
+may be a password.
 """
 
 import math
@@ -24,8 +24,8 @@ ORIGIN = re.compile(r"https?://[^/\s]+")
 
 
 class Variables:
-    """Reads `values`. An empty one counts as not set. `shown` is what docs/operations.md says of a
-    default that this machine, or another command, settles.
+    """Reads `values`. An empty one counts as not set. `documented` is the default as
+    docs/operations.md has it, where it depends on the machine or the command.
 
     Raises: ImproperlyConfigured, from each method.
     """
@@ -34,83 +34,91 @@ class Variables:
         self._values = values
         self.defaults: dict[str, str] = {}  # of each variable that was read, as documented
 
-    def text(self, name: str, default: str = "", *, shown: str = "") -> str:
-        return self._given(name, shown or default or "none") or default
+    def text(self, name: str, default: str = "", *, documented: str = "") -> str:
+        return self._value(name, documented or default or "none") or default
 
-    def whole(
-        self, name: str, default: int, *, least: int = 0, most: int | None = None, shown: str = ""
+    def integer(
+        self,
+        name: str,
+        default: int,
+        *,
+        minimum: int = 0,
+        maximum: int | None = None,
+        documented: str = "",
     ) -> int:
-        given = self._given(name, shown or str(default))
-        if not given:
+        value = self._value(name, documented or str(default))
+        if not value:
             return default
-        limits = f"{least} or more" if most is None else f"{least} to {most}"
+        limits = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
         try:
-            number = int(given)
+            number = int(value)
         except ValueError:
             _refuse(name, f"a whole number, {limits}")
-        if number < least or (most is not None and number > most):
+        if number < minimum or (maximum is not None and number > maximum):
             _refuse(name, f"a whole number, {limits}")
         return number
 
-    def number(self, name: str, default: float, *, least: float = 0) -> float:
-        given = self._given(name, f"{default:g}")
-        if not given:
+    def number(self, name: str, default: float, *, minimum: float = 0) -> float:
+        value = self._value(name, f"{default:g}")
+        if not value:
             return default
         try:
-            number = float(given)
+            number = float(value)
         except ValueError:
             number = math.nan
-        if not (math.isfinite(number) and number >= least):
-            _refuse(name, f"a number, {least:g} or more")
+        if not (math.isfinite(number) and number >= minimum):
+            _refuse(name, f"a number, {minimum:g} or more")
         return number
 
-    def flag(self, name: str, default: bool, *, shown: str = "") -> bool:
-        given = self._given(name, shown or ("on" if default else "off")).lower()
-        if given and given not in _ON + _OFF:
+    def flag(self, name: str, default: bool, *, documented: str = "") -> bool:
+        value = self._value(name, documented or ("on" if default else "off")).lower()
+        if value and value not in _ON + _OFF:
             _refuse(name, "on or off")
-        return given in _ON if given else default
+        return value in _ON if value else default
 
-    def one_of(self, name: str, default: str, choices: Sequence[str], *, shown: str = "") -> str:
-        given = self._given(name, shown or default) or default
-        if given not in choices:
+    def one_of(
+        self, name: str, default: str, choices: Sequence[str], *, documented: str = ""
+    ) -> str:
+        value = self._value(name, documented or default) or default
+        if value not in choices:
             _refuse(name, f"one of {', '.join(choices)}")
-        return given
+        return value
 
-    def words(
-        self, name: str, default: Sequence[str], *, like: re.Pattern[str], as_in: str
+    def listed(
+        self, name: str, default: Sequence[str], *, pattern: re.Pattern[str], example: str
     ) -> list[str]:
-        """Separated by commas; blanks around them do not count."""
-        given = self._given(name, ", ".join(default) or "none")
-        words = [word.strip() for word in given.split(",") if word.strip()] or list(default)
-        if not all(like.fullmatch(word) for word in words):
-            _refuse(name, f"like {as_in}, separated by commas")
-        return words
+        """Separated by commas; blanks around them are ignored."""
+        value = self._value(name, ", ".join(default) or "none")
+        items = [item.strip() for item in value.split(",") if item.strip()] or list(default)
+        if not all(pattern.fullmatch(item) for item in items):
+            _refuse(name, f"like {example}, separated by commas")
+        return items
 
-    def web_address(self, name: str, default: str) -> str:
-        given = self._given(name, default) or default
+    def url(self, name: str, default: str) -> str:
+        value = self._value(name, default) or default
         try:
-            parts = urlsplit(given)
-            is_whole = parts.scheme in ("http", "https") and bool(parts.hostname)
-            _ = parts.port  # raises where it is no number
+            parts = urlsplit(value)
+            is_valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+            _ = parts.port  # raises if it is not a number
         except ValueError:
-            is_whole = False
-        if not is_whole:
+            is_valid = False
+        if not is_valid:
             _refuse(name, f"like {default}")
-        return given
+        return value
 
-    def _given(self, name: str, default: str) -> str:
+    def _value(self, name: str, default: str) -> str:
         self.defaults[name] = default
         return self._values.get(name, "").strip()
 
 
-def _refuse(name: str, what: str) -> NoReturn:
-    raise ImproperlyConfigured(f"{name} is to be {what}.")
+def _refuse(name: str, expected: str) -> NoReturn:
+    raise ImproperlyConfigured(f"{name} must be {expected}.")
 
 
 @contextmanager
-def refusals_told() -> Iterator[None]:
-    """Ends a process that cannot begin with these settings, or this data directory: one sentence on
-    standard error, exit code 2 (1 of the data directory)."""
+def exit_on_refusal() -> Iterator[None]:
+    """Ends a process that cannot start with these settings, or with this data directory: one
+    sentence on standard error, exit code 2 (1 for the data directory)."""
     try:
         yield
     except (EmbeddedError, ImproperlyConfigured) as error:

@@ -4,8 +4,8 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
-from agentmem_site.variables import refusals_told
+from agentmem_site.variables import exit_on_refusal
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "agentmem_site.settings")
-with refusals_told():
+with exit_on_refusal():
     application = get_wsgi_application()

@@ -332,7 +332,7 @@ def test_an_import_tells_who_was_erased_since_the_export(acme, tmp_path):
     call_command(
         "import_organization", "acme", str(tmp_path / "out"), stdout=io.StringIO(), stderr=told
     )
-    assert told.getvalue().startswith("Users who were erased here are back")
+    assert told.getvalue().startswith("This import restored users who had been erased")
     assert told.getvalue().endswith(f"again: {user.pk}\n")
 
 

@@ -222,6 +222,6 @@ def test_another_database_of_the_owner_is_refused():
     )
     assert told.returncode == 2
     assert told.stderr == (
-        "Error: DATABASE_OWNER_URL names the database two and DATABASE_URL one: the owner migrates "
-        "what the application serves, so name one.\n"
+        "Error: DATABASE_OWNER_URL names the database two and DATABASE_URL one. Both must "
+        "name the same database.\n"
     )

@@ -1,4 +1,4 @@
-"""`manage.py database start|stop|status|psql`: the embedded PostgreSQL by hand."""
+"""`manage.py database start|stop|status|psql`: controls the embedded PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from agentmem_site.db.setup import prepare_embedded
 from agentmem_site.embedded import ROLES, EmbeddedError, Server
 
-STOPPED = 3  # exit code of `status`, as of pg_ctl
+STOPPED = 3  # exit code of `status`, the same as pg_ctl's
 
 
 class Command(BaseCommand):
     help = "Starts, stops or shows the embedded PostgreSQL, or opens psql in it."
-    requires_system_checks = ()  # they need the database
+    requires_system_checks = ()  # checks need the database
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
         actions.add_parser("start", help="start it and wait until it accepts connections")
         actions.add_parser("stop", help="stop it; open transactions are rolled back")
-        actions.add_parser("status", help=f"show it; exit code {STOPPED} when it does not run")
+        actions.add_parser("status", help=f"show it; exit code {STOPPED} when it is not running")
         psql = actions.add_parser("psql", help="open psql")
         psql.add_argument("--role", choices=ROLES, default="agentmem_owner")
         psql.add_argument("--database", default="agentmem")
@@ -32,7 +32,7 @@ class Command(BaseCommand):
         server: Server | None = settings.EMBEDDED_SERVER
         if server is None:
             raise CommandError(
-                "DATABASE_URL is set: this project uses that server, there is no embedded one."
+                "DATABASE_URL is set: this project uses that server, not an embedded one."
             )
         try:
             if action == "psql":
@@ -44,7 +44,7 @@ class Command(BaseCommand):
 
     def start(self, server: Server) -> None:
         started = server.start(prepare=prepare_embedded(server.connection), say=self.stdout.write)
-        state = "started" if started else "was running already"
+        state = "started" if started else "was already running"
         self.stdout.write(f"PostgreSQL {state} in {server.root}")
 
     def stop(self, server: Server) -> None:
@@ -65,7 +65,7 @@ class Command(BaseCommand):
         """Becomes psql: this process ends with psql's exit code."""
         connection = server.connection(role, database)
         if server.status().pid is None:
-            raise CommandError("PostgreSQL does not run: `manage.py database start` starts it.")
+            raise CommandError("PostgreSQL is not running: `manage.py database start` starts it.")
         environment = {name: value for name, value in os.environ.items() if name[:2] != "PG"}
         environment |= {
             "PGHOST": connection["HOST"],

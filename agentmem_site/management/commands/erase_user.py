@@ -1,4 +1,4 @@
-"""`manage.py erase_user`: a person and all that is theirs, for good."""
+"""`manage.py erase_user`: deletes a person and all their data for good."""
 
 import json
 from typing import Any
@@ -17,18 +17,18 @@ from sessions.services.erasing import count_person, erase_person
 
 class Command(BaseCommand):
     help = (
-        "Removes a user for good, in one transaction: the row, their memories with vectors and "
+        "Deletes a user for good, in one transaction: the row, their memories with vectors and "
         "history, their blocks, sessions with runs and messages, their messages in the sessions "
-        "of others; what lies in the trash too. The audit log keeps that it was done, the counts "
-        "and the uuid. An export or a backup that was made before still holds them."
+        "of others, and all of that in the trash too. The audit log keeps the event with the "
+        "counts and the uuid. Earlier exports and backups still contain the person."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("user", metavar="EXTERNAL_ID_OR_UUID")
         parser.add_argument("--organization", required=True, metavar="SLUG")
         sure = parser.add_mutually_exclusive_group(required=True)
-        sure.add_argument("--dry-run", action="store_true", help="tell what would go")
-        sure.add_argument("--yes", action="store_true", help="it cannot be taken back: do it")
+        sure.add_argument("--dry-run", action="store_true", help="count what would be deleted")
+        sure.add_argument("--yes", action="store_true", help="erase; this cannot be undone")
         parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:

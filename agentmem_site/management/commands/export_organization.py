@@ -1,4 +1,4 @@
-"""`manage.py export_organization`: an organization into a directory of JSON lines."""
+"""`manage.py export_organization`: writes an organization into a directory of JSON lines."""
 
 import json
 from pathlib import Path
@@ -15,18 +15,20 @@ from agentmem_site.services.exports import NotExported, write_export
 class Command(BaseCommand):
     help = (
         "Writes an organization into DIR: a file of JSON lines per resource and a manifest.json, "
-        "all as they were at one moment. `import_organization` restores it with its ids and "
-        "timestamps. Not in it: members, keys, the audit log, earlier versions of memories."
+        "all as of one moment. `import_organization` restores it with its ids and timestamps. "
+        "Members, keys, the audit log and earlier versions of memories are not exported."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("slug", metavar="SLUG")
-        parser.add_argument("directory", type=Path, metavar="DIR", help="empty, or not there yet")
         parser.add_argument(
-            "--vectors", action="store_true", help="with the memories' vectors (5 KB each)"
+            "directory", type=Path, metavar="DIR", help="empty, or does not exist yet"
         )
         parser.add_argument(
-            "--deleted", action="store_true", help="with what lies in the trash, as deleted"
+            "--vectors", action="store_true", help="include the memories' vectors (5 KB each)"
+        )
+        parser.add_argument(
+            "--deleted", action="store_true", help="include rows in the trash, as deleted"
         )
         parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
 

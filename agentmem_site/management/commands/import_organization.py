@@ -1,4 +1,4 @@
-"""`manage.py import_organization`: what `export_organization` wrote, back with its ids."""
+"""`manage.py import_organization`: restores what `export_organization` wrote."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ USAGE = 2
 class Command(BaseCommand):
     help = (
         "Restores an export into an organization, with ids and timestamps: `bulk_upsert "
-        "--preserve-ids --preserve-timestamps` of each of its files, in the order in which they "
-        "refer to each other. Run again after a failure it goes on: what is there stays unchanged. "
-        "`create_organization` makes the organization first."
+        "--preserve-ids --preserve-timestamps` for each of its files, in the order of their "
+        "references. After a failure the same command resumes: what is stored stays unchanged. "
+        "Create the organization first, with `create_organization`."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("slug", metavar="SLUG")
         parser.add_argument("directory", type=Path, metavar="DIR")
-        parser.add_argument("--actor", metavar="EMAIL", help="the member to stamp as the author")
+        parser.add_argument("--actor", metavar="EMAIL", help="the member to record as the author")
         parser.add_argument("--json", action="store_true", help="print one report per line as JSON")
         parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -53,7 +53,7 @@ class Command(BaseCommand):
             back = erased_and_back(organization)
         if back:
             self.stderr.write(
-                "Users who were erased here are back with this import; `erase_user UUID "
+                "This import restored users who had been erased; `erase_user UUID "
                 f"--organization {organization.slug} --yes` erases them again: "
                 + ", ".join(map(str, back))
             )

@@ -23,11 +23,11 @@ def _whole_number(minimum: int) -> Callable[[str], int]:
 
 class Command(BaseCommand):
     help = (
-        "Write sample rows as JSON lines to the standard output, for bulk_upsert to read. The "
+        "Writes sample rows as JSON lines to standard output, for bulk_upsert to read. The "
         "same resource, seed and row number give the same row on every machine. Ids do not "
         "depend on the seed, so loading another seed updates the rows of the first one."
     )
-    # It needs neither database nor models, and should start at once at the head of a pipe.
+    # It needs neither database nor models, and should start at once in a pipe.
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -35,25 +35,25 @@ class Command(BaseCommand):
             "resource",
             choices=RESOURCES,
             metavar="RESOURCE",
-            help=f"One of {', '.join(RESOURCES)}.",
+            help=f"one of {', '.join(RESOURCES)}",
         )
         parser.add_argument(
             "--count",
             type=_whole_number(0),
             default=1000,
-            help="How many rows (default: %(default)s).",
+            help="how many rows (default %(default)s)",
         )
         parser.add_argument(
             "--seed",
             type=int,
             default=0,
-            help="Other contents for the same ids (default: %(default)s).",
+            help="other contents for the same ids (default %(default)s)",
         )
         parser.add_argument(
             "--start",
             type=_whole_number(1),
             default=1,
-            help="Number of the first row (default: %(default)s).",
+            help="number of the first row (default %(default)s)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -74,7 +74,7 @@ class Command(BaseCommand):
                     self.stdout.write(piece.decode(), ending="")
             self.stdout.flush()
         except BrokenPipeError:
-            # The reader (`| head -1`) has seen enough. What is still buffered goes nowhere, or
-            # Python would complain about it when it closes the stream at exit.
+            # The reader (`| head -1`) has seen enough. The rest of the buffer goes to /dev/null,
+            # or Python would complain about it when it closes the stream at exit.
             # Source: https://docs.python.org/3/library/signal.html#note-on-sigpipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())

@@ -1,5 +1,5 @@
-"""`manage.py migrate`, as the owner of the tables; routines are renewed from their files, and the
-application is granted what it needs."""
+"""`manage.py migrate`, as the owner of the tables. It also re-creates changed routines from their
+files and grants the application what it needs."""
 
 import sys
 from typing import Any
@@ -16,16 +16,16 @@ from agentmem_site.db.setup import vector_fault
 
 class Command(StockCommand):
     def get_check_kwargs(self, options: Any) -> Any:
-        # Not the database's checks: the walls are what this builds, as the owner of the tables.
+        # Without the database's checks: they look for the walls, which this command builds.
         return {**super().get_check_kwargs(options), "databases": None}
 
     def handle(self, *args: Any, **options: Any) -> None:
         connection = connections[options["database"]]
         routines = installed_routines()
         with as_owner(connection):
-            if without := vector_fault(connection):
-                raise CommandError(without)
-            super().handle(*args, **options)  # with --check it exits where one is missing
+            if fault := vector_fault(connection):
+                raise CommandError(fault)
+            super().handle(*args, **options)  # with --check it exits if a migration is missing
             if options["plan"] or options["check_unapplied"]:
                 stale = stale_routines(connection, routines)
                 if stale:

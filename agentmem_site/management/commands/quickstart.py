@@ -1,4 +1,4 @@
-"""`manage.py quickstart`: from nothing to a demo organization with data. Safe to run again."""
+"""`manage.py quickstart`: creates a demo organization with data. Safe to run again."""
 
 import io
 import os
@@ -31,11 +31,11 @@ _SAMPLE_LOADED = "sample_loaded"
 
 
 class Command(BaseCommand):
-    help = "Migrates, makes the organization `demo` with a member, a key and sample data."
-    requires_system_checks: list[str] = []  # no tables yet
+    help = "Migrates, then creates the organization `demo` with a member, a key and sample data."
+    requires_system_checks: list[str] = []  # there are no tables yet
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--port", type=int, default=8000, help="what the printed URLs say")
+        parser.add_argument("--port", type=int, default=8000, help="port of the printed URLs")
 
     def handle(self, *args: Any, **options: Any) -> None:
         refuse_taken_port("127.0.0.1", options["port"])
@@ -66,7 +66,7 @@ class Command(BaseCommand):
         return _printed("create_api_key", organization=SLUG, name="quickstart", role="admin")
 
     def _load_sample(self, organization: Organization) -> None:
-        """Through the same door as anybody's file, with its progress bar."""
+        """Loads files with `bulk_upsert`, as anybody would, with its progress bar."""
         users, agents = samples.population(SESSIONS)
         counts = {
             "users": users,
@@ -92,7 +92,7 @@ class Command(BaseCommand):
                 stdout=self.stdout,
             )
         self._equip_agents(organization)
-        # Not again: by then somebody may have changed or deleted some of it.
+        # Not at the next run: by then somebody may have changed or deleted some of it.
         with tenant(organization):
             organizations.update(
                 organization,
@@ -102,7 +102,7 @@ class Command(BaseCommand):
             )
 
     def _equip_agents(self, organization: Organization) -> None:
-        """Each agent gets two blocks and two tools, as a person would attach them."""
+        """Attaches two blocks and two tools to each agent, as a person would."""
         by: dict[str, Any] = {"organization": organization, "actor": ACTOR}
         with tenant(organization):
             all_blocks, all_tools = (
@@ -127,13 +127,13 @@ class Command(BaseCommand):
             write(f"Sign in   {EMAIL}   password {password}   (shown this once)")
         else:
             again = f"{manage} changepassword {EMAIL} --organization {SLUG}"
-            write(f"Sign in   {EMAIL}   (forgotten? {again})")
+            write(f"Sign in   {EMAIL}   (password forgotten? {again})")
         write(f"API docs  {url}/api/docs/")
         if key:
             write(f"API key   {key}   (shown this once)")
             write(_first_request(url, key))
         else:
-            write("API key   shown at the first run; a new one:")
+            write("API key   was shown at the first run. For a new one:")
             write(f"          {manage} create_api_key --organization {SLUG} --name NAME")
             write(_first_request(url, "YOUR_KEY"))
 
@@ -147,7 +147,7 @@ def _first_request(url: str, key: str) -> str:
 
 
 def _printed(command: str, *args: Any, **options: Any) -> str:
-    """The one result that the command prints."""
+    """Runs the command and returns the one result that it prints."""
     out = io.StringIO()
     call_command(command, *args, **options, stdout=out)
     return out.getvalue().strip()

@@ -1,4 +1,4 @@
-"""`manage.py serve`: the console and the API, by granian, on this machine's own address."""
+"""`manage.py serve`: serves the console and the API with granian."""
 
 import os
 import socket
@@ -17,12 +17,12 @@ from memories.embeddings import EncoderError, refuse_unknown_encoder
 
 HEADERS_WITHIN_MS = 10_000
 STOPS_WITHIN_S = 30
-CONNECTIONS = 4096  # of each process; one that waits costs no thread
+CONNECTIONS = 4096  # per process; a waiting one costs no thread
 
 
 class Command(BaseCommand):
     help = "Serves the console and the API until it is stopped."
-    requires_system_checks: list[str] = []  # reasons_not_ready looks
+    requires_system_checks: list[str] = []  # reasons_not_ready checks
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--host", default="127.0.0.1")
@@ -32,12 +32,12 @@ class Command(BaseCommand):
             "--threads",
             type=_one_or_more,
             default=settings.SERVING["THREADS"],
-            help="requests that compute at once, per process; those that wait are not counted",
+            help="requests that each process computes at the same time; waiting ones do not count",
         )
         parser.add_argument(
             "--no-embed",
             action="store_true",
-            help="leave pending memories to `embed_worker` (AGENTMEM_EMBED_THREAD=0)",
+            help="leave pending memories to `embed_worker`, as AGENTMEM_EMBED_THREAD=0 does",
         )
         parser.add_argument(
             "--reload",
@@ -68,8 +68,8 @@ class Command(BaseCommand):
         count = options["workers"]
         self.stdout.write(
             f"Serving on http://{host}:{options['port']}/; Ctrl-C stops it.\n"
-            f"Processes: {count}, threads that compute in each: {options['threads']}, "
-            f"threads in each: {most}.\n"
+            f"Processes: {count}, each with {options['threads']} threads that compute and {most} "
+            "in all.\n"
             f"Database: {_database()}.\n"
             f"Encoder: {settings.ENCODER}; pending memories are embedded by "
             f"{'these processes' if is_embedding else '`embed_worker`'}."
@@ -107,32 +107,32 @@ def _one_or_more(given: str) -> int:
 
 
 def _database() -> str:
-    """Which one, without its password."""
+    """The database by name, host and user, without the password."""
     server = settings.EMBEDDED_SERVER
     if server is not None:
         return f"the embedded PostgreSQL {server.version} in {server.root}"
-    found = settings.DATABASES["default"]
-    host = found["HOST"] or "the local socket"
-    port = f", port {found['PORT']}" if found["PORT"] else ""
-    return f"{found['NAME']} on {host}{port}, as {found['USER']}"
+    database = settings.DATABASES["default"]
+    host = database["HOST"] or "the local socket"
+    port = f", port {database['PORT']}" if database["PORT"] else ""
+    return f"{database['NAME']} on {host}{port}, as {database['USER']}"
 
 
 def reload_arguments() -> list[str]:
-    """Arguments of granian: the folders to watch. A module that cannot be imported, because it was
-    saved half done, does not end the server: the next change starts it again."""
+    """granian's arguments for the folders to watch. A module that cannot be imported (saved half
+    done) does not end the server: the next change restarts it."""
     packages = [app.path for app in apps.get_app_configs()]
     own = {path for path in map(Path, packages) if path.parent == settings.BASE_DIR}
     watched = sorted([*own, settings.BASE_DIR / "templates"])
     return [
         "--reload",
         "--reload-ignore-worker-failure",
-        "--log-level=info",  # names the files that changed
+        "--log-level=info",  # granian names the files that changed
         *(f"--reload-paths={path}" for path in watched),
     ]
 
 
 def refuse_taken_port(host: str, port: int) -> None:
-    """Raises: CommandError, before anything is begun that the port would end."""
+    """Checks the port before anything else starts. Raises: CommandError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,6 +140,6 @@ def refuse_taken_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise CommandError(
-                f"{host}:{port} cannot be used ({error.strerror}): choose another, as in "
-                f"`make run PORT={port + 123}`"
+                f"{host}:{port} cannot be used ({error.strerror}). Choose another port, as in "
+                f"`make run PORT={port + 123}`."
             ) from error

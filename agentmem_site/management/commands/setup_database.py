@@ -1,4 +1,4 @@
-"""`manage.py setup_database`: roles, extension, database and template on your own PostgreSQL."""
+"""`manage.py setup_database`: creates roles, database and template on your own PostgreSQL."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from agentmem_site.variables import USAGE
 
 class Command(BaseCommand):
     help = (
-        "Makes the roles agentmem_owner, agentmem_app and agentmem_admin, the database and the "
-        "template with pgvector, as a superuser. Passwords are those of DATABASE_URL and "
-        "DATABASE_OWNER_URL. Idempotent; the embedded server does it by itself."
+        "Creates the roles agentmem_owner, agentmem_app and agentmem_admin, the database and the "
+        "template with pgvector, as a superuser. The passwords are those of DATABASE_URL and "
+        "DATABASE_OWNER_URL. Safe to run again. The embedded server does not need it."
     )
     requires_system_checks: list[str] = []
 
@@ -24,8 +24,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--superuser-url",
             required=True,
-            help="postgres://postgres:PASSWORD@HOST:PORT/postgres, with options of its own such as "
-            "?sslmode=verify-full&sslrootcert=FILE: those of DATABASE_URL are not taken over.",
+            help="postgres://postgres:PASSWORD@HOST:PORT/postgres, with its own options such as "
+            "?sslmode=verify-full&sslrootcert=FILE; it does not inherit those of DATABASE_URL",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -45,11 +45,11 @@ class Command(BaseCommand):
         except ImproperlyConfigured as refusal:
             raise CommandError(str(refusal), returncode=USAGE) from refusal
         except (SetupRefused, psycopg.Error) as refusal:
-            # (What follows the first line of PostgreSQL's errors may quote a statement.)
+            # (After their first line, PostgreSQL's errors may quote a statement.)
             raise CommandError(str(refusal).partition("\n")[0]) from refusal
         if unset:
             self.stderr.write(
-                f"The log of PostgreSQL may come to hold what people said: {', '.join(unset)} may "
-                "not be set for these roles. Set them for the server (docs/operations.md)."
+                f"PostgreSQL's log may come to hold what people said: {', '.join(unset)} cannot "
+                "be set for these roles. Set them for the server (docs/operations.md)."
             )
-        self.stdout.write(f"{application['NAME']} is ready: run `manage.py migrate` next")
+        self.stdout.write(f"{application['NAME']} is ready. Now run `manage.py migrate`.")

@@ -1,4 +1,4 @@
-"""`manage.py sweep`: expired memories to the trash, old trash away."""
+"""`manage.py sweep`: moves expired memories to the trash, and empties the trash of old rows."""
 
 import json
 from typing import Any
@@ -15,15 +15,15 @@ from agentmem_site.services.sweep import Swept, sweep
 
 class Command(BaseCommand):
     help = (
-        "Moves memories that have expired to the trash, and does what each organization's "
-        "settings.retention asks for: old and unfound memories to the trash, old trash away for "
-        "good. Safe to run at any time, again, and twice at once; run it every day."
+        "Moves expired memories to the trash. Then applies each organization's "
+        "settings.retention: old and unfound memories go to the trash, old trash is deleted for "
+        "good. Run it every day. It is safe to run it again, or twice at once."
     )
     requires_system_checks: list[str] = []  # starts at once
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--organization", metavar="SLUG", help="of this one only")
-        parser.add_argument("--dry-run", action="store_true", help="count what would go")
+        parser.add_argument("--organization", metavar="SLUG", help="only this one")
+        parser.add_argument("--dry-run", action="store_true", help="count what would be removed")
         parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -31,22 +31,22 @@ class Command(BaseCommand):
         swept: list[Swept] = []
         wrong: list[str] = []
         with command_errors(RESUME_HINT):
-            found = [organization_by_slug(slug)] if slug else Organization.objects.live()
-            for organization in found:
+            chosen = [organization_by_slug(slug)] if slug else Organization.objects.live()
+            for organization in chosen:
                 try:
                     actor = command_actor("sweep")
                     swept.append(
                         sweep(organization=organization, actor=actor, is_dry_run=is_dry_run)
                     )
-                except Invalid as error:  # of one; the others are swept
+                except Invalid as error:  # the others are swept
                     wrong.append(f"{organization.slug}: {error}")
         if options["json"]:
             counts = [one.as_dict() for one in swept]
             self.stdout.write(json.dumps({"organizations": counts, "dry_run": is_dry_run}))
         else:
-            said = [_sentence(one) for one in swept if one.total]
+            sentences = [_sentence(one) for one in swept if one.total]
             dry = " (dry run: nothing has changed)" if is_dry_run else ""
-            self.stdout.write("\n".join(said or ["Nothing to sweep."]) + dry)
+            self.stdout.write("\n".join(sentences or ["Nothing to sweep."]) + dry)
         if wrong:
             raise CommandError("\n".join(wrong), returncode=BAD_DATA)
 
@@ -60,7 +60,7 @@ def _sentence(swept: Swept) -> str:
         "cached vectors": swept.cached_vectors,
         "abandoned loads": swept.abandoned_loads,
     }
-    said = [f"{number:,} {name}" for name, number in parts.items() if number]
+    counts = [f"{number:,} {name}" for name, number in parts.items() if number]
     if purged:
-        said.append(f"purged {purged}")
-    return f"{swept.organization}: {', '.join(said)}"
+        counts.append(f"purged {purged}")
+    return f"{swept.organization}: {', '.join(counts)}"
