@@ -1,4 +1,4 @@
-"""`GET memories/duplicates`: pairs of memories that say nearly the same."""
+"""`GET memories/duplicates`: pairs of memories with nearly the same content."""
 
 from datetime import datetime
 from typing import Any
@@ -17,36 +17,40 @@ from accounts.api.views import TenantViewSet
 from accounts.models import User
 from memories.api.serializers import MemorySerializer
 from memories.models import Agent, Memory
-from memories.services.duplicates import Place, near_duplicates
+from memories.services.duplicates import PageStart, near_duplicates
 
-_LOWEST, _USUAL = 0.5, 0.95
+_MIN_THRESHOLD, _DEFAULT_THRESHOLD = 0.5, 0.95
 
 
 class DuplicatesQuery(Query):
     threshold = serializers.FloatField(
-        min_value=_LOWEST, max_value=1, default=_USUAL, help_text="Cosine, at least."
+        min_value=_MIN_THRESHOLD,
+        max_value=1,
+        default=_DEFAULT_THRESHOLD,
+        help_text="The minimum cosine of a pair.",
     )
     user_id = ReferenceFilter(User)
     agent_id = ReferenceFilter(Agent)
     across = serializers.BooleanField(
-        default=False, help_text="Pairs of different agents and users, too."
+        default=False, help_text="Also pairs of different agents and users."
     )
     limit = serializers.IntegerField(
-        min_value=1, max_value=MAX_LIMIT, default=DEFAULT_LIMIT, help_text="Pairs on a page."
+        min_value=1, max_value=MAX_LIMIT, default=DEFAULT_LIMIT, help_text="Pairs per page."
     )
     cursor = serializers.CharField(required=False, help_text="From `next` of another page.")
 
-    def validate_cursor(self, cursor: str) -> Place:
+    def validate_cursor(self, cursor: str) -> PageStart:
         try:
-            moment, pk, told = read_cursor(cursor)
-            place = Place(datetime.fromisoformat(moment), UUID(pk), told)
-            is_sound = type(told) is int and told >= 0 and place.created_at.tzinfo is not None
-            if not is_sound or not 1900 < place.created_at.year < 2300:
+            moment, pk, returned = read_cursor(cursor)
+            start = PageStart(datetime.fromisoformat(moment), UUID(pk), returned)
+            is_count = type(returned) is int and returned >= 0
+            is_moment = start.created_at.tzinfo and 1900 < start.created_at.year < 2300
+            if not is_count or not is_moment:
                 raise ValueError(cursor)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             refusal = "This cursor was not made by this server."
             raise serializers.ValidationError(refusal, code="invalid") from error
-        return place
+        return start
 
 
 class MemoryDuplicatesViewSet(TenantViewSet):
@@ -73,9 +77,9 @@ class MemoryDuplicatesViewSet(TenantViewSet):
                     many=True,
                 ),
                 "next": serializers.URLField(
-                    allow_null=True, help_text="null when all memories have been looked at."
+                    allow_null=True, help_text="null when all memories have been checked."
                 ),
-                "looked_at": serializers.IntegerField(help_text="Memories, for this page."),
+                "looked_at": serializers.IntegerField(help_text="Memories checked for this page."),
                 "notice": serializers.CharField(
                     required=False, help_text="Why pairs may be missing."
                 ),
@@ -84,35 +88,35 @@ class MemoryDuplicatesViewSet(TenantViewSet):
     )
     @action(detail=False, methods=["get"])
     def duplicates(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Find memories that say nearly the same.
+        """Find near duplicates.
 
-        Pairs whose vectors are close, of one agent and one user; the smaller id is `first`. A page
-        looks at some of the memories, the oldest first, and may find no pair: follow `next` until
+        Pairs of memories with close vectors, of one agent and one user; `first` has the smaller id.
+        A page checks some of the memories, oldest first, and may have no pair: follow `next` until
         it is null.
         """
-        asked = self.query
-        found = near_duplicates(
+        query = self.query
+        page = near_duplicates(
             organization=self.organization,
-            threshold=asked["threshold"],
-            user_id=asked.get("user_id"),
-            agent_id=asked.get("agent_id"),
-            across=asked["across"],
-            start=asked.get("cursor"),
-            limit=asked["limit"],
+            threshold=query["threshold"],
+            user_id=query.get("user_id"),
+            agent_id=query.get("agent_id"),
+            across=query["across"],
+            start=query.get("cursor"),
+            limit=query["limit"],
         )
-        # (One serializer for all: making its fields takes longer than showing a memory.)
-        rows = [row for pair in found.pairs for row in (pair.first, pair.second)]
-        shown = iter(MemorySerializer(rows, many=True).data)
+        # (One serializer for all: creating its fields takes longer than serializing a memory.)
+        rows = [row for pair in page.pairs for row in (pair.first, pair.second)]
+        data = iter(MemorySerializer(rows, many=True).data)
         pairs = [
-            {"similarity": pair.similarity, "first": next(shown), "second": next(shown)}
-            for pair in found.pairs
+            {"similarity": pair.similarity, "first": next(data), "second": next(data)}
+            for pair in page.pairs
         ]
-        notice = {"notice": found.notice} if found.notice else {}
-        place = found.next
+        notice = {"notice": page.notice} if page.notice else {}
+        start = page.next
         next_page = (
-            page_link(request, place.created_at.isoformat(), str(place.id), place.told)
-            if place
+            page_link(request, start.created_at.isoformat(), str(start.id), start.returned)
+            if start
             else None
         )
-        answer = {"results": pairs, "next": next_page, "looked_at": found.looked_at, **notice}
+        answer = {"results": pairs, "next": next_page, "looked_at": page.looked_at, **notice}
         return Response(answer)

@@ -1,7 +1,7 @@
-"""Adding memories: one encoding, one COPY and one transaction for up to 1,000, each stored once.
+"""Adds memories: one encoding, one COPY and one transaction for up to 1,000, without duplicates.
 
-Items are JSON objects as in the lines of a bulk file (memories/bulk.py) and go the loader's way
-into the table; what becomes of each is told item by item.
+Items are JSON objects like the lines of a bulk file (memories/bulk.py) and are written by the
+loader's code. Each item gets its own result.
 """
 
 import json
@@ -47,12 +47,12 @@ _KINDS: dict[str, type[ServiceError]] = {
     Forbidden.code: Forbidden,
 }
 
-_growth = Growth()  # of this process
+_growth = Growth()  # in this process
 logger = logging.getLogger("agentmem.memories")
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """Why an item is rejected; `field` is empty where it is the whole of it."""
+    """Why an item is rejected; `field` is empty if the whole item is at fault."""
 
     field: str
     code: str
@@ -60,30 +60,30 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Added(msgspec.Struct, frozen=True):
-    """What became of one item. A duplicate's id is that of the row that is there."""
+    """The result of one item. A duplicate's id is that of the existing memory."""
 
     index: int
     status: Literal["created", "duplicate", "rejected"]
     id: UUID | None = None
     error: Fault | None = None
-    is_embedded: bool = False  # it was created, and waits for no worker
+    is_embedded: bool = False  # it was created and needs no worker
 
 
 def add_memories(
     *, organization: Organization, actor: Actor, items: Sequence[bytes], embed: Embed = "now"
 ) -> list[Added]:
-    """What became of each item, in order. Called outside `tenant()`, which it enters itself.
+    """Adds memories and returns the result of each item, in order. Called outside `tenant()`.
 
-    What the same speaker has said to the same agent and user before is a duplicate; so is an
-    external_id that is there with the same words. One that has expired is not there: the item
-    becomes a new version of it, created at its moment. A bad item is rejected, the others are
-    stored. Those that the encoder fails are stored for a worker, as all are with `embed="later"`.
+    An item is a duplicate if a memory exists with the same speaker, content, agent and user, or
+    with the same external_id and the same text. An expired memory does not count: the item becomes
+    its new version, with a created_at of its own. A bad item is rejected, the others are stored.
+    If the encoder fails, they are stored for a worker, as all are with `embed="later"`.
 
     Raises: Invalid (no items, or more than 1,000).
     """
     if not 1 <= len(items) <= MAX_ITEMS:
         raise Invalid(
-            f"{len(items):,} memories are given; a batch has 1 to {MAX_ITEMS:,}.",
+            f"The batch has {len(items):,} memories; it may have 1 to {MAX_ITEMS:,}.",
             field="memories",
             code="batch_size",
         )
@@ -93,7 +93,7 @@ def add_memories(
         try:
             embed_lines([decoded.line for decoded in lines], organization=organization)
         except EncoderError as error:
-            logger.warning("Memories are stored to be embedded later: %s", error)
+            logger.warning("Memories are stored without vectors, for a worker: %s", error)
     if lines:
         adding.store(lines)
         _growth.tell_planner()
@@ -103,8 +103,7 @@ def add_memories(
 def add_memory(
     *, organization: Organization, actor: Actor, values: Mapping[str, Any], embed: Embed = "now"
 ) -> Added:
-    """What became of one memory. Called outside `tenant()`. Raises: Conflict, Forbidden,
-    Invalid."""
+    """Adds one memory. Called outside `tenant()`. Raises: Conflict, Forbidden, Invalid."""
     item = json.dumps(values, default=datetime.isoformat).encode()
     (added,) = add_memories(organization=organization, actor=actor, items=[item], embed=embed)
     if added.error:
@@ -119,7 +118,7 @@ def _encoder() -> Encoder:
 
 
 class _Adding:
-    """The items of one call on their way; in `added`, what became of those that have arrived."""
+    """The items of one call; `added` collects their results by index."""
 
     def __init__(self, organization: Organization, actor: Actor) -> None:
         self.organization = organization
@@ -132,51 +131,49 @@ class _Adding:
     def decoded(self, items: Sequence[bytes]) -> list[DecodedLine]:
         lines = self._encoder.decode(starmap(RawLine, enumerate(items)), self._reject)
         for decoded in lines:
-            decoded.line.updated_at = None  # the server's
+            decoded.line.updated_at = None  # set by the server
         return lines
 
     def store(self, lines: Sequence[DecodedLine]) -> None:
-        """One transaction: what items refer to, rows, history, one audit event."""
+        """One transaction: references, rows, history, one audit event."""
         now = timezone.now()
-        begun = now - timedelta(microseconds=MAX_ITEMS)  # (no item is made after now)
-        batch = self._encoder.begun_at(begun).encode(lines, self._reject)
-        stamp = Stamp(self.organization.pk, self.actor.id, now, begun)
+        started = now - timedelta(microseconds=MAX_ITEMS)  # (no item is created after now)
+        batch = self._encoder.begun_at(started).encode(lines, self._reject)
+        stamp = Stamp(self.organization.pk, self.actor.id, now, started)
         references = References(MEMORIES, holds=True)
         with tenant(self.organization):
             self._resolve(batch, references, stamp)
             rows = list(batch.finish_each(references.known, without=self.added.keys()))
             if not rows:
                 return
-            first = {row.key: row for row in reversed(rows)}
-            done = self._insert(list(first.values()), stamp)
+            first_of_key = {row.key: row for row in reversed(rows)}
+            done = self._insert(list(first_of_key.values()), stamp)
             by_number = {decoded.number: decoded.line for decoded in lines}
             for row in rows:
-                line, leader = by_number[row.number], first[row.key]
-                stored = done.id_of(leader.id)
-                if stored and row is leader:
+                line, first = by_number[row.number], first_of_key[row.key]
+                stored = done.id_of(first.id)
+                if stored and row is first:
                     is_embedded = line.embedding_state != Memory.EmbeddingState.PENDING
                     self.added[row.number] = Added(
                         row.number, "created", stored, is_embedded=is_embedded
                     )
                 elif stored:
-                    said = by_number[leader.number].hash
-                    self._judge(row, line, Taken(stored, False, False, said))
+                    first_hash = by_number[first.number].hash
+                    self._resolve_conflict(row, line, Taken(stored, False, False, first_hash))
                 else:
-                    self._judge(row, line, done.taken.get(leader.id))
+                    self._resolve_conflict(row, line, done.taken.get(first.id))
             if done.new or done.again:
                 self._keep_record(rows, done, references, stamp)
                 wake_worker(self.organization)
                 _growth.note(Memory, len(done.new))
-
-    # -- inside ----------------------------------------------------------------------------------
 
     def _reject(self, error: LineError) -> None:
         fault = Fault(error.field, error.code, error.message)
         self.added[error.line] = Added(error.line, "rejected", error=fault)
 
     def _resolve(self, batch: Batch, references: References, stamp: Stamp) -> None:
-        """Makes known what items name, new rows for keys that are nobody's; items that name what is
-        not there and cannot be made are rejected first, so that nothing is made for them."""
+        """Looks up the rows that items refer to and creates missing ones. Items with a reference
+        that cannot be created are rejected first, so that nothing is created for them."""
         to_create: dict[str, set[Name]] = {}
         for reference in MEMORIES.references:
             wanted = batch.wanted(reference.column)
@@ -202,7 +199,7 @@ class _Adding:
     def _fault(
         self, reference: Reference, name: Any, references: References
     ) -> ServiceError | None:
-        """Why an item cannot refer to `name`; None where it can, once the row is made."""
+        """Why an item cannot refer to `name`; None if the row exists or can be created."""
         is_deleted = (reference.column, name) in references.deleted
         if name in references.known[reference.column] and not is_deleted:
             return None
@@ -211,23 +208,23 @@ class _Adding:
     def _insert(self, rows: list[Row], stamp: Stamp) -> Inserted:
         try:
             return insert_new(rows, self._stage, stamp, compare="hash")
-        except LineError as error:  # what PostgreSQL alone can tell: the transaction is lost
+        except LineError as error:  # refused by PostgreSQL: the transaction is lost
             message = f"memories[{error.line}]: {error.message}"
             raise Invalid(message, field=error.field, code=error.code) from error
 
-    def _judge(self, row: Row, line: MemoryLine, there: Taken | None) -> None:
-        """The row was not inserted: `there` has its key."""
-        if there and not there.is_deleted and there.compared == line.hash:
-            self.added[row.number] = Added(row.number, "duplicate", there.id)
+    def _resolve_conflict(self, row: Row, line: MemoryLine, existing: Taken | None) -> None:
+        """The row was not inserted: `existing` has its key."""
+        if existing and not existing.is_deleted and existing.compared == line.hash:
+            self.added[row.number] = Added(row.number, "duplicate", existing.id)
             return
-        if there is None:
+        if existing is None:
             code, message = TAKEN, "Another request is changing this memory: send it again."
-        elif there.is_deleted:
+        elif existing.is_deleted:
             code = IN_TRASH
             message = "The memory with this external_id is in the trash: restore or purge it."
         else:
             code = TAKEN
-            message = "There is another memory with this external_id; PATCH changes what it says."
+            message = "Another memory has this external_id; PATCH changes its content."
         self._reject(LineError(code, "external_id", message, line=row.number))
 
     def _keep_record(

@@ -29,7 +29,7 @@ class BlockRecords(Records[Block]):
         return changed | {"version"}
 
     def after_update(self, record: Block, changed: frozenset[str]) -> None:
-        if "label" in changed:  # one block per label and agent: the links repeat it
+        if "label" in changed:  # links repeat it, for the unique constraint on agent and label
             links = AgentBlock.objects.for_organization(record.organization_id)
             with named_violations(AgentBlock):
                 links.filter(block=record).update(block_label=record.label)
@@ -55,9 +55,9 @@ agent_tools = Records(AgentTool)
 def attach_block(
     agent: Agent, block: Block, *, organization: Organization, actor: Actor
 ) -> AgentBlock:
-    """The block stands in the agent's prompt; already there, nothing changes.
+    """Adds the block to the agent's prompt; nothing changes if it is attached already.
 
-    Raises: Conflict (another block of this label does).
+    Raises: Conflict (another block with this label is attached).
     """
     return _attach(agent_blocks, organization, actor, agent=agent, block=block)
 
@@ -68,7 +68,7 @@ def detach_block(agent: Agent, block: Block, *, organization: Organization, acto
 
 
 def attach_tool(agent: Agent, tool: Tool, *, organization: Organization, actor: Actor) -> AgentTool:
-    """The agent may call the tool; already so, nothing changes."""
+    """Lets the agent call the tool; nothing changes if it is attached already."""
     return _attach(agent_tools, organization, actor, agent=agent, tool=tool)
 
 
@@ -79,12 +79,12 @@ def detach_tool(agent: Agent, tool: Tool, *, organization: Organization, actor: 
 
 def _attach(links: Records[Any], organization: Organization, actor: Actor, **ends: Any) -> Any:
     with transaction.atomic():
-        there = links.model.objects.for_organization(organization).live().filter(**ends).first()
-        return there or links.create(organization=organization, actor=actor, values=ends)
+        existing = links.model.objects.for_organization(organization).live().filter(**ends).first()
+        return existing or links.create(organization=organization, actor=actor, values=ends)
 
 
 def _detach(links: Records[Any], organization: Organization, actor: Actor, **ends: Any) -> None:
-    # A link holds nothing of its own: it is removed, not kept in the trash.
+    # A link has no data of its own: it is deleted, not moved to the trash.
     rows = links.model.objects.for_organization(organization).live().filter(**ends)
     with transaction.atomic():
         if not links.purge(rows, organization=organization, actor=actor):

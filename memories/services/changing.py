@@ -1,6 +1,6 @@
-"""Many memories changed or deleted at once, by filter: looked at first, if wished.
+"""Changes or deletes many memories at once, by filter, optionally with a preview.
 
-Each call is one transaction and leaves one audit event with its counts.
+Each call is one transaction and writes one audit event with its counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ MAX_ROWS = 100_000  # in one transaction
 SAMPLE_ROWS = 10
 SETTABLE = ("importance", "memory_type", "scope", "level", "expires_at", "metadata")
 
-# They leave the HNSW index, for the worker to put back: the new version of a row costs 1.6 ms
-# there, minutes in all.
-# (The history is written by the same statement: another would read all rows once more.)
-# Parameters: those of {assignments}, when, who, organization, ids, who, who, who, when, when.
+# Rows leave the HNSW index and the worker adds them again: a new row version costs 1.6 ms there,
+# minutes in all.
+# (The same statement writes the history: another one would read all rows again.)
+# Parameters: those of {assignments}, at, by, organization, ids, by, by, by, at, at.
 _UPDATE = sql.SQL("""
 WITH updated AS (
     UPDATE memories_memory m
@@ -55,8 +55,8 @@ _MERGED_METADATA = "(metadata || %s) - %s::text[]"
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """How many rows the filter fits, and how many of them changed or, in a preview, would. The
-    sample, newest first, is of the latter; there is none once it is done."""
+    """How many rows match the filter, and how many of them changed or, in a preview, would change.
+    `sample` has some of the latter, newest first; only in a preview."""
 
     matched: int
     changed: int
@@ -72,14 +72,14 @@ def update_memories(
     expired: str | None = None,
     is_preview: bool = False,
 ) -> Changed:
-    """Sets `values` (of SETTABLE) on the live memories that fit; those that have them stay as they
-    are. `expired`: as in MemoryQuerySet.by_expiry.
+    """Sets `values` (of SETTABLE) on the live memories that match; rows that have these values stay
+    as they are. `expired`: as in MemoryQuerySet.by_expiry.
 
-    `metadata` is merged into what is there: its keys are set, those of None removed.
-    Raises: Invalid (nothing to set, another field, more than MAX_ROWS fit).
+    `metadata` is merged into the existing one: its keys are set, keys with None are removed.
+    Raises: Invalid (nothing to set, another field, more than MAX_ROWS match).
     """
     if not values:
-        raise Invalid("Nothing is to be set.", field="set", code="required")
+        raise Invalid("There is nothing to set.", field="set", code="required")
     if unknown := values.keys() - set(SETTABLE):
         raise Invalid(
             f"{sorted(unknown)[0]!r} cannot be set on many memories at once; {', '.join(SETTABLE)} "
@@ -113,10 +113,10 @@ def update_memories(
 
 
 def _refuse_to_expire_any(rows: Any, values: Mapping[str, Any], actor: Actor) -> None:
-    moment = values.get("expires_at")
-    if moment is None or actor.may(permission("memory", "delete")):
+    expires_at = values.get("expires_at")
+    if expires_at is None or actor.may(permission("memory", "delete")):
         return
-    if rows.filter(Q(expires_at=None) | Q(expires_at__gt=moment)).exists():
+    if rows.filter(Q(expires_at=None) | Q(expires_at__gt=expires_at)).exists():
         refuse_to_expire(actor)
 
 
@@ -128,8 +128,8 @@ def delete_memories(
     expired: str | None = None,
     is_preview: bool = False,
 ) -> Changed:
-    """Moves the live memories that fit to the trash; `expired`: as in MemoryQuerySet.by_expiry.
-    Raises: Invalid (more than MAX_ROWS do)."""
+    """Moves the matching live memories to the trash; `expired`: as in MemoryQuerySet.by_expiry.
+    Raises: Invalid (more than MAX_ROWS match)."""
     return _delete(
         memory_filter.apply_to(Memory.objects.for_organization(organization).by_expiry(expired)),
         organization,
@@ -141,20 +141,20 @@ def delete_memories(
 def delete_named_memories(
     names: Sequence[str], *, organization: Organization, actor: Actor, is_preview: bool = False
 ) -> tuple[Changed, list[str]]:
-    """Moves these (uuid or external_id) to the trash; those that no live memory has come back.
+    """Moves these memories (uuid or external_id) to the trash; also returns the unknown names.
 
-    Two statements for all names. As everywhere, our own id comes before somebody's key.
+    Two statements for all names. As everywhere, an id takes precedence over an external_id.
     """
     by_text = {name.lower(): pk for name in names if (pk := _uuid(name))}
     live = Memory.objects.for_organization(organization).live()
     with transaction.atomic():
-        found = live.filter(Q(pk__in=by_text.values()) | Q(external_id__in=set(names)))
-        pairs = list(found.values_list("pk", "external_id"))
-        own, keys = {pk for pk, _ in pairs}, {key: pk for pk, key in pairs}
-        meant = {n: pk if (pk := by_text.get(n.lower())) in own else keys.get(n) for n in names}
-        rows = live.filter(pk__among={pk for pk in meant.values() if pk})
+        matches = live.filter(Q(pk__in=by_text.values()) | Q(external_id__in=set(names)))
+        pairs = list(matches.values_list("pk", "external_id"))
+        ids, keys = {pk for pk, _ in pairs}, {key: pk for pk, key in pairs}
+        by_name = {n: pk if (pk := by_text.get(n.lower())) in ids else keys.get(n) for n in names}
+        rows = live.filter(pk__among={pk for pk in by_name.values() if pk})
         done = _delete(rows, organization, actor, is_preview)
-    return done, [name for name, pk in meant.items() if pk is None]
+    return done, [name for name, pk in by_name.items() if pk is None]
 
 
 def _delete(rows: Any, organization: Organization, actor: Actor, is_preview: bool) -> Changed:
@@ -163,7 +163,7 @@ def _delete(rows: Any, organization: Organization, actor: Actor, is_preview: boo
         if is_preview:
             matched = _bounded(live.order_by().values("pk")[: MAX_ROWS + 1].count())
             return Changed(matched, matched, _sample(live))
-        # Locked, so that the history, the trash and the count are of the same rows.
+        # Locked, so that history, trash and count cover the same rows.
         locked = live.order_by("pk").select_for_update(of=("self",)).values_list("pk", flat=True)
         ids = list(locked[: MAX_ROWS + 1])
         matched = _bounded(len(ids))
@@ -190,15 +190,15 @@ def _update(
     changed = 0
     with track_progress("update memory") as progress, connection.cursor() as cursor:
         for start in range(0, len(ids), CHUNK_ROWS):
-            some = ids[start : start + CHUNK_ROWS]
-            cursor.execute(statement, [*set_to, at, by, organization.pk, some, by, by, by, at, at])
+            chunk = ids[start : start + CHUNK_ROWS]
+            cursor.execute(statement, [*set_to, at, by, organization.pk, chunk, by, by, by, at, at])
             changed += cursor.rowcount
             progress.add(cursor.rowcount)
     return changed
 
 
 def _differs(values: Mapping[str, Any]) -> Q:
-    """Rows that do not have the values yet."""
+    """Matches rows that do not have these values yet."""
     differs = Q()
     for name, value in values.items():
         if name == "metadata":
@@ -215,7 +215,7 @@ def _differs(values: Mapping[str, Any]) -> Q:
 
 
 def _merge_parameters(changes: Mapping[str, Any]) -> list[Any]:
-    """Of _MERGED_METADATA."""
+    """The parameters of _MERGED_METADATA."""
     kept = {key: value for key, value in changes.items() if value is not None}
     return [Jsonb(kept), [key for key, value in changes.items() if value is None]]
 
@@ -223,7 +223,7 @@ def _merge_parameters(changes: Mapping[str, Any]) -> list[Any]:
 def _bounded(matched: int) -> int:
     if matched > MAX_ROWS:
         raise Invalid(
-            f"More than {MAX_ROWS:,} memories fit, the most that one call changes: narrow the "
+            f"More than {MAX_ROWS:,} memories match, the most that one call changes: narrow the "
             "filter, for instance by `since` and `until`, and call several times.",
             field="filter",
             code="too_many",
@@ -236,7 +236,7 @@ def _sample(rows: Any) -> list[Memory]:
 
 
 def _named(memory_filter: MemoryFilter) -> list[str]:
-    """Which conditions there were; their values may be somebody's words."""
+    """The names of the conditions; their values may be personal."""
     return [
         field.name
         for field in fields(memory_filter)

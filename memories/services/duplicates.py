@@ -1,8 +1,8 @@
-"""Memories that say nearly the same: pairs whose vectors are close, found page by page.
+"""Finds near duplicates: pairs of memories whose vectors are close, page by page.
 
-A page looks at some memories in the order in which they were made, and compares each with its own
-slice: the memories of its agent and user. A small slice is compared whole, by one product of
-matrices; of a large one, HNSW gives the nearest, and what it does not hold yet is compared whole.
+A page checks some memories in the order of their creation and compares each with its slice: the
+memories of the same agent and user. A small slice is compared completely, by one matrix product.
+In a large one HNSW finds the nearest, and rows that are not indexed yet are compared completely.
 """
 
 from collections import defaultdict
@@ -30,11 +30,11 @@ from memories.search.likeness import (
     read_vectors,
 )
 
-ROWS_PER_PAGE = 200  # memories that are looked at
-WHOLE_ROWS = 10_000  # of a slice that is compared whole: a quarter of a second for such a page
-_MAX_VECTORS = 2 * WHOLE_ROWS  # read for one page: it ends before the slice that would be too much
+ROWS_PER_PAGE = 200  # memories that are checked
+WHOLE_ROWS = 10_000  # in a slice that is compared completely: a quarter of a second per page
+_MAX_VECTORS = 2 * WHOLE_ROWS  # read for one page: it ends before the slice that exceeds this
 
-_LOOKED_AT = sql.SQL("""
+_CHECKED = sql.SQL("""
 SELECT id, created_at, user_id, agent_id, embedding_model FROM memories_memory
 WHERE {slice} AND (created_at, id) {after} (%s, %s) ORDER BY created_at, id LIMIT %s
 """)
@@ -51,20 +51,20 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a page starts: after this memory or, if some of its pairs were told, after those."""
+class PageStart:
+    """A page starts after this memory or, if some of its pairs were returned, after those."""
 
     created_at: datetime
     id: UUID
-    told: int = 0
+    returned: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """`next` is None when all memories have been looked at; a page before may find no pair."""
+    """A page. `next` is None when all memories have been checked; a page may have no pair."""
 
     pairs: list[Pair]
-    next: Place | None
+    next: PageStart | None
     looked_at: int
     notice: str = ""
 
@@ -76,42 +76,42 @@ def near_duplicates(
     user_id: UUID | None = None,
     agent_id: UUID | None = None,
     across: bool = False,
-    start: Place | None = None,
+    start: PageStart | None = None,
     limit: int = 50,
 ) -> Duplicates:
     """A page of at most `limit` pairs of live memories whose vectors, of one encoder, have at least
     this cosine: both of one agent and one user, unless `across`. In a transaction.
 
-    Over all pages a pair comes once. A page costs at most so many memories looked at and so many
-    vectors read. HNSW is approximate, and of one memory the nearest PER_MEMORY pairs are told.
+    Over all pages a pair comes once. The memories checked and the vectors read per page are
+    limited. HNSW is approximate, and a memory has at most PER_MEMORY pairs, the nearest ones.
     """
-    whose = {"user_id": user_id, "agent_id": agent_id}
-    asked: dict[str, Any] = {name: row_id for name, row_id in whose.items() if row_id}
-    page = _Page(organization.pk, asked, threshold, across)
+    owners = {"user_id": user_id, "agent_id": agent_id}
+    conditions: dict[str, Any] = {name: row_id for name, row_id in owners.items() if row_id}
+    page = _Page(organization.pk, conditions, threshold, across)
     rows = page.rows_after(start)
-    looked_at = page.look_at(rows)
+    looked_at = page.check(rows)
     last = rows[looked_at - 1] if rows else None
     has_more = looked_at < len(rows) or len(rows) == ROWS_PER_PAGE
-    place = Place(last.created_at, last.id) if last and has_more else None
-    found = list[Alike]()
+    next_start = PageStart(last.created_at, last.id) if last and has_more else None
+    similar = list[Alike]()
     for before, row in zip([None, *rows], rows[:looked_at], strict=False):
-        told = start.told if start and row.id == start.id else 0
-        own = page.pairs_of(row.id)[told:]
-        room = limit - len(found)
-        found += own[:room]
+        returned = start.returned if start and row.id == start.id else 0
+        own = page.pairs_of(row.id)[returned:]
+        room = limit - len(similar)
+        similar += own[:room]
         if len(own) > room:
-            stopped_at, told = (row, told + room) if room or not before else (before, 0)
-            place = Place(stopped_at.created_at, stopped_at.id, told)
+            stopped_at, returned = (row, returned + room) if room or not before else (before, 0)
+            next_start = PageStart(stopped_at.created_at, stopped_at.id, returned)
             break
     memories = Memory.objects.for_organization(organization).in_bulk(
-        {pk for pair in found for pk in pair[:2]}
+        {pk for pair in similar for pk in pair[:2]}
     )
     pairs = [
         Pair(memories[first], memories[second], similarity)
-        for first, second, similarity in found
+        for first, second, similarity in similar
         if first in memories and second in memories  # not purged meanwhile
     ]
-    return Duplicates(pairs, place, looked_at, page.notice)
+    return Duplicates(pairs, next_start, looked_at, page.notice)
 
 
 class _Row(NamedTuple):
@@ -123,51 +123,53 @@ class _Row(NamedTuple):
 
 
 class _Page:
-    """What one page looks at and finds."""
+    """The memories that one page checks, and the pairs it finds."""
 
-    def __init__(self, organization_id: UUID, asked: Slice, threshold: float, across: bool) -> None:
+    def __init__(
+        self, organization_id: UUID, conditions: Slice, threshold: float, across: bool
+    ) -> None:
         self.organization_id = organization_id
-        self.asked = asked
+        self.conditions = conditions
         self.threshold = threshold
         self.compared = SLICE_COLUMNS[2:] if across else SLICE_COLUMNS
         self.notice = ""
-        self._found: dict[UUID, list[Alike]] = defaultdict(list)
+        self._pairs: dict[UUID, list[Alike]] = defaultdict(list)
 
     def pairs_of(self, pk: UUID) -> list[Alike]:
-        return sorted(self._found[pk], key=lambda p: (-p.similarity, p.second))[:PER_MEMORY]
+        return sorted(self._pairs[pk], key=lambda p: (-p.similarity, p.second))[:PER_MEMORY]
 
-    def rows_after(self, start: Place | None) -> list[_Row]:
-        where, parameters = condition(self.organization_id, self.asked)
-        after = sql.SQL(">=" if start and start.told else ">")
-        place = (start.created_at, start.id) if start else _FIRST
+    def rows_after(self, start: PageStart | None) -> list[_Row]:
+        where, parameters = condition(self.organization_id, self.conditions)
+        after = sql.SQL(">=" if start and start.returned else ">")
+        key = (start.created_at, start.id) if start else _FIRST
         with connection.cursor() as cursor:
             cursor.execute(
-                _LOOKED_AT.format(slice=where, after=after), [*parameters, *place, ROWS_PER_PAGE]
+                _CHECKED.format(slice=where, after=after), [*parameters, *key, ROWS_PER_PAGE]
             )
             return [_Row(*row) for row in cursor.fetchall()]
 
-    def look_at(self, rows: Sequence[_Row]) -> int:
-        """Finds the pairs of the first of `rows`, as many as there is room for; how many."""
-        if self._count(self.asked) <= WHOLE_ROWS:
-            vectors = self._read(self.asked)
+    def check(self, rows: Sequence[_Row]) -> int:
+        """Finds the pairs of the first rows, up to _MAX_VECTORS; returns how many rows."""
+        if self._count(self.conditions) <= WHOLE_ROWS:
+            vectors = self._read(self.conditions)
             for own, members in self._by_slice(rows).items():
                 self._compare(members, _only(vectors, self.compared, own))
             return len(rows)
         slices = list(self._by_slice(rows).items())
         vectors_left = _MAX_VECTORS
-        refused = set[UUID]()
+        skipped = set[UUID]()
         for number, (own, members) in enumerate(slices):
-            named = {**self.asked, **dict(zip(self.compared, own, strict=True))}
-            size = self._count(named)
+            conditions = {**self.conditions, **dict(zip(self.compared, own, strict=True))}
+            size = self._count(conditions)
             vectors_left -= size
             if vectors_left < 0 and number:
-                refused = {pk for _, later in slices[number:] for pk in later}
+                skipped = {pk for _, later in slices[number:] for pk in later}
                 break
             if size <= WHOLE_ROWS:
-                self._compare(members, self._read(named))
+                self._compare(members, self._read(conditions))
             else:
-                self._compare_large(members, named)
-        return next((n for n, row in enumerate(rows) if row.id in refused), len(rows))
+                self._compare_large(members, conditions)
+        return next((n for n, row in enumerate(rows) if row.id in skipped), len(rows))
 
     def _by_slice(self, rows: Sequence[_Row]) -> Mapping[tuple[Any, ...], list[UUID]]:
         slices: dict[tuple[Any, ...], list[UUID]] = defaultdict(list)
@@ -176,26 +178,25 @@ class _Page:
         return slices
 
     def _compare(self, members: Sequence[UUID], vectors: Vectors) -> None:
-        places = {pk: n for n, pk in enumerate(vectors.ids)}
-        looked_at = _at(vectors, [places[pk] for pk in members if pk in places])
-        self._note(alike_within(looked_at, vectors, at_least=self.threshold))
+        positions = {pk: n for n, pk in enumerate(vectors.ids)}
+        checked = _at(vectors, [positions[pk] for pk in members if pk in positions])
+        self._add(alike_within(checked, vectors, at_least=self.threshold))
 
     def _compare_large(self, members: Sequence[UUID], own: Slice) -> None:
-        """By HNSW, and whole with what it does not hold yet."""
-        near = alike_by_index(self.organization_id, own, members, at_least=self.threshold)
-        self._note(near)
-        waiting = self._read({**own, "is_indexed": False})
-        if len(waiting.ids) == WHOLE_ROWS:
+        """By HNSW, and completely with the rows that are not indexed yet."""
+        self._add(alike_by_index(self.organization_id, own, members, at_least=self.threshold))
+        unindexed = self._read({**own, "is_indexed": False})
+        if len(unindexed.ids) == WHOLE_ROWS:
             self.notice = (
-                "The search index does not hold all of these memories yet: pairs among those that "
-                "wait may be missing here. Ask again when the worker has caught up."
+                "The search index does not hold all of these memories yet: pairs of those that are "
+                "missing in it may be missing here. Ask again when the worker has caught up."
             )
-        looked_at = self._read({**own, "id": list(members)})
-        self._note(alike_within(looked_at, waiting, at_least=self.threshold))
+        checked = self._read({**own, "id": list(members)})
+        self._add(alike_within(checked, unindexed, at_least=self.threshold))
 
-    def _note(self, found: Sequence[Alike]) -> None:
-        for pair in found:
-            self._found[pair.first].append(pair)
+    def _add(self, pairs: Sequence[Alike]) -> None:
+        for pair in pairs:
+            self._pairs[pair.first].append(pair)
 
     def _count(self, own: Slice) -> int:
         return count_vectors(self.organization_id, own, at_most=WHOLE_ROWS + 1)
@@ -205,16 +206,16 @@ class _Page:
 
 
 def _only(vectors: Vectors, columns: Sequence[str], own: tuple[Any, ...]) -> Vectors:
-    kept = [SLICE_COLUMNS.index(column) for column in columns]
+    positions = [SLICE_COLUMNS.index(column) for column in columns]
     return _at(
         vectors,
-        [n for n, s in enumerate(vectors.slices) if tuple(s[k] for k in kept) == own],
+        [n for n, s in enumerate(vectors.slices) if tuple(s[p] for p in positions) == own],
     )
 
 
-def _at(vectors: Vectors, places: Sequence[int]) -> Vectors:
+def _at(vectors: Vectors, positions: Sequence[int]) -> Vectors:
     return Vectors(
-        [vectors.ids[n] for n in places],
-        [vectors.slices[n] for n in places],
-        vectors.matrix[list(places)],
+        [vectors.ids[n] for n in positions],
+        [vectors.slices[n] for n in positions],
+        vectors.matrix[list(positions)],
     )

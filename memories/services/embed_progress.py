@@ -1,7 +1,7 @@
-"""How far an organization's memories are embedded, and whether anybody is at it.
+"""How many of an organization's memories are embedded, and whether a worker is running.
 
-A worker notes in a row when it came for an organization's pending memories: that is seen from every
-server and through any pooler, and costs nothing where nothing is pending.
+A worker writes to a row when it last took an organization's pending memories. Every server sees it,
+through any pooler, and it costs nothing when nothing is pending.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from accounts.models import Organization
 from accounts.tenancy import tenant
 from memories.models import EmbedVisit, Memory
 
-# A worker that has died is known after so long: longer than its longest pause, or a batch, takes.
-# One that builds the index of vectors meanwhile is taken for dead too: it embeds nothing then.
+# Without a visit for so long, a worker counts as dead: longer than its longest pause or a batch. So
+# does one that is building the index of vectors: it embeds nothing meanwhile.
 GONE_AFTER = timedelta(minutes=2)
 MAX_PENDING = 1_000_000  # counted: a tenth of a second for 200,000
 MAX_OTHERS = 100_000  # of each other state
@@ -33,12 +33,12 @@ _STATES = Memory.EmbeddingState
 @dataclass(frozen=True, slots=True)
 class Counted:
     number: int
-    is_more: bool = False  # than `number`: no further was counted
+    is_more: bool = False  # counting stopped at `number`
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Live memories by embedding state, and when a worker last came for those that are pending."""
+    """Live memories by embedding state, and when a worker last came for the pending ones."""
 
     counts: dict[str, Counted]
     visited_at: datetime | None
@@ -50,13 +50,13 @@ class Progress:
 
 
 def note_visit(organization: Organization, *, is_failing: bool) -> None:
-    """A worker has come for the organization's pending memories."""
+    """Records that a worker came for the organization's pending memories."""
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(_VISIT, [organization.pk, is_failing])
 
 
 def embed_progress(organization: Organization) -> Progress:
-    """Each state is counted by its own partial index, up to a bound. Within tenant()."""
+    """Counts each state by its partial index, up to a limit. Within tenant()."""
     rows = Memory.objects.for_organization(organization).live().order_by()
     counts = {}
     for state in _STATES.values:

@@ -6,15 +6,15 @@ import time
 
 from memories.services.embed_worker import MAX_PAUSE_S, EmbedWorker
 
-# Small: the encoder also serves the searches of this process, which come between two batches.
+# Small: the encoder also serves the searches of this process, between two batches.
 BATCH_SIZE = 32
 
 logger = logging.getLogger(__name__)
 
 
 def start_embedding() -> threading.Thread:
-    """A daemon thread. No model is loaded until a memory is pending; what it had claimed when the
-    process ended is pending again after the lease."""
+    """Starts a daemon thread. No model is loaded until a memory is pending. If the process ends,
+    claimed memories are pending again after the lease."""
     thread = threading.Thread(target=_embed_for_ever, name="embed_worker", daemon=True)
     thread.start()
     return thread
@@ -25,6 +25,6 @@ def _embed_for_ever() -> None:
         try:
             EmbedWorker(batch_size=BATCH_SIZE).run()
         except Exception:
-            # Nobody would see that a thread has ended, but for memories that stay pending.
+            # Nobody would notice that the thread has ended, except by memories that stay pending.
             logger.exception("The embedding thread failed; it starts again.")
             time.sleep(MAX_PAUSE_S)

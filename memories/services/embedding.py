@@ -1,6 +1,6 @@
-"""Vectors of what is said: from the organization's cache, else from the encoder.
+"""Vectors of memories and queries: from the organization's cache, else from the encoder.
 
-Called outside `tenant()`: no database connection is held while an encoder is at work.
+Called outside `tenant()`, so that no database connection is held during encoding.
 """
 
 import threading
@@ -34,61 +34,63 @@ EMBED_CHANNEL = "agentmem_embed"  # its payload: the organization's id
 
 Utterance = tuple[str | None, str]  # speaker, content
 
-AWAY_S = 10.0  # searches go by keyword at once for so long, when an encoder did not answer
+AWAY_S = 10.0  # after an encoder did not answer, searches use keywords for so long, without a try
 _away: dict[str, tuple[float, str]] = {}  # encoder -> until when, and why
-_MAX_ASKED = 1000
-_asked: dict[tuple[UUID, str, str], str] = {}  # organization, encoder, question -> vector
-_asking = threading.Lock()
+_MAX_CACHED_QUERIES = 1000
+_query_cache: dict[tuple[UUID, str, str], str] = {}  # organization, encoder, query -> vector
+_query_cache_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """`rows` are unit vectors (VECTOR_DIM,) float32, padded with zeros; None for what the `encoder`
-    cannot read. Comparable with other vectors of the same encoder alone."""
+    """`rows` are unit vectors (VECTOR_DIM,) float32, padded with zeros; None for a text that the
+    `encoder` cannot read. Only comparable with vectors of the same encoder."""
 
     encoder: str
     rows: "list[NDArray[np.float32] | None]"
 
 
-def embed(said: Sequence[Utterance], *, organization: Organization, encoder: str = "") -> Vectors:
-    """The vectors of what is said, in order; the same words are encoded once in all.
+def embed(
+    utterances: Sequence[Utterance], *, organization: Organization, encoder: str = ""
+) -> Vectors:
+    """The vectors of the utterances, in order; equal ones are encoded once.
 
     Raises: EncoderError.
     """
     _refuse_inside()
     model = get_encoder(encoder)
-    # (A speaker that can be read would not make it less alike to all else that cannot.)
-    readable = are_readable([_content(s) for s in said], model)
-    to_embed = [s for s, it_is in zip(said, readable, strict=True) if it_is]
+    # (Without the speaker: a readable name does not make unreadable contents distinguishable.)
+    readable = are_readable([_content(u) for u in utterances], model)
+    to_embed = [u for u, is_readable in zip(utterances, readable, strict=True) if is_readable]
     vectors = iter(_embed(to_embed, model, organization))
-    return Vectors(model.name, [next(vectors) if it_is else None for it_is in readable])
+    return Vectors(model.name, [next(vectors) if is_readable else None for is_readable in readable])
 
 
 def _embed(
-    said: Sequence[Utterance], model: Encoder, organization: Organization
+    utterances: Sequence[Utterance], model: Encoder, organization: Organization
 ) -> "Iterable[NDArray[np.float32]]":
     if model.is_cheap:
-        return encode_texts([embedded_text(*s) for s in said], model)
-    hashes = [content_hash(*s) for s in said]
+        return encode_texts([embedded_text(*u) for u in utterances], model)
+    hashes = [content_hash(*u) for u in utterances]
     known = find_vectors(set(hashes), organization=organization, encoder=model.name)
-    missing = {h: s for h, s in zip(hashes, said, strict=True) if h not in known}
+    missing = {h: u for h, u in zip(hashes, utterances, strict=True) if h not in known}
     if missing:
-        vectors = encode_texts([embedded_text(*s) for s in missing.values()], model)
+        vectors = encode_texts([embedded_text(*u) for u in missing.values()], model)
         known |= dict(zip(missing, vectors, strict=True))
         keep_vectors({h: known[h] for h in missing}, organization=organization, encoder=model.name)
     return [known[h] for h in hashes]
 
 
-def _content(said: Utterance) -> str:
-    _, content = said
+def _content(utterance: Utterance) -> str:
+    _, content = utterance
     return embedded_text(None, content)
 
 
 def embed_queries(
     queries: Sequence[str], *, organization: Organization, encoder: str = ""
 ) -> list[QueryVector | None]:
-    """The vectors of questions, in order; None for one that the encoder cannot read. A process
-    remembers the last ones: an agent asks again.
+    """The vectors of queries, in order; None for one that the encoder cannot read. Each process
+    caches the latest: agents repeat their queries.
 
     Raises: EncoderError.
     """
@@ -96,21 +98,22 @@ def embed_queries(
         return []
     _refuse_inside()
     model = get_encoder(encoder)
-    known = {q: v for q in queries if (v := _asked.get((organization.pk, model.name, q)))}
+    known = {q: v for q in queries if (v := _query_cache.get((organization.pk, model.name, q)))}
     new = [q for q in dict.fromkeys(queries) if q not in known]
-    missing = [q for q, it_is in zip(new, are_readable(new, model), strict=True) if it_is]
+    readable = are_readable(new, model)
+    missing = [q for q, is_readable in zip(new, readable, strict=True) if is_readable]
     if missing:
-        for query, vector in zip(missing, _encode_questions(missing, model), strict=True):
+        for query, vector in zip(missing, _encode_queries(missing, model), strict=True):
             known[query] = as_text(vector)
-        with _asking:
-            _asked.update({(organization.pk, model.name, q): known[q] for q in missing})
-            while len(_asked) > _MAX_ASKED:
-                del _asked[next(iter(_asked))]
+        with _query_cache_lock:
+            _query_cache.update({(organization.pk, model.name, q): known[q] for q in missing})
+            while len(_query_cache) > _MAX_CACHED_QUERIES:
+                del _query_cache[next(iter(_query_cache))]
     return [QueryVector(model.name, known[q]) if q in known else None for q in queries]
 
 
-def _encode_questions(queries: Sequence[str], model: Encoder) -> "NDArray[np.float32]":
-    """Where the encoder did not answer a moment ago it is not waited for again."""
+def _encode_queries(queries: Sequence[str], model: Encoder) -> "NDArray[np.float32]":
+    """Fails at once if the encoder did not answer within the last AWAY_S."""
     until, reason = _away.get(model.name, (0.0, ""))
     if time.monotonic() < until:
         raise EncoderError(reason, is_temporary=True)
@@ -137,15 +140,15 @@ def find_vectors(
             "WHERE organization_id = %s AND encoder = %s AND hash = ANY (%s)",
             [organization.pk, encoder, list(hashes)],
         )
-        found = cursor.fetchall()
-    vectors = read_halfvecs([sent for _, sent in found])
-    return {bytes(h): vector for (h, _), vector in zip(found, vectors, strict=True)}
+        rows = cursor.fetchall()
+    vectors = read_halfvecs([sent for _, sent in rows])
+    return {bytes(h): vector for (h, _), vector in zip(rows, vectors, strict=True)}
 
 
 def keep_vectors(
     vectors: "Mapping[bytes, NDArray[np.float32]]", *, organization: Organization, encoder: str
 ) -> None:
-    """Caches vectors by content hash; those that are there stay."""
+    """Caches vectors by content hash; existing ones stay."""
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO memories_cachedvector (id, organization_id, encoder, hash, embedding, "
@@ -158,8 +161,8 @@ def keep_vectors(
 
 
 def wake_worker(organization: Organization | UUID) -> None:
-    """Tells the workers, at the end of the transaction, that memories of the organization wait to
-    be embedded; if none do, nobody is woken."""
+    """Notifies the workers, when the transaction commits, that the organization has pending
+    memories; does nothing if it has none."""
     organization_id = organization.pk if isinstance(organization, Organization) else organization
     with connection.cursor() as cursor:
         cursor.execute(
@@ -170,13 +173,13 @@ def wake_worker(organization: Organization | UUID) -> None:
 
 
 def as_text(vector: "NDArray[np.float32]") -> str:
-    """A vector of length 1 in PostgreSQL's spelling, as fine as half precision is. (Short numbers:
-    reading them is most of what storing a vector costs.)"""
+    """A unit vector as text for PostgreSQL, rounded to half precision. (Parsing the numbers is most
+    of the cost of storing a vector, so they are short.)"""
     return msgspec.json.encode(vector.astype("float64").round(6).tolist()).decode()
 
 
 def forget_vectors(hashes: Sequence[bytes], *, organization: Organization, encoder: str) -> None:
-    """Takes vectors out of the cache. Within tenant()."""
+    """Removes vectors from the cache. Within tenant()."""
     with connection.cursor() as cursor:
         cursor.execute(
             "DELETE FROM memories_cachedvector "

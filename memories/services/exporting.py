@@ -1,4 +1,4 @@
-"""Memories as the lines that the bulk loader reads, page by page."""
+"""Exports memories page by page, as the lines that the bulk loader reads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,18 +13,18 @@ from accounts.tenancy import tenant
 from agentmem_site.bulk.export import PAGE_ROWS, Columns, columns_of, encode, read
 from memories.bulk import MEMORIES
 
-_OF_VECTORS = ("embedding", "embedding_model")
+_VECTOR_COLUMNS = ("embedding", "embedding_model")
 _ROW = "_row"
 
 
 def export_memories(
     rows: Any, *, organization: Organization, actor: Actor, with_vectors: bool
 ) -> Iterator[bytes]:
-    """Pages of lines, oldest first; one audit event with their number when it is over.
+    """Yields pages of lines, oldest first; at the end writes one audit event with their number.
 
-    Called outside `tenant()`: each page is a context of its own, so that no connection is held
-    while a slow reader reads. A memory that is added meanwhile may be among them or not. After a
-    failure the last line is `{"error": ...}`.
+    Called outside `tenant()`: each page enters it for itself, so that no connection is held while
+    a slow client reads. A memory added meanwhile may be included or not. After a failure the last
+    line is `{"error": ...}`.
     """
     columns = {**_columns(with_vectors), _ROW: F("pk")}
     rows, number, status = rows.order_by("created_at", "pk"), 0, AuditEvent.Status.FAILURE
@@ -36,16 +36,16 @@ def export_memories(
             if not page:
                 break
             at, row = page[-1]["created_at"], page[-1][_ROW]
-            # (The first condition is a range of the index, the second a filter within it.)
+            # (The first condition is an index range, the second a filter within it.)
             rest = rows.filter(created_at__gte=at).filter(Q(created_at__gt=at) | Q(pk__gt=row))
             data = b"".join(encode({n: v for n, v in line.items() if n != _ROW}) for line in page)
             number += len(page)
             yield data
         status = AuditEvent.Status.SUCCESS
     except Exception:
-        # A server may end the answer as if it were whole (granian does): the last line tells, and
-        # is none that could be loaded.
-        yield encode({"error": f"The export broke off after {number} memories."})
+        # A server may end the response as if it were complete (granian does). This last line shows
+        # that it is not, and cannot be loaded.
+        yield encode({"error": f"The export failed after {number} memories."})
         raise
     finally:
         with tenant(organization):
@@ -60,9 +60,9 @@ def export_memories(
 
 
 def _columns(with_vectors: bool) -> Columns:
-    """Users and agents go by the caller's own keys where they have one: by those another
-    organization, or another server, can load the lines."""
-    columns = columns_of(MEMORIES, leave_out=() if with_vectors else _OF_VECTORS)
+    """Users and agents are named by external_id if they have one, so that another organization, or
+    another server, can load the lines."""
+    columns = columns_of(MEMORIES, leave_out=() if with_vectors else _VECTOR_COLUMNS)
     for name in ("user", "agent"):
         by_id = Cast(f"{name}_id", TextField())
         own_key = F(f"{name}__external_id")

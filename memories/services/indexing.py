@@ -1,7 +1,7 @@
-"""The HNSW index, filled apart from the writes that make the vectors.
+"""Adds vectors to the HNSW index, separately from the writes that store them.
 
-A small organization is searched exactly and needs no graph. The memories of a large one are moved
-into the index by the worker, some at a time: what is not there yet is scanned exactly.
+A small organization is scanned exactly and needs no graph. The worker adds the memories of a large
+one to the index in batches; those that are not in it yet are scanned exactly.
 """
 
 from django.db import connection
@@ -10,8 +10,8 @@ from accounts.models import Organization
 from accounts.tenancy import platform, tenant
 from memories.search.ranking import EXACT_ROWS
 
-# For each organization at most EXACT_ROWS entries of the index memories_memory_vectors, whose
-# order this is: without it the planner may read the whole table for each.
+# At most EXACT_ROWS entries of the index memories_memory_vectors per organization. ORDER BY makes
+# the planner use it: it might scan the whole table for each.
 _LARGE = """
 SELECT o.id FROM accounts_organization o CROSS JOIN LATERAL (
     SELECT 1 FROM memories_memory m
@@ -24,8 +24,8 @@ BATCH = 200  # rows locked at once: a fifth of a second
 
 
 def large_organizations() -> list[Organization]:
-    """Those whose vectors belong into the index. One statement under platform(): organization by
-    organization it would be a transaction each."""
+    """Those whose vectors belong in the index. One statement under platform(), where tenant()
+    would take a transaction per organization."""
     with platform(), connection.cursor() as cursor:
         cursor.execute(_LARGE, [EXACT_ROWS])
         ids = [row[0] for row in cursor.fetchall()]
@@ -33,9 +33,9 @@ def large_organizations() -> list[Organization]:
 
 
 def index_vectors(organization: Organization, *, batches: int = 1) -> int:
-    """Moves up to `batches` times BATCH vectors into the index; how many. Call until it gives 0.
+    """Adds up to `batches` times BATCH vectors to the index and returns how many; 0: all are in it.
 
-    Called outside `tenant()`; several at once take different rows.
+    Called outside `tenant()`; concurrent calls take different rows.
     """
     moved = 0
     for _ in range(batches):
@@ -48,8 +48,7 @@ def index_vectors(organization: Organization, *, batches: int = 1) -> int:
             if not cursor.fetchone()[0]:
                 break
             cursor.execute(
-                # (ARRAY: asked once. As IN the planner may ask it again for every row. ORDER BY:
-                # the index's own order, as above.)
+                # (ARRAY is evaluated once, where IN may run for every row. ORDER BY: as above.)
                 "UPDATE memories_memory SET is_indexed = true WHERE organization_id = %s "
                 "AND id = ANY (ARRAY(SELECT id FROM memories_memory WHERE organization_id = %s "
                 "AND embedding_state = 'ready' AND NOT is_deleted AND NOT is_indexed "

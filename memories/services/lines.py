@@ -1,6 +1,6 @@
 """Vectors for lines of memories that are about to be stored (memories/bulk.py).
 
-Called outside `tenant()`, as all that encodes.
+Called outside `tenant()`, like everything that encodes.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from memories.services.embedding import embed
 
 
 def embed_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> None:
-    """Gives a vector to each line that brings none and can be read. Raises: EncoderError."""
-    bare = [line for line in lines if line.embedding is None]
-    if not bare:
+    """Sets the vector of each line that has none and is readable. Raises: EncoderError."""
+    missing = [line for line in lines if line.embedding is None]
+    if not missing:
         return
-    vectors = embed([(line.speaker, line.content) for line in bare], organization=organization)
-    for line, row in zip(bare, vectors.rows, strict=True):
+    vectors = embed([(line.speaker, line.content) for line in missing], organization=organization)
+    for line, row in zip(missing, vectors.rows, strict=True):
         line.set_vector(None if row is None else row.astype(">f2").tobytes(), vectors.encoder)
 
 
 def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> None:
-    """The same, but for lines whose memory is there and says that already: it keeps the vector
-    that it has, or waits for the worker. Raises: EncoderError."""
+    """The same, except for lines whose memory exists with the same text: it keeps its vector, or
+    waits for the worker. Raises: EncoderError."""
     keys = [line.external_id for line in lines if line.external_id]
     hashes = [line.hash for line in lines if not line.external_id]
     with tenant(organization), connection.cursor() as cursor:
@@ -35,7 +35,7 @@ def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) 
             "WHERE organization_id = %s AND external_id = ANY (%s)",
             [organization.pk, keys],
         )
-        said_as = {(key, bytes(hash_)) for key, hash_ in cursor.fetchall()}
+        by_external_id = {(key, bytes(hash_)) for key, hash_ in cursor.fetchall()}
         cursor.execute(
             "SELECT m.hash, ARRAY[a.external_id, a.id::text], ARRAY[u.external_id, u.id::text] "
             "FROM memories_memory m "
@@ -45,7 +45,7 @@ def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) 
             "AND m.external_id IS NULL AND NOT m.is_deleted",
             [organization.pk, organization.pk, organization.pk, hashes],
         )
-        said_to = {
+        by_content = {
             (bytes(hash_), agent, user)
             for hash_, agents, users in cursor.fetchall()
             for agent, user in product(_names(agents), _names(users))
@@ -53,12 +53,12 @@ def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) 
     new = [
         line
         for line in lines
-        if (line.external_id, line.hash) not in said_as
-        and (line.external_id or (line.hash, line.agent_id, line.user_id) not in said_to)
+        if (line.external_id, line.hash) not in by_external_id
+        and (line.external_id or (line.hash, line.agent_id, line.user_id) not in by_content)
     ]
     embed_lines(new, organization=organization)
 
 
-def _names(found: Sequence[str | None]) -> list[str | None]:
-    """As a line may name it: by its own key or its id; None, where there is nobody."""
-    return [name for name in found if name] or [None]
+def _names(ids: Sequence[str | None]) -> list[str | None]:
+    """How a line may refer to it: by external_id or id; None without an agent or user."""
+    return [name for name in ids if name] or [None]

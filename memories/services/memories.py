@@ -1,4 +1,4 @@
-"""Long-term memories: changed by version, kept in history. (Added: adding.py.)"""
+"""Changes to memories: each makes a version, kept in the history. (New memories: adding.py.)"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from accounts.services.records import Records
 from memories.models import Memory, content_hash
 from memories.services.embedding import wake_worker
 
-_SAME = ("hash", "agent_id", "user_id")  # what tells memories without an external_id apart
+_CONTENT_KEY = ("hash", "agent_id", "user_id")  # the key of memories without an external_id
 _IDENTITY = frozenset({"content", "speaker", "agent", "user", "external_id"})
 _EMBEDDED = frozenset({"content", "speaker"})
 _NOT_EMBEDDED_YET: dict[str, Any] = {
@@ -32,7 +32,7 @@ _NOT_EMBEDDED_YET: dict[str, Any] = {
 
 class MemoryRecords(Records[Memory]):
     def derive(self, record: Memory, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
-        """What has expired, and says the same, makes way: it goes to the trash before the sweep."""
+        """Moves an expired memory with the same content to the trash, ahead of the sweep."""
         derived = dict[str, Any]()
         if is_new or changed & _EMBEDDED:
             derived["hash"] = content_hash(record.speaker, record.content)
@@ -42,22 +42,22 @@ class MemoryRecords(Records[Memory]):
             derived["embedding_state"] = Memory.EmbeddingState.READY
         if not is_new:
             derived["version"] = record.version + 1
-            if changed & _EMBEDDED:  # the vector is of what it said before
+            if changed & _EMBEDDED:  # the vector is of the previous text
                 derived |= _NOT_EMBEDDED_YET
         for name, value in derived.items():
             setattr(record, name, value)
         if is_new or changed & _IDENTITY:
-            _make_way(record)
+            _trash_expired_duplicates(record)
         return changed | derived.keys()
 
     def restore(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
-        """What has expired, and says what one of `rows` does, makes way here too."""
-        coming = rows.for_organization(organization).filter(
+        """Moves expired memories with the content of one of `rows` to the trash, too."""
+        restored = rows.for_organization(organization).filter(
             deleted_at__isnull=False, external_id=None
         )
         with transaction.atomic():
-            said = set(map(_key, coming.order_by().values_list(*_SAME)))
-            if ids := _expired_saying(said, organization):
+            keys = set(map(_key, restored.order_by().values_list(*_CONTENT_KEY)))
+            if ids := _expired_with(keys, organization):
                 expired = Memory.objects.for_organization(organization).filter(pk__among=ids)
                 self.delete(expired, organization=organization, actor=actor)
             return super().restore(rows, organization=organization, actor=actor)
@@ -86,40 +86,40 @@ class MemoryRecords(Records[Memory]):
             wake_worker(record.organization_id)
 
 
-def _make_way(record: Memory) -> None:
+def _trash_expired_duplicates(record: Memory) -> None:
     if record.external_id is not None:
         return
     expired = _expired(record.organization_id).exclude(pk=record.pk)
-    said = {name: getattr(record, name) for name in _SAME}
-    if ids := list(expired.filter(**said).values_list("pk", flat=True)):
+    key = {name: getattr(record, name) for name in _CONTENT_KEY}
+    if ids := list(expired.filter(**key).values_list("pk", flat=True)):
         rows = Memory.objects.for_organization(record.organization_id).filter(pk__in=ids)
         memories.delete(rows, organization=record.organization, actor=command_actor("sweep"))
 
 
 def _expired(organization: Organization | UUID) -> Any:
-    """Those that the content tells apart."""
+    """Expired memories whose key is their content."""
     return Memory.objects.for_organization(organization).live().expired().filter(external_id=None)
 
 
-def _expired_saying(said: set[tuple[Any, ...]], organization: Organization) -> list[UUID]:
-    hashes = list({row_hash for row_hash, *_ in said})
-    found: list[UUID] = []
+def _expired_with(keys: set[tuple[Any, ...]], organization: Organization) -> list[UUID]:
+    hashes = list({row_hash for row_hash, *_ in keys})
+    ids: list[UUID] = []
     for start in range(0, len(hashes), CHUNK_ROWS):
         rows = _expired(organization).filter(hash__among=hashes[start : start + CHUNK_ROWS])
-        found += [pk for pk, *same in rows.values_list("pk", *_SAME) if _key(same) in said]
-    return found
+        ids += [pk for pk, *key in rows.values_list("pk", *_CONTENT_KEY) if _key(key) in keys]
+    return ids
 
 
-def _key(said: Sequence[Any]) -> tuple[Any, ...]:
-    content_hash, *whose = said
-    return (bytes(content_hash), *whose)
+def _key(values: Sequence[Any]) -> tuple[Any, ...]:
+    content_hash, *owners = values
+    return (bytes(content_hash), *owners)
 
 
 def refuse_to_expire(actor: Actor) -> None:
-    """A memory that expires sooner than it would have is deleted, then. Raises: Forbidden."""
+    """Expiring a memory earlier amounts to deleting it. Raises: Forbidden."""
     if not actor.may(permission("memory", "delete")):
         raise Forbidden(
-            "A memory would expire sooner than now: that deletes it, and takes memory:delete.",
+            "Expiring a memory earlier deletes it, which needs memory:delete.",
             field="expires_at",
         )
 

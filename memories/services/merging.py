@@ -1,4 +1,4 @@
-"""Two memories made one."""
+"""Merges two memories."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -28,20 +28,20 @@ def merge_memories(
     values: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> Memory:
-    """`kept`, a version on, with what `other` knows beside it; `other` lies in the trash.
+    """Merges `other` into a new version of `kept`, and moves `other` to the trash.
 
-    Metadata is united (the kept one's keys win), importance the larger, finds are added up,
-    created_at is the earlier, expires_at the later (none: it never does). `values` are set on top:
-    content, importance or metadata. Vector and state stay unless what is embedded changes.
+    Metadata is united (keys of `kept` win), importance is the larger, hits are added up, created_at
+    is the earlier, expires_at the later (never, if one never expires). `values` are set on top:
+    content, importance or metadata. The vector stays unless the embedded text changes.
 
-    Raises: NotFound (kept is gone), Conflict (the other is, or a third memory says the same),
-    Invalid.
+    Raises: NotFound (`kept` was deleted), Conflict (`other` was, or a third memory has the same
+    content), Invalid.
     """
     if kept.pk == other.pk:
-        raise Invalid("A memory is not merged with itself: name another one.", field="with")
+        raise Invalid("A memory cannot be merged with itself: name another one.", field="with")
     with transaction.atomic(), named_violations(Memory):
         pair = Memory.objects.for_organization(organization).filter(pk__in=[kept.pk, other.pk])
-        # In the order of their ids: two merges of one pair, either way round, wait in line.
+        # Locked in the order of their ids, so that two merges of one pair never deadlock.
         locked = {row.pk: row for row in pair.live().order_by("pk").select_for_update(of=("self",))}
         if kept.pk not in locked:
             raise NotFound
@@ -51,7 +51,7 @@ def merge_memories(
         now = timezone.now()
         stamp = {"updated_at": now, "last_updated_by_id": actor.id}
 
-        # First the trash: the kept one may be about to say what the other says.
+        # `other` goes first: `kept` may be about to take over its content, which is unique.
         trashed = {"is_deleted": True, "deleted_at": now, "last_updated_by_id": actor.id}
         _set(other, trashed)
         other.save(update_fields=list(trashed))
@@ -63,11 +63,11 @@ def merge_memories(
         kept.save(update_fields=[*written, *stamp])
         memories.after_update(kept, frozenset(changed))
 
-        said = f": {reason}" if reason else "."
+        end = f": {reason}" if reason else "."
         MemoryHistory.objects.bulk_create(
             [
-                _merged(kept, f"Took in {other.pk}{said}", actor.id, now),
-                _merged(other, f"Merged into {kept.pk}{said}", actor.id, now),
+                _merged(kept, f"Took in {other.pk}{end}", actor.id, now),
+                _merged(other, f"Merged into {kept.pk}{end}", actor.id, now),
             ]
         )
         record_event(

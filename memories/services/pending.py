@@ -1,8 +1,8 @@
-"""The queue of memories to be embedded: the pending rows themselves.
+"""The queue of memories to embed: the pending rows themselves.
 
-Claiming sets `embedding_due_at` a lease ahead, encoding happens outside any transaction, and a
-vector is written only if the row still says what was embedded. A worker that is killed leaves
-nothing to tidy up: its lease runs out.
+A claim sets `embedding_due_at` to the end of its lease, encoding happens outside of transactions,
+and a vector is written only if the row still has the text that was embedded. A killed worker
+leaves nothing to clean up: its lease expires.
 """
 
 import math
@@ -30,9 +30,9 @@ FIRST_RETRY = timedelta(seconds=30)  # doubled with each attempt
 MAX_COUNTED = 1_000_000
 _PROBE = "Is anybody there?"
 
-# For each organization one probe of the index memories_memory_pending. The order is the index's:
-# without it the planner, expecting to meet a pending row at once, reads the whole table for each
-# organization that has none.
+# One probe of the index memories_memory_pending per organization. ORDER BY makes the planner use
+# it: it expects to find a pending row soon, and would scan the whole table for each organization
+# that has none.
 _ORGANIZATIONS = """
 SELECT o.id FROM accounts_organization o CROSS JOIN LATERAL (
     SELECT 1 FROM memories_memory m
@@ -41,7 +41,7 @@ SELECT o.id FROM accounts_organization o CROSS JOIN LATERAL (
 WHERE NOT o.is_deleted
 """
 
-# statement_timestamp, as Django's Now: now() stands still in a transaction that lives on.
+# statement_timestamp, as Django's Now: now() is the start of the transaction.
 _CLAIM = """
 WITH due AS MATERIALIZED (
     SELECT id FROM memories_memory
@@ -53,11 +53,11 @@ FROM due WHERE m.organization_id = %(organization)s AND m.id = due.id
 RETURNING m.embedding_due_at, m.id, m.hash, m.speaker, m.content, m.embedding_attempts
 """
 
-# The rows are locked in the order of their ids: two writers wait for each other, never in a ring.
-# `replaced` is the encoder whose vectors give way; NULL: the rows are pending. A vector that is
-# NULL: the encoder cannot read the row.
+# Rows are locked in the order of their ids, so that two writers never deadlock. `replaced` is the
+# encoder whose vectors are replaced; NULL: the rows are pending. A NULL vector: the encoder cannot
+# read the row.
 _WRITE = """
-WITH said AS MATERIALIZED (
+WITH matched AS MATERIALIZED (
     SELECT m.id, v.embedding FROM memories_memory m
     JOIN unnest(%(ids)s::uuid[], %(hashes)s::bytea[], %(vectors)s::text[])
         AS v (id, hash, embedding) ON v.id = m.id AND v.hash = m.hash
@@ -66,29 +66,29 @@ WITH said AS MATERIALIZED (
             ELSE m.embedding_state IN ('ready', 'unreadable')
                 AND m.embedding_model = %(replaced)s END
     ORDER BY m.id FOR NO KEY UPDATE OF m)
-UPDATE memories_memory m SET embedding = said.embedding::halfvec, embedding_model = %(encoder)s,
-    embedding_state = CASE WHEN said.embedding IS NULL THEN 'unreadable' ELSE 'ready' END,
+UPDATE memories_memory m SET embedding = matched.embedding::halfvec, embedding_model = %(encoder)s,
+    embedding_state = CASE WHEN matched.embedding IS NULL THEN 'unreadable' ELSE 'ready' END,
     embedding_attempts = 0, embedding_error = '',
     embedding_due_at = NULL, is_indexed = false,
     line_hash = CASE WHEN %(replaced)s::text IS NULL THEN m.line_hash END
-FROM said WHERE m.organization_id = %(organization)s AND m.id = said.id
-RETURNING said.embedding IS NULL
+FROM matched WHERE m.organization_id = %(organization)s AND m.id = matched.id
+RETURNING matched.embedding IS NULL
 """
 
 
 class Row(NamedTuple):
-    """A memory to be embedded, as it was when it was read."""
+    """A memory to embed, as it was when it was read."""
 
     id: UUID
     hash: bytes
-    said: Utterance
+    utterance: Utterance
     attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Vectors of rows by one encoder, None for those that it cannot read, and why other rows have
-    none."""
+    """Vectors of rows by one encoder, None where it cannot read the row; and the rows that failed,
+    each with the reason."""
 
     encoder: str
     vectors: "list[tuple[Row, NDArray[np.float32] | None]]"
@@ -96,7 +96,7 @@ class Encoded:
 
 
 class Written(NamedTuple):
-    """How many rows got a vector, and how many are known to be unreadable now."""
+    """How many rows got a vector, and how many were marked as unreadable."""
 
     embedded: int = 0
     unreadable: int = 0
@@ -104,15 +104,15 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Rows that are this worker's until `leased_until`; by that moment it tells them as its own."""
+    """Rows leased to this worker until `leased_until`, by which it recognizes them as its own."""
 
     organization: Organization
     rows: list[Row]
     leased_until: datetime
 
     def settle(self, encoded: Encoded) -> Written:
-        """Writes the vectors, charges failures an attempt, releases rows that say something else
-        by now."""
+        """Writes the vectors, counts an attempt for each failure, releases rows whose text has
+        changed."""
         with tenant(self.organization):
             written = write_vectors(encoded, organization=self.organization)
             for row, reason in encoded.failures:
@@ -122,7 +122,7 @@ class Claim:
         return written
 
     def release(self) -> None:
-        """What is still pending can be claimed again, at once."""
+        """Makes the rows that are still pending available at once."""
         with tenant(self.organization):
             self._still_claimed(self.rows).update(embedding_due_at=None)
 
@@ -138,7 +138,7 @@ class Claim:
         )
 
     def _still_claimed(self, rows: Sequence[Row]) -> Any:
-        # (A row that was changed has no due date, or another one.)
+        # (A row that was changed meanwhile has no due date, or another one.)
         return Memory.objects.for_organization(self.organization).filter(
             pk__in=[row.id for row in rows],
             embedding_state=Memory.EmbeddingState.PENDING,
@@ -147,8 +147,8 @@ class Claim:
 
 
 def organizations_with_pending() -> list[Organization]:
-    """Those with pending memories, due or not. One statement under platform(): organization by
-    organization it would be a transaction each, every few seconds."""
+    """Those with pending memories, due or not. One statement under platform(), where tenant()
+    would take a transaction per organization, every few seconds."""
     with platform(), connection.cursor() as cursor:
         cursor.execute(_ORGANIZATIONS)
         ids = [row[0] for row in cursor.fetchall()]
@@ -156,7 +156,7 @@ def organizations_with_pending() -> list[Organization]:
 
 
 def count_pending(organization: Organization) -> int:
-    """Live ones; at most MAX_COUNTED."""
+    """Counts live pending memories, up to MAX_COUNTED."""
     with tenant(organization):
         rows = Memory.objects.for_organization(organization).live()
         pending = rows.filter(embedding_state=Memory.EmbeddingState.PENDING).order_by()
@@ -164,7 +164,7 @@ def count_pending(organization: Organization) -> int:
 
 
 def claim(*, organization: Organization, limit: int, lease_s: float) -> Claim | None:
-    """The oldest pending memories that are due and that no other worker has, if there are any."""
+    """Claims the oldest pending memories that are due and not leased; None if there are none."""
     values: dict[str, Any] = {
         "organization": organization.pk,
         "limit": limit,
@@ -172,31 +172,32 @@ def claim(*, organization: Organization, limit: int, lease_s: float) -> Claim | 
     }
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(_CLAIM, values)
-        found = cursor.fetchall()
-    if not found:
+        claimed = cursor.fetchall()
+    if not claimed:
         return None
     rows = [
         Row(pk, bytes(content_hash), (speaker, content), attempts)
-        for _, pk, content_hash, speaker, content, attempts in found
+        for _, pk, content_hash, speaker, content, attempts in claimed
     ]
-    return Claim(organization, rows, leased_until=found[0][0])
+    return Claim(organization, rows, leased_until=claimed[0][0])
 
 
 def encode_rows(rows: Sequence[Row], *, organization: Organization, encoder: str = "") -> Encoded:
-    """Vectors of the rows. Where the encoder fails on a text the batch is halved until that text
-    stands alone: its neighbours do not suffer.
+    """Vectors of the rows. If the encoder fails, the batch is halved until the text that it fails
+    on is alone, so that the other rows get their vectors.
 
-    Raises: EncoderError (the encoder fails on any text: none of these is to blame).
+    Raises: EncoderError (the encoder fails on any text, not because of these).
     """
+    utterances = [row.utterance for row in rows]
     try:
-        vectors = embed([row.said for row in rows], organization=organization, encoder=encoder)
+        vectors = embed(utterances, organization=organization, encoder=encoder)
     except Error:
         raise
     except Exception as error:
         if isinstance(error, EncoderError):
-            encode_texts([_PROBE], get_encoder(encoder))  # raises as well where it is not the text
+            encode_texts([_PROBE], get_encoder(encoder))  # raises, too, unless the text is at fault
         if len(rows) == 1:
-            # Its kind alone: what an exception says may quote the text.
+            # Only the type: the message of an exception may quote the text.
             reason = f"The encoder refused this text ({type(error).__name__})."
             return Encoded("", [], [(rows[0], reason)])
         half = len(rows) // 2
@@ -221,8 +222,8 @@ def encode_rows(rows: Sequence[Row], *, organization: Organization, encoder: str
 def write_vectors(
     encoded: Encoded, *, organization: Organization, replaced: str | None = None
 ) -> Written:
-    """Compare and set: writes to the rows that still say what was embedded and are pending, or
-    have a vector by `replaced` or could not be read by it. Within tenant()."""
+    """Compare and set: writes to rows that still have the embedded text and are pending or, given
+    `replaced`, have a vector of that encoder or were unreadable for it. Within tenant()."""
     if not encoded.vectors:
         return Written()
     values: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""All memories anew, a batch at a time, while they are being searched: vectors by another encoder,
-search documents in another language. Which rows are done stands in the rows, so that what was
-interrupted goes on where it stopped.
+"""Rewrites all memories in batches, while they are searched: vectors by another encoder, or search
+documents in another language. The rows themselves show which are done, so an interrupted run
+continues where it stopped.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,22 +22,22 @@ from memories.services.pending import MAX_COUNTED, Encoded, Row, encode_rows, wr
 BATCH_SIZE = 256
 ROWS_PER_WALK = 5000
 MAX_REFUSED = 1000
-INDEX_BATCHES = 2  # at least what was written: what is not in the index is scanned by each search
+INDEX_BATCHES = 2  # at least the rows written: every search scans those that are not indexed
 
-ROWS_PER_LOOK = 1000
+ROWS_PER_CHECK = 1000
 READY, UNREADABLE = Memory.EmbeddingState.READY, Memory.EmbeddingState.UNREADABLE
-_TRIED = (READY, UNREADABLE)  # by an encoder; another may do better
-_READ = ("pk", "hash", "speaker", "content")
-_THE_SAME = 0.99  # cosine of a text's vector to itself: half precision, another processor
+_TRIED = (READY, UNREADABLE)  # by an encoder; another one may read them
+_COLUMNS = ("pk", "hash", "speaker", "content")
+_SAME_VECTOR = 0.99  # cosine, at least: half precision and the processor change it a little
 
-OnBatch = Callable[[int], None]  # rows that this batch has done
+OnBatch = Callable[[int], None]  # rows of this batch
 
 
 @dataclass(slots=True)
 class Reembedded:
     rows: int = 0
-    unreadable: int = 0  # the encoder knows nearly nothing of these: they have no vector
-    refused: int = 0  # texts that the encoder does not take: these rows keep their old vectors
+    unreadable: int = 0  # the encoder cannot read these: they have no vector
+    refused: int = 0  # the encoder failed on these: they keep their old vectors
 
 
 def count_to_reembed(organization: Organization, *, encoder: str = "") -> int:
@@ -51,13 +51,13 @@ def count_to_reembed(organization: Organization, *, encoder: str = "") -> int:
 def reembed(
     organization: Organization, *, encoder: str = "", on_batch: OnBatch = lambda rows: None
 ) -> Reembedded:
-    """Gives the live memories whose vector is another encoder's, or that it could not read, one of
-    this encoder's. The old vector stays until the new one takes its place. Raises: EncoderError."""
+    """Re-embeds live memories that have another encoder's vector, or that it could not read. The
+    old vector stays until the new one replaces it. Raises: EncoderError."""
     target = get_encoder(encoder).name
     done = Reembedded()
     for state in _TRIED:
         for other in _models(organization, state, but=target):
-            refused: list[Any] = []  # a few: the walk would meet them for ever
+            refused: list[Any] = []  # a few, to be skipped: they stay in the result of the query
             while rows := _next_rows(organization, state, other, refused):
                 encoded = encode_rows(rows, organization=organization, encoder=encoder)
                 with tenant(organization):
@@ -74,7 +74,7 @@ def reembed(
 
 
 def _models(organization: Organization, state: str, *, but: str) -> Iterator[str]:
-    """The encoders that its rows of that state are of, by an index probe each."""
+    """The encoders of its rows in that state, found by one index probe each."""
     last: str | None = None
     while True:
         with tenant(organization):
@@ -91,8 +91,8 @@ def _models(organization: Organization, state: str, *, but: str) -> Iterator[str
 def _next_rows(organization: Organization, state: str, model: str, refused: list[Any]) -> list[Row]:
     with tenant(organization):
         rows = _of(organization, state).filter(embedding_model=model).exclude(pk__in=refused)
-        # The order is that of the index memories_memory_vectors: what is done is not read again.
-        page = rows.order_by("is_indexed").values_list(*_READ)
+        # In the order of the index memories_memory_vectors, so that done rows are not read again.
+        page = rows.order_by("is_indexed").values_list(*_COLUMNS)
         return [_row(*values) for values in page[:BATCH_SIZE]]
 
 
@@ -108,38 +108,38 @@ def _of(organization: Organization, state: str) -> Any:
 def clear_unreadable_vectors(
     organization: Organization, *, encoder: str = "", on_batch: OnBatch = lambda rows: None
 ) -> int:
-    """Takes the vector from live memories that the encoder has embedded, before it was asked
-    whether it can read them, and cannot; how many. `on_batch` is told the rows looked at.
+    """Removes the vector of live memories that the encoder embedded but cannot read (older versions
+    did not check that); returns how many. `on_batch` gets the rows checked.
 
-    A vector that a caller brought under the encoder's name stays: it is not the one that the
-    encoder gives for that text. Raises: EncoderError.
+    A vector that a caller stored under the encoder's name stays: the encoder gives another one for
+    that text. Raises: EncoderError.
     """
     model = get_encoder(encoder)
     rows = Memory.objects.for_organization(organization).live()
     rows = rows.filter(embedding_state=READY, embedding_model=model.name)
-    mended, rest = 0, rows
+    cleared, rest = 0, rows
     while True:
         with tenant(organization):
-            page = rest.order_by("created_at", "id").values_list("created_at", *_READ)
-            found = list(page[:ROWS_PER_LOOK])
-        if not found:
-            return mended
-        at, last, *_ = found[-1]
-        # (The first condition is a range of the index, the second a filter within it.)
+            query = rest.order_by("created_at", "id").values_list("created_at", *_COLUMNS)
+            page = list(query[:ROWS_PER_CHECK])
+        if not page:
+            return cleared
+        at, last, *_ = page[-1]
+        # (The first condition is an index range, the second a filter within it.)
         rest = rows.filter(created_at__gte=at).filter(Q(created_at__gt=at) | Q(pk__gt=last))
-        read = [_row(*values) for _, *values in found]
-        contents = [embedded_text(None, row.said[1]) for row in read]
+        checked = [_row(*values) for _, *values in page]
+        contents = [embedded_text(None, row.utterance[1]) for row in checked]
         readable = are_readable(contents, model)
-        unread = [row for row, it_is in zip(read, readable, strict=True) if not it_is]
-        if unread:
-            mended += _take_vectors(unread, model, organization)
-        on_batch(len(found))
+        unreadable = [row for row, is_fine in zip(checked, readable, strict=True) if not is_fine]
+        if unreadable:
+            cleared += _clear_vectors(unreadable, model, organization)
+        on_batch(len(page))
 
 
-def _take_vectors(rows: Sequence[Row], model: Encoder, organization: Organization) -> int:
-    """From those whose vector is the encoder's own; what it cached goes too."""
-    made = encode_texts([embedded_text(*row.said) for row in rows], model)
-    by_id = {row.id: (row, vector) for row, vector in zip(rows, made, strict=True)}
+def _clear_vectors(rows: Sequence[Row], model: Encoder, organization: Organization) -> int:
+    """Of rows whose vector is the encoder's own; cached vectors of all of them go, too."""
+    vectors = encode_texts([embedded_text(*row.utterance) for row in rows], model)
+    by_id = {row.id: (row, vector) for row, vector in zip(rows, vectors, strict=True)}
     with tenant(organization):
         with connection.cursor() as cursor:
             cursor.execute(
@@ -147,10 +147,12 @@ def _take_vectors(rows: Sequence[Row], model: Encoder, organization: Organizatio
                 "WHERE organization_id = %s AND id = ANY (%s) AND embedding_state = 'ready'",
                 [organization.pk, list(by_id)],
             )
-            found = cursor.fetchall()
-        there = read_halfvecs([sent for _, sent in found])
-        pairs = [(*by_id[pk], vector) for (pk, _), vector in zip(found, there, strict=True)]
-        own = [row for row, mine, vector in pairs if mine @ vector >= _THE_SAME]
+            stored = cursor.fetchall()
+        stored_vectors = read_halfvecs([sent for _, sent in stored])
+        pairs = [
+            (*by_id[pk], vector) for (pk, _), vector in zip(stored, stored_vectors, strict=True)
+        ]
+        own = [row for row, encoded, vector in pairs if encoded @ vector >= _SAME_VECTOR]
         encoded = Encoded(model.name, [(row, None) for row in own], [])
         written = write_vectors(encoded, organization=organization, replaced=model.name)
         hashes = [row.hash for row in rows]
@@ -159,7 +161,7 @@ def _take_vectors(rows: Sequence[Row], model: Encoder, organization: Organizatio
 
 
 def requeue_failed(organization: Organization, *, on_batch: OnBatch = lambda rows: None) -> int:
-    """Memories that could not be embedded are pending again, as if they were new; how many."""
+    """Makes failed memories pending again, as if they were new; returns how many."""
     requeued = _walk(
         organization,
         Memory.objects.for_organization(organization).filter(
@@ -178,24 +180,25 @@ def requeue_failed(organization: Organization, *, on_batch: OnBatch = lambda row
 
 
 def rewrite_language(organization: Organization, *, on_batch: OnBatch = lambda rows: None) -> int:
-    """Search documents in the organization's language, of the trash too; how many."""
+    """Rebuilds search documents in the organization's language, in the trash too; returns how
+    many."""
     language = language_of(organization.settings)
     rows = Memory.objects.for_organization(organization).exclude(language=language)
     return _walk(organization, rows, on_batch, language=language)
 
 
 def _walk(organization: Organization, rows: Any, on_batch: OnBatch, **values: Any) -> int:
-    """Sets `values` on `rows`, which are none of them then: in the order of the index
-    memories_memory_created, a transaction per batch, and no row is read twice."""
+    """Sets `values` on `rows`, which then no longer match the query. In the order of the index
+    memories_memory_created, one transaction per batch; no row is read twice."""
     done, after = 0, None
     while True:
         with tenant(organization):
             rest = rows if after is None else rows.filter(created_at__gte=after)
-            page = rest.order_by("created_at", "id").values_list("created_at", "pk")
-            found = list(page[:ROWS_PER_WALK])
-            if not found:
+            query = rest.order_by("created_at", "id").values_list("created_at", "pk")
+            page = list(query[:ROWS_PER_WALK])
+            if not page:
                 return done
-            written = rows.filter(pk__in=[pk for _, pk in found]).update(**values)
-        after = found[-1][0]
+            written = rows.filter(pk__in=[pk for _, pk in page]).update(**values)
+        after = page[-1][0]
         done += written
         on_batch(written)

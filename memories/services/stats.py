@@ -1,4 +1,4 @@
-"""What an organization's memories are made of, in numbers."""
+"""Counts an organization's memories by type, scope, level, embedding, user and agent."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,9 +12,9 @@ from accounts.models import Organization
 
 TIMEOUT_S = 10
 
-# One pass for all groupings. Users and agents are groups too, counted outside: a count(DISTINCT ..)
-# would sort the rows. (octet_length reads a text's length and not the text.) grouping() has one bit
-# for each column, 0 where it is grouped by.
+# One pass for all groupings. Users and agents are grouping sets too, counted in the outer query: a
+# count(DISTINCT ..) would sort the rows. (octet_length reads the length of a text, not the text.)
+# grouping() has a bit per column, 0 if it is grouped by.
 _COUNT = """
 WITH part AS (
     SELECT grouping(m.memory_type, m.scope, m.level, m.embedding_state, m.model, m.user_id,
@@ -39,9 +39,8 @@ _NAMES = {64: "memory_type", 32: "scope", 16: "level", 8: "embedding_state", 4: 
 
 @dataclass(slots=True)
 class Stats:
-    """Of live memories that have not expired. `by` has, for each of memory_type, scope, level,
-    embedding_state and (of those that have a vector) embedding_model, the counts by value, the
-    largest first."""
+    """Of live, unexpired memories. `by` has the counts by value, largest first, of memory_type,
+    scope, level, embedding_state and (of memories with a vector) embedding_model."""
 
     memories: int = 0
     users: int = 0
@@ -57,7 +56,7 @@ class Stats:
 def memory_stats(
     *, organization: Organization, user_id: UUID | None = None, agent_id: UUID | None = None
 ) -> Stats:
-    """One statement, one pass over the memories that are asked for; in a transaction.
+    """Counts in one statement and one pass over the matching memories; in a transaction.
 
     Raises: Unavailable (it takes longer than TIMEOUT_S).
     """

@@ -1,4 +1,4 @@
-"""What changed between two versions of a memory."""
+"""Compares two versions of a memory."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from memories.models import Memory, MemoryHistory
 Op = Literal["equal", "insert", "delete"]
 Granularity = Literal["words", "lines", "whole"]
 
-# Comparisons that one try may cost, a tenth of a second: difflib is cubic at worst, and is told to
-# stop by what it has looked at, not by the clock, so that the same texts give the same diff.
+# Comparisons that one attempt may cost, a tenth of a second: difflib is cubic at worst. Counting
+# steps instead of measuring time gives the same diff for the same texts.
 MAX_STEPS = 1_000_000
 _WORD = re.compile(r"\w+|\s+|[^\w\s]")
 
@@ -24,7 +24,7 @@ _WORD = re.compile(r"\w+|\s+|[^\w\s]")
 class TextDiff:
     """The `equal` and `delete` parts, joined, are the old text, `equal` and `insert` the new one.
 
-    By words; by lines where that would cost too much, else one part for the whole of each.
+    By words; by lines if that costs too much, else the whole texts as one part each.
     """
 
     granularity: Granularity
@@ -33,8 +33,8 @@ class TextDiff:
 
 @dataclass(frozen=True, slots=True)
 class VersionDiff:
-    """`metadata` tells keys of the object itself: added and removed with their value, changed with
-    the old and the new one. `importance` is old and new, None where it stayed."""
+    """`metadata` has top-level keys: added and removed with their value, changed with the old and
+    the new one. `importance` is the old and the new value, None if equal."""
 
     old: MemoryHistory
     new: MemoryHistory
@@ -49,7 +49,7 @@ class VersionDiff:
             "metadata": any(self.metadata.values()),
             "importance": self.importance is not None,
         }
-        return [name for name, it_is in is_changed.items() if it_is]
+        return [name for name, differs in is_changed.items() if differs]
 
 
 def diff_versions(
@@ -59,8 +59,8 @@ def diff_versions(
     from_version: int | None = None,
     to_version: int | None = None,
 ) -> VersionDiff:
-    """`to_version` is the newest and `from_version` the one before it, where they are not given;
-    of a memory with one version, that one stands on both sides.
+    """`to_version` defaults to the newest, `from_version` to the one before it. A memory with one
+    version is compared with itself.
 
     Raises: Invalid (there is no such version).
     """
@@ -79,8 +79,8 @@ def diff_versions(
                 field=field,
                 code="unknown",
             )
-    made = rows.filter(version__in={from_version, to_version}).order_by("-id")
-    by_version = {row.version: row for row in made}  # the change that made it, not its deletion
+    both = rows.filter(version__in={from_version, to_version}).order_by("-id")
+    by_version = {row.version: row for row in both}  # the change that made it, not its deletion
     return diff(by_version[from_version], by_version[to_version])
 
 
@@ -95,7 +95,7 @@ def diff(old: MemoryHistory, new: MemoryHistory) -> VersionDiff:
 
 
 def diff_texts(old: str, new: str, *, max_steps: int = MAX_STEPS) -> TextDiff:
-    """In about three times `max_steps` comparisons at most, and a few passes over each text."""
+    """Costs at most about three times `max_steps` comparisons, and a few passes over each text."""
     words = _WORD.findall(old), _WORD.findall(new)
     lines = old.splitlines(keepends=True), new.splitlines(keepends=True)
     tries: list[tuple[Granularity, Any, bool]] = [("words", words, False), ("words", words, True)]
@@ -104,19 +104,19 @@ def diff_texts(old: str, new: str, *, max_steps: int = MAX_STEPS) -> TextDiff:
     for granularity, tokens, skips_common in tries:
         try:
             parts = _diff_tokens(*tokens, skips_common=skips_common, max_steps=max_steps)
-        except _TooDear:
+        except _TooExpensive:
             continue
         return TextDiff(granularity, parts)
     return TextDiff("whole", [("delete", old), ("insert", new)])
 
 
-class _TooDear(Exception):
-    """The diff would cost more than it may."""
+class _TooExpensive(Exception):
+    """The diff would cost more than `max_steps`."""
 
 
 class _BoundedMatcher(SequenceMatcher[str]):
-    """White space is junk: it matches beside words that match, never alone. So do, in a long text
-    of which `skips_common` is said, words that make up more than a hundredth of it."""
+    """White space is junk: it only matches next to matching words. With `skips_common` the same
+    holds for words that make up more than one percent of a long text."""
 
     def __init__(
         self, old: Sequence[str], new: Sequence[str], *, skips_common: bool, max_steps: int
@@ -129,10 +129,10 @@ class _BoundedMatcher(SequenceMatcher[str]):
         self, alo: int = 0, ahi: int | None = None, blo: int = 0, bhi: int | None = None
     ) -> Any:
         ahi = len(self.old) if ahi is None else ahi
-        found = self.b2j  # type: ignore[attr-defined]  # token -> where it stands in `new`
-        self.steps_left -= sum(1 + len(found.get(token, ())) for token in self.old[alo:ahi])
+        positions = self.b2j  # type: ignore[attr-defined]  # token -> its positions in `new`
+        self.steps_left -= sum(1 + len(positions.get(token, ())) for token in self.old[alo:ahi])
         if self.steps_left < 0:
-            raise _TooDear
+            raise _TooExpensive
         return super().find_longest_match(alo, ahi, blo, bhi)
 
 
@@ -168,5 +168,5 @@ def _diff_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
 
 
 def _json(value: Any) -> str:
-    """Tells 1 from true, which Python takes for equal."""
+    """Distinguishes 1 from true, which are equal in Python."""
     return json.dumps(value, sort_keys=True)

@@ -91,7 +91,7 @@ def test_a_batch_tells_what_became_of_each(api, acme):
         "message": "Expected `str` of length >= 1",
     }
     assert (errors[4]["field"], errors[4]["code"]) == ("external_id", "duplicate")
-    assert errors[4]["message"].startswith("There is another memory with this external_id")
+    assert errors[4]["message"].startswith("Another memory has this external_id")
     assert errors[6]["message"].startswith("Unknown field; allowed: ")
     assert errors[7]["message"] == "Expected `object`, got `str`"
     assert errors[10] == errors[4]
@@ -339,7 +339,9 @@ def test_memories_are_indexed_in_the_organizations_language(api, acme):
 def test_a_batch_has_a_size(api, count):
     refused = api.post("memories/batch", {"memories": [{"content": "x"}] * count})
     assert refused.status_code == 400
-    assert refused.json()["detail"] == (f"{count:,} memories are given; a batch has 1 to 1,000.")
+    assert refused.json()["detail"] == (
+        f"The batch has {count:,} memories; it may have 1 to 1,000."
+    )
 
 
 @pytest.mark.parametrize(

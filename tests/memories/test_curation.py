@@ -253,8 +253,8 @@ def test_a_merge_that_cannot_be_is_refused(api, theirs, acme, globex):
     unnamed = make_memory(acme, content="One.")
     api.delete(f"memories/{gone.pk}")
     for with_id, message in (
-        ("k", "A memory is not merged with itself: name another one."),
-        (str(kept.pk), "A memory is not merged with itself: name another one."),
+        ("k", "A memory cannot be merged with itself: name another one."),
+        (str(kept.pk), "A memory cannot be merged with itself: name another one."),
         (str(foreign.pk), f"with: There is no memory '{foreign.pk}'."),
         (str(gone.pk), f"with: There is no memory '{gone.pk}'."),
         ("nobody", "with: There is no memory 'nobody'."),
@@ -429,7 +429,7 @@ def test_a_whole_organization_is_changed_only_when_it_is_said(api, acme, globex,
     ("values", "message"),
     [
         ({"content": "x"}, "set.content: There is no such field. Known: importance, memory_type"),
-        ({}, "Nothing is to be set."),
+        ({}, "There is nothing to set."),
         ({"importance": 2}, "set.importance: Ensure this value is less"),
         ({"importance": None}, "set.importance: This field may not be null."),
         ({"scope": "odd"}, 'set.scope: "odd" is not a valid choice.'),
@@ -486,7 +486,7 @@ def test_a_call_is_bounded(api, acme, shelf, monkeypatch):
         for path, rest in (("update", {"set": {"importance": 1}}), ("delete", {})):
             body = {"all": True, "preview": preview, **rest}
             assert refused(api.post(f"memories/batch/{path}", body)).startswith(
-                "More than 5 memories fit, the most that one call changes: narrow the filter"
+                "More than 5 memories match, the most that one call changes: narrow the filter"
             )
     assert {m.version for m in live(acme).values()} == {1}
     assert len(live(acme)) == 6
@@ -614,7 +614,7 @@ def test_letting_memories_expire_sooner_is_deleting_them(acme, shelf):
     def replace(client, moment):
         return client.put(one, {"content": "Keeps.", "expires_at": moment})
 
-    told = "A memory would expire sooner than now: that deletes it, and takes memory:delete."
+    told = "Expiring a memory earlier deletes it, which needs memory:delete."
     for door in (change, change_many, replace):
         assert refused(door(writer, soon), 403) == told
     assert refused(change_many(writer, soon, preview=True), 403) == told

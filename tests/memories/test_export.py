@@ -156,7 +156,7 @@ def test_what_fails_on_the_way_does_not_look_complete(acme, api, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "read", broken)
         last = next(stream)
-    assert json.loads(last) == {"error": "The export broke off after 2 memories."}
+    assert json.loads(last) == {"error": "The export failed after 2 memories."}
     with pytest.raises(RuntimeError, match="broken"):
         next(stream)
     with pytest.raises(CommandError, match="line 1: error: Unknown field"):

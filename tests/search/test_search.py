@@ -463,7 +463,7 @@ def test_no_connection_is_held_while_a_question_is_encoded(api, acme, remember, 
 
 
 def test_questions_of_many_threads_are_remembered_side_by_side(acme, monkeypatch):
-    monkeypatch.setattr(embedding, "_MAX_ASKED", 5)
+    monkeypatch.setattr(embedding, "_MAX_CACHED_QUERIES", 5)
     embedding.embed_queries(["once"], organization=acme)  # the encoder is loaded
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
