@@ -18,7 +18,7 @@ from django.utils import timezone
 from accounts.querysets import AuditEventQuerySet, MemberQuerySet, OrganizationQuerySet
 from accounts.roles import ALL_PERMISSIONS, PERMISSIONS, Role
 from accounts.tenancy import AuditColumns, LoadedModel, TenantModel
-from agentmem_site.db.fields import OrganizationKey
+from agentmem_site.db.fields import KeyField, OrganizationKey
 from agentmem_site.db.ids import uuid7
 from agentmem_site.db.walls import TenantWall
 
@@ -197,7 +197,7 @@ class User(LoadedModel):
         ACTIVE = "active", "Active"
         INACTIVE = "inactive", "Inactive"
 
-    external_id = models.CharField(max_length=255, null=True, blank=True)
+    external_id = KeyField(null=True, blank=True)
     name = models.CharField(max_length=255, blank=True, default="")
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.ACTIVE)
     timezone = models.CharField(max_length=64, default="UTC")

@@ -14,7 +14,7 @@ from pgvector.django import HalfVectorField, HnswIndex
 from accounts.models import User
 from accounts.organization_settings import DEFAULT_LANGUAGE, LANGUAGES
 from accounts.tenancy import LoadedModel, TenantModel
-from agentmem_site.db.fields import RealField, TenantForeignKey
+from agentmem_site.db.fields import KeyField, RealField, TenantForeignKey
 from memories.querysets import MemoryManager
 
 EMBEDDING_DIM = 384
@@ -45,7 +45,7 @@ class Agent(LoadedModel):
 
     auto_create_key = "external_id"
 
-    external_id = models.CharField(max_length=255, null=True, blank=True)
+    external_id = KeyField(null=True, blank=True)
     name = models.CharField(max_length=255, blank=True, default="")
     agent_type = models.CharField(max_length=64, blank=True, default="")
     description = models.TextField(blank=True, default="")
@@ -77,7 +77,7 @@ class Block(LoadedModel):
     """A labelled piece of text that stands in an agent's prompt: a persona, facts on a person."""
 
     user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="blocks")
-    external_id = models.CharField(max_length=255, null=True, blank=True)
+    external_id = KeyField(null=True, blank=True)
     label = models.CharField(max_length=50)
     value = models.TextField(blank=True, default="")
     limit = models.IntegerField(default=DEFAULT_BLOCK_LIMIT)  # characters
@@ -148,7 +148,7 @@ class Tool(LoadedModel):
         JSON = "json", "JSON schema only"
         MCP = "mcp", "MCP server"
 
-    name = models.CharField(max_length=255)
+    name = KeyField()
     description = models.TextField(blank=True, default="")
     json_schema = models.JSONField("JSON schema", default=dict, blank=True)
     source_type = models.CharField(
@@ -235,11 +235,11 @@ class Memory(LoadedModel):
         # Its encoder knows nearly nothing of what it says: found by its words alone.
         UNREADABLE = "unreadable", "Unreadable"
 
-    external_id = models.CharField(max_length=255, null=True, blank=True)
+    external_id = KeyField(null=True, blank=True)
     user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="memories")
     agent = TenantForeignKey(Agent, models.CASCADE, null=True, blank=True, related_name="memories")
     # The session's natural key: a memory outlives its session.
-    session_id = models.CharField(max_length=255, null=True, blank=True)
+    session_id = KeyField(null=True, blank=True)
     content = models.TextField()
     speaker = models.CharField(max_length=255, null=True, blank=True)
     context = models.TextField(null=True, blank=True)  # what was said just before

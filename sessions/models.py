@@ -5,7 +5,7 @@ from django.db.models import Q
 
 from accounts.models import User
 from accounts.tenancy import LoadedModel, TenantModel
-from agentmem_site.db.fields import TenantForeignKey
+from agentmem_site.db.fields import KeyField, TenantForeignKey
 from memories.models import Agent
 from sessions.words import words_of
 
@@ -15,11 +15,11 @@ class Session(LoadedModel):
 
     auto_create_key = "session_id"
 
-    session_id = models.CharField(max_length=255)
+    session_id = KeyField()
     agent = TenantForeignKey(Agent, models.CASCADE, null=True, blank=True, related_name="sessions")
     user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="sessions")
-    team_id = models.CharField(max_length=255, null=True, blank=True)
-    workflow_id = models.CharField(max_length=255, null=True, blank=True)
+    team_id = KeyField(null=True, blank=True)
+    workflow_id = KeyField(null=True, blank=True)
     name = models.CharField(max_length=255, blank=True, default="")
     state = models.JSONField(default=dict, blank=True)
     agent_data = models.JSONField(default=dict, blank=True)
@@ -71,7 +71,7 @@ class Run(TenantModel):
         CANCELLED = "cancelled", "Cancelled"
 
     session = TenantForeignKey(Session, models.CASCADE, related_name="runs")
-    run_id = models.CharField(max_length=255)
+    run_id = KeyField()
     position = models.IntegerField(default=0)  # order within the session
     status = models.CharField(max_length=16, choices=Status.choices, default=Status.PENDING)
     started_at = models.DateTimeField(null=True, blank=True)
@@ -123,7 +123,7 @@ class Message(LoadedModel):
         SYSTEM = "system", "System"
         TOOL = "tool", "Tool"
 
-    external_id = models.CharField(max_length=255, null=True, blank=True)
+    external_id = KeyField(null=True, blank=True)
     session = TenantForeignKey(
         Session, models.CASCADE, null=True, blank=True, related_name="messages"
     )

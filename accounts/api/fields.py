@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -12,10 +11,12 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from accounts.services.naming import is_id, refusal
+from accounts.services.naming import refusal
 from agentmem_site.db.ids import NOBODY
+from agentmem_site.db.keys import MAX_KEY_LENGTH, KeyFault, key_of
 
-_MAX_KEY_LENGTH = 255
+# As answers write an id; another spelling of one may well be somebody's own key.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _MAX_REAL, _MIN_REAL = 3.4e38, 1.2e-38
 # "+02:00" in a query string that was not escaped arrives as " 02:00".
@@ -27,13 +28,58 @@ def find(rows: Any, name: str, natural_key: str) -> Any:
 
     One statement. A caller's own key may look like a uuid; our ids come first.
     """
-    if "\0" in name:
+    try:
+        name = key_of(name)
+    except KeyFault:
         return None
     named = Q(**{natural_key: name}) if natural_key else Q()
-    if not is_id(name):
+    if not _UUID.fullmatch(name):
         return rows.filter(named).first() if natural_key else None
     found = list(rows.filter(Q(pk=UUID(name)) | named)[:2])
     return min(found, key=lambda row: row.pk != UUID(name), default=None)
+
+
+def checked_key(value: Any) -> str:
+    """Raises: ValidationError, for what no row can have as its key."""
+    try:
+        return key_of(value)
+    except KeyFault as fault:
+        raise serializers.ValidationError(str(fault), code=fault.code) from fault
+
+
+def asked_key(value: Any) -> str:
+    """The key that a question names. One that is too long for any row finds nothing.
+    Raises: ValidationError."""
+    try:
+        return key_of(value)
+    except KeyFault as fault:
+        if fault.code == "max_length":
+            return str(value)
+        raise serializers.ValidationError(str(fault), code=fault.code) from fault
+
+
+class KeyField(serializers.CharField):
+    """A key of the caller's own (agentmem_site/db/keys.py)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("max_length", MAX_KEY_LENGTH)
+        super().__init__(**kwargs)
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        return serializers.Field.run_validation(self, data)  # (not CharField's rule for blanks)
+
+    def to_internal_value(self, data: Any) -> str:
+        return checked_key(data)
+
+
+class KeyFilter(KeyField):
+    """A key that a question names."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"required": False, "max_length": None, **kwargs})
+
+    def to_internal_value(self, data: Any) -> str:
+        return asked_key(data)
 
 
 @extend_schema_field(OpenApiTypes.STR)
@@ -45,20 +91,9 @@ class ReferenceField(serializers.Field[Any, Any, Any, Any]):
     Shown as the uuid, without loading the row. `user_id = ReferenceField(User, source="user")`.
     """
 
-    default_error_messages = {"not_text": "An id is text."}
-
-    def __init__(
-        self,
-        model: type[Model],
-        *,
-        key: str = "external_id",
-        key_rule: Callable[[str], None] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """`key_rule` raises ValidationError for a key that no row may have."""
+    def __init__(self, model: type[Model], *, key: str = "external_id", **kwargs: Any) -> None:
         self.model: Any = model
         self.key = key
-        self.key_rule = key_rule
         kwargs.setdefault("help_text", self._help())
         super().__init__(**kwargs)
 
@@ -70,15 +105,7 @@ class ReferenceField(serializers.Field[Any, Any, Any, Any]):
         return f"uuid or {self.key} on input, uuid in answers{made if is_made else ''}"
 
     def to_internal_value(self, data: Any) -> Any:
-        if not isinstance(data, str):
-            self.fail("not_text")
-        return named(
-            self.model,
-            data,
-            self.key,
-            organization=self.context["organization"],
-            rule=self.key_rule,
-        )
+        return named(self.model, data, self.key, organization=self.context["organization"])
 
     def get_attribute(self, instance: Any) -> Any:
         return getattr(instance, f"{self.source}_id")
@@ -87,28 +114,18 @@ class ReferenceField(serializers.Field[Any, Any, Any, Any]):
         return str(value)
 
 
-def named(
-    model: Any,
-    name: str,
-    key: str,
-    *,
-    organization: Any,
-    rule: Callable[[str], None] | None = None,
-) -> Any:
+def named(model: Any, name: Any, key: str, *, organization: Any) -> Any:
     """The live row that a row which is written names, or a new one (naming.is_new).
 
     One statement, where it is there. Raises: ValidationError.
     """
+    name = checked_key(name)
     rows = model.objects.for_organization(organization)
     if (row := find(rows.live(), name, key)) is not None:
         return row
     is_deleted = find(rows.deleted(), name, key) is not None
     if refused := refusal(model, name, is_deleted=is_deleted):
         raise serializers.ValidationError(str(refused), code=refused.code)
-    checked = serializers.CharField(max_length=_MAX_KEY_LENGTH, trim_whitespace=False)
-    checked.run_validation(name)
-    if rule is not None:
-        rule(name)
     return model(organization=organization, **{key: name})
 
 
@@ -120,11 +137,6 @@ class ReferenceFilter(serializers.Field[Any, Any, Any, Any]):
     `user_id = ReferenceFilter(User)` narrows by that column.
     """
 
-    default_error_messages = {
-        "not_text": "An id is text.",
-        "blank": "This field may not be blank.",
-    }
-
     def __init__(self, model: type[Model], *, key: str = "external_id", **kwargs: Any) -> None:
         self.model: Any = model
         self.key = key
@@ -132,12 +144,9 @@ class ReferenceFilter(serializers.Field[Any, Any, Any, Any]):
         super().__init__(required=False, **kwargs)
 
     def to_internal_value(self, data: Any) -> UUID:
-        if not isinstance(data, str):
-            self.fail("not_text")
-        if not data:
-            self.fail("blank")
+        key = asked_key(data)
         rows = self.model.objects.for_organization(self.context["organization"])
-        row = find(rows.only("pk", *filter(None, [self.key])), data, self.key)
+        row = find(rows.only("pk", *filter(None, [self.key])), key, self.key)
         return NOBODY if row is None else row.pk
 
 

@@ -12,6 +12,7 @@ _SUMMARIES = {
     "list": "List {plural}",
     "create": "Add {one}",
     "retrieve": "Show {one}",
+    "by_key": "Show {one} by its key",
     "update": "Replace {one}",
     "partial_update": "Change {one}",
     "destroy": "Move {one} to the trash",

@@ -11,12 +11,13 @@ from accounts.api.fields import (
     JsonAny,
     JsonArray,
     JsonObject,
+    KeyField,
     Moment,
     QueryMoment,
     Real,
 )
 from accounts.api.pagination import DEFAULT_LIMIT, MAX_LIMIT
-from agentmem_site.db.fields import RealField
+from agentmem_site.db import fields as columns
 
 KEPT_BY_SERVER = (
     "created_at",
@@ -56,7 +57,8 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
     serializer_field_mapping = {
         **serializers.ModelSerializer.serializer_field_mapping,
         models.DateTimeField: Moment,
-        RealField: Real,
+        columns.RealField: Real,
+        columns.KeyField: KeyField,
     }
 
     def build_standard_field(self, field_name: str, model_field: Any) -> Any:
@@ -67,8 +69,9 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
             options = {k: v for k, v in options.items() if k not in ("encoder", "decoder")}
         elif field_class is serializers.CharField:
             options["trim_whitespace"] = False
+        elif field_class is KeyField:
+            options.pop("allow_blank", None)
         if field_name == "external_id":
-            options["allow_blank"] = False
             options.setdefault("help_text", "The caller's own key, unique in the organization.")
         return field_class, options
 

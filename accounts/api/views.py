@@ -4,10 +4,12 @@ from contextlib import ExitStack, nullcontext
 from functools import cached_property
 from io import BytesIO
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.db import Error, transaction
 from django.db.models import Model
+from django.urls import reverse
 from drf_spectacular.utils import extend_schema, inline_serializer
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
@@ -18,7 +20,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from accounts.actors import Actor
 from accounts.api.authentication import Caller
-from accounts.api.fields import find
+from accounts.api.fields import KeyFilter, find
 from accounts.api.pagination import KeysetPagination
 from accounts.api.permissions import AnyKey, read_scope
 from accounts.api.schema import RecordSchema
@@ -128,6 +130,9 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
     lookup_url_kwarg = "id"
     lookup_value_regex = "[^/]+"
     list_query: type[Query] = ListQuery
+    # Words that stand where a key does in paths: a row of such a key is asked for at `by-key`.
+    path_words: tuple[str, ...] = ("bulk", "by-key")
+    shown_at = ""  # the basename of the routes that show a row, where these do not
     unread = "the answer holds the id alone"  # what a caller is told who may not read the rows
 
     # /agents/{agent_id}/sessions: the field that refers to the parent, and how that is found.
@@ -154,6 +159,8 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         """The parameters that this action knows."""
         if self.action == "list":
             return self.list_query
+        if self.action == "by_key":
+            return type("KeyQuery", (TrashQuery,), {self.natural_key: KeyFilter(required=True)})
         return TrashQuery if self.action == "retrieve" and self.has_trash else Query
 
     def _checked_query(self, request: Request) -> dict[str, Any]:
@@ -233,7 +240,30 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
     def answered(self, row: Any, status_code: int = status.HTTP_200_OK, **more: Any) -> Response:
         """The answer to every write of a row: the row as it is now, for whom it is to see."""
         shown = self.get_serializer(row).data if self.may_read else {"id": str(row.pk)}
-        return Response({**shown, **more}, status_code)
+        is_new = status_code == status.HTTP_201_CREATED
+        headers = self.places_of(row) if is_new else None
+        return Response({**shown, **more}, status_code, headers=headers)
+
+    def places_of(self, row: Any) -> dict[str, str]:
+        """Headers that tell where a new row is shown."""
+        if self.shown_at:
+            location = reverse(f"{self.shown_at}-detail", kwargs={"id": row.pk})
+        else:
+            parent = {self.parent_kwarg: self.parent.pk} if self.parent_kwarg else {}
+            kwargs = {**parent, self.lookup_url_kwarg: row.pk}
+            location = reverse(f"{self.basename}-detail", kwargs=kwargs)
+        headers = {"Location": location}
+        key = getattr(row, self.natural_key, None) if self.natural_key else None
+        if key is not None and not self.fits_path(key):
+            by_key = f"{location.rpartition('/')[0]}/by-key?{urlencode({self.natural_key: key})}"
+            headers["X-AgentMem-Notice"] = (
+                f"This key cannot stand in a path. The row is found by its id, and at {by_key}"
+            )
+        return headers
+
+    def fits_path(self, key: str) -> bool:
+        """Whether a row of this key is reached by it."""
+        return "/" not in key and key not in (".", "..", *self.path_words)
 
     @property
     def by(self) -> dict[str, Any]:
@@ -284,7 +314,18 @@ class Trashing(mixins.DestroyModelMixin):
         return self.answered(self.get_object())
 
 
-class RecordViewSet(Listing, mixins.RetrieveModelMixin, Adding, Changing, Trashing, TenantViewSet):
+class Finding(mixins.RetrieveModelMixin):
+    @action(detail=False, url_path="by-key")
+    def by_key(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """For keys that cannot stand in a path: with a slash in them, or a word of a route."""
+        key = self.query[self.natural_key]
+        row = self.get_queryset().filter(**{self.natural_key: key}).first()
+        if row is None:
+            raise NotFound
+        return Response(self.get_serializer(row).data)
+
+
+class RecordViewSet(Listing, Finding, Adding, Changing, Trashing, TenantViewSet):
     """The whole life of a row."""
 
 
@@ -334,6 +375,7 @@ class ApiKeyViewSet(RecordViewSet):
     scope = MANAGE_KEYS
     serializer_class = ApiKeySerializer
     natural_key = ""
+    by_key: Any = None  # it has none
     http_method_names = ["get", "head", "post", "patch", "delete"]
 
     @extend_schema(responses={201: IssuedKeySerializer})

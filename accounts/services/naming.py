@@ -1,10 +1,9 @@
 """What a row that is written names: by our id what is there, by the caller's own key what is there
-or, where nobody has that key yet, what is made of it.
+or, where nobody has that key yet, what is made of it. A uuid that is none of our ids is such a key.
 
 Which models a name alone makes, they say themselves (`TenantModel.auto_create_key`).
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,15 +16,7 @@ from accounts.models import Organization
 from accounts.roles import permission
 from accounts.services.audit import record_event
 from agentmem_site.db.fields import TenantForeignKey
-
-MAX_ECHOED = 80  # characters of a name in a message
-# As answers write an id; another spelling of one may well be somebody's own key.
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-
-
-def is_id(name: str) -> bool:
-    """Written as our ids are."""
-    return _UUID.fullmatch(name) is not None
+from agentmem_site.db.keys import MAX_ECHOED
 
 
 def refusal(
@@ -36,10 +27,10 @@ def refusal(
     without an `actor`."""
     label = model._meta.verbose_name
     echoed = name[:MAX_ECHOED]
-    if is_deleted and not is_id(name):
+    if is_deleted:
         message = f"The {label} {echoed!r} is in the trash: restore it first."
         return Invalid(message, code="unknown_reference")
-    if is_id(name) or not getattr(model, "auto_create_key", ""):
+    if not getattr(model, "auto_create_key", ""):
         return Invalid(f"There is no {label} {echoed!r}.", code="unknown_reference")
     needed = permission(str(model._meta.model_name), "write")
     if actor is None or actor.may(needed):

@@ -1,8 +1,10 @@
-"""The fields of a tenant table: its organization, its references; a `real`; and `among`."""
+"""The fields of a tenant table: its organization, its references; the caller's own keys; a `real`;
+and `among`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models.expressions import ResolvedOuterRef
 from django.db.models.fields.related_descriptors import (
@@ -11,6 +13,8 @@ from django.db.models.fields.related_descriptors import (
 )
 from django.db.models.sql.where import WhereNode
 from django.utils.functional import cached_property
+
+from agentmem_site.db.keys import MAX_KEY_LENGTH, KeyFault, key_of
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -138,3 +142,26 @@ class RealField(models.FloatField):
 
     def db_type(self, connection: Any) -> str:
         return "real"
+
+
+class KeyField(models.CharField):
+    """A key of the caller's own (keys.py). Migrations know it as the CharField that it is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("max_length", MAX_KEY_LENGTH)
+        super().__init__(*args, **kwargs)
+
+    def get_internal_type(self) -> str:
+        return "CharField"
+
+    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
+        name, _, args, kwargs = super().deconstruct()
+        return name, "django.db.models.CharField", args, kwargs
+
+    def clean(self, value: Any, model_instance: "Model | None") -> Any:
+        if value not in self.empty_values:
+            try:
+                value = key_of(value)
+            except KeyFault as fault:
+                raise ValidationError(str(fault), code=fault.code) from fault
+        return super().clean(value, model_instance)

@@ -11,6 +11,7 @@ from rest_framework import serializers
 from rest_framework.exceptions import ParseError
 from rest_framework.request import Request
 
+from accounts.api.fields import KeyField
 from accounts.api.parsers import UnreadJSONParser
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
@@ -26,25 +27,11 @@ UNREAD: dict[str, Any] = {"id": None, "status": "stored"}
 UNREAD_SAID = '`status` is "stored" and `id` null, whether it was there before or not'
 
 
-class NameField(serializers.CharField):
-    """A uuid or a key of the caller's own; what stands behind it is the service's to find."""
-
-    default_error_messages = {"not_text": "An id is text."}
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=255, trim_whitespace=False, **kwargs)
-
-    def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):
-            self.fail("not_text")
-        return super().to_internal_value(data)
-
-
 class BatchMemorySerializer(MemorySerializer):
-    user_id: Any = NameField(
+    user_id: Any = KeyField(
         required=False, allow_null=True, help_text="uuid or external_id; a new one makes the user."
     )
-    agent_id: Any = NameField(
+    agent_id: Any = KeyField(
         required=False, allow_null=True, help_text="uuid or external_id; a new one makes the agent."
     )
     embedding_model: Any = serializers.CharField(

@@ -12,7 +12,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.api.fields import JsonObject, Moment, Real, ReferenceFilter
+from accounts.api.fields import JsonObject, KeyFilter, Moment, Real, ReferenceFilter
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
 from accounts.models import User
@@ -43,7 +43,7 @@ class MemoryFilterBody(Strict):
 
     user_id = ReferenceFilter(User)
     agent_id = ReferenceFilter(Agent)
-    session_id = serializers.CharField(required=False, max_length=255, trim_whitespace=False)
+    session_id = KeyFilter()
     types = serializers.ListField(
         child=serializers.ChoiceField(Memory.Type.choices), required=False, allow_empty=False
     )

@@ -10,6 +10,7 @@ from rest_framework import serializers
 
 from accounts.api.fields import (
     JsonObject,
+    KeyFilter,
     Moment,
     Real,
     ReferenceField,
@@ -59,7 +60,7 @@ class AgentSerializer(RecordSerializer):
 
 
 class AgentQuery(ListQuery):
-    external_id = serializers.CharField(required=False)
+    external_id = KeyFilter()
     agent_type = serializers.CharField(required=False)
     state = serializers.CharField(required=False)
 
@@ -89,7 +90,7 @@ class BlockSerializer(RecordSerializer):
 
 
 class BlockQuery(ListQuery):
-    external_id = serializers.CharField(required=False)
+    external_id = KeyFilter()
     user_id = ReferenceFilter(User)
     label: Any = serializers.CharField(required=False)
     is_template = serializers.BooleanField(required=False)
@@ -114,7 +115,7 @@ class ToolSerializer(RecordSerializer):
 
 
 class ToolQuery(ListQuery):
-    name = serializers.CharField(required=False)
+    name = KeyFilter()
     source_type = serializers.ChoiceField(Tool.SourceType.choices, required=False)
     tag = serializers.CharField(source="tags__contains", required=False)
 
@@ -216,10 +217,7 @@ class MemorySerializer(RecordSerializer):
             *KEPT_BY_SERVER,
         ]
         extra_kwargs = {
-            "session_id": {
-                "allow_blank": False,
-                "help_text": "The session's own key; the session need not exist.",
-            },
+            "session_id": {"help_text": "The session's own key; the session need not exist."},
             "speaker": {"help_text": "Who said it. Part of what the memory is, and embedded."},
         }
 
@@ -248,10 +246,10 @@ EXPIRED_HELP = "`only`: what is past its `expires_at`; `include`: that too."
 
 
 class MemoryQuery(ListQuery):
-    external_id = serializers.CharField(required=False, trim_whitespace=False)
+    external_id = KeyFilter()
     user_id = ReferenceFilter(User)
     agent_id = ReferenceFilter(Agent)
-    session_id = serializers.CharField(required=False, trim_whitespace=False)
+    session_id = KeyFilter()
     memory_type = serializers.ChoiceField(Memory.Type.choices, required=False)
     scope = serializers.ChoiceField(Memory.Scope.choices, required=False)
     level = serializers.ChoiceField(Memory.Level.choices, required=False)

@@ -108,6 +108,7 @@ class Attached(Listing, TenantViewSet):
 class AgentBlockViewSet(Attached):
     model = Block
     serializer_class = BlockSerializer
+    shown_at = "blocks"
     lookup_url_kwarg = "block_id"
     body_class = AttachBlock
     body_field = "block_id"
@@ -124,6 +125,7 @@ class AgentToolViewSet(Attached):
     model = Tool
     natural_key = "name"
     serializer_class = ToolSerializer
+    shown_at = "tools"
     lookup_url_kwarg = "tool_id"
     body_class = AttachTool
     body_field = "tool_id"
@@ -138,6 +140,14 @@ class MemoryViewSet(RecordViewSet):
     resource = "memory"
     serializer_class = MemorySerializer
     list_query = MemoryQuery
+    path_words = (
+        *RecordViewSet.path_words,
+        "batch",
+        "duplicates",
+        "export",
+        "search",
+        "stats",
+    )
 
     late_actions = ("create",)
 
@@ -183,8 +193,9 @@ class MemoryViewSet(RecordViewSet):
             memory.status = added.status
             memory.embedded = memory.embedding_state == Memory.EmbeddingState.READY
             answer = shape.to_representation(memory)
-        is_new = added.status == "created"
-        return Response(answer, status.HTTP_201_CREATED if is_new else status.HTTP_200_OK)
+        if added.status != "created":
+            return Response(answer)
+        return Response(answer, status.HTTP_201_CREATED, headers=self.places_of(memory))
 
 
 class MemoryHistoryViewSet(Listing, TenantViewSet):

@@ -6,21 +6,21 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from accounts.api.fields import JsonObject, ReferenceField, ReferenceFilter, find
+from accounts.api.fields import (
+    JsonObject,
+    KeyField,
+    KeyFilter,
+    ReferenceField,
+    ReferenceFilter,
+    checked_key,
+    find,
+)
 from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer
 from accounts.models import User
 from accounts.services.naming import is_new
 from agentmem_site.db.ids import uuid7
 from memories.models import Agent
 from sessions.models import Message, Run, Session
-
-LAST = "last"  # sessions/{id}/runs/last
-
-
-def addressable(key: str) -> None:
-    """Raises: ValidationError."""
-    if "/" in key:
-        raise serializers.ValidationError("It stands in URLs: no slash.", code="slash")
 
 
 @extend_schema_field(OpenApiTypes.STR)
@@ -40,9 +40,7 @@ class RunReference(NaturalKeyReference):
     """A run_id names a run within its session: the shape around it finds the row."""
 
     def to_internal_value(self, data: Any) -> str:
-        if not isinstance(data, str):
-            self.fail("not_text")
-        return data
+        return checked_key(data)
 
 
 class SessionSerializer(RecordSerializer):
@@ -50,11 +48,8 @@ class SessionSerializer(RecordSerializer):
 
     agent_id = ReferenceField(Agent, source="agent", required=False, allow_null=True)
     user_id = ReferenceField(User, source="user", required=False, allow_null=True)
-    session_id = serializers.CharField(
-        max_length=255,
-        trim_whitespace=False,
+    session_id = KeyField(
         required=False,
-        validators=[addressable],
         help_text="The caller's own key, unique in the organization; made where not given.",
     )
     summary = JsonObject(required=False, allow_null=True)
@@ -85,8 +80,8 @@ class SessionSerializer(RecordSerializer):
 class SessionQuery(ListQuery):
     agent_id = ReferenceFilter(Agent)
     user_id = ReferenceFilter(User)
-    team_id = serializers.CharField(required=False)
-    workflow_id = serializers.CharField(required=False)
+    team_id = KeyFilter()
+    workflow_id = KeyFilter()
 
 
 class RunSerializer(RecordSerializer):
@@ -95,11 +90,8 @@ class RunSerializer(RecordSerializer):
     session_id = NaturalKeyReference(
         Session, key="session_id", source="session", read_only=True, help_text=""
     )
-    run_id = serializers.CharField(
-        max_length=255,
-        trim_whitespace=False,
+    run_id = KeyField(
         required=False,
-        validators=[addressable],
         help_text="The caller's own key, unique in the session; made where not given.",
     )
 
@@ -131,13 +123,6 @@ class RunSerializer(RecordSerializer):
             name: {"min_value": 0} for name in ("input_tokens", "output_tokens", "total_tokens")
         }
 
-    def validate_run_id(self, run_id: str) -> str:
-        if run_id == LAST:
-            raise serializers.ValidationError(
-                "`last` stands for the newest run in URLs.", code="reserved"
-            )
-        return run_id
-
     def values(self) -> dict[str, Any]:
         made = {} if self.instance else {"run_id": str(uuid7())}
         return {**made, **super().values()}
@@ -151,7 +136,6 @@ class MessageSerializer(RecordSerializer):
     session_id = NaturalKeyReference(
         Session,
         key="session_id",
-        key_rule=addressable,
         source="session",
         required=False,
         allow_null=True,
@@ -237,7 +221,7 @@ class MessageSerializer(RecordSerializer):
 
 
 class MessageQuery(ListQuery):
-    external_id = serializers.CharField(required=False)
+    external_id = KeyFilter()
     session_id = ReferenceFilter(Session, key="session_id")
     agent_id = ReferenceFilter(Agent)
     user_id = ReferenceFilter(User)

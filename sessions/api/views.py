@@ -12,17 +12,14 @@ from rest_framework.response import Response
 from accounts.api.fields import named
 from accounts.api.views import Adding, Listing, RecordViewSet, TenantViewSet
 from accounts.errors import NotFound
-from accounts.services.naming import is_id
 from memories.models import Agent
 from sessions.api.serializers import (
-    LAST,
     MessageQuery,
     MessageSerializer,
     RunQuery,
     RunSerializer,
     SessionQuery,
     SessionSerializer,
-    addressable,
 )
 from sessions.models import Message, Session
 from sessions.services.conversations import append_run, messages, runs, sessions
@@ -90,12 +87,10 @@ class _MakesSession:
     """What is added to a session that nobody has made yet makes it."""
 
     def unknown_parent(self: Any, name: str) -> Any:
-        if self.action != "create" or is_id(name):
+        if self.action != "create":
             raise NotFound
         try:
-            return named(
-                Session, name, "session_id", organization=self.organization, rule=addressable
-            )
+            return named(Session, name, "session_id", organization=self.organization)
         except serializers.ValidationError as refused:
             raise serializers.ValidationError({"session_id": refused.detail}) from refused
 
@@ -111,6 +106,7 @@ class RunViewSet(_MakesSession, RecordViewSet):
     serializer_class = RunSerializer
     list_query = RunQuery
     natural_key = "run_id"
+    path_words = ("by-key", "last")
     lookup_url_kwarg = "run_id"
     page_key = "position"
     parent_model = Session
@@ -126,7 +122,7 @@ class RunViewSet(_MakesSession, RecordViewSet):
         return append_run(session, values=values, **self.by), True
 
     @extend_schema(summary="Show the last run")
-    @action(detail=False, url_path=LAST)
+    @action(detail=False, url_path="last")
     def last(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """The one appended last, of those that are not in the trash."""
         run = self.get_queryset().order_by("-position", "-pk").first()
@@ -157,6 +153,7 @@ class MessageViewSet(_ShowsKeys, RecordViewSet):
 )
 class SessionMessageViewSet(_MakesSession, _ShowsKeys, Listing, Adding, TenantViewSet):
     tag = "Sessions"
+    shown_at = "messages"
     records = messages
     resource = "session"
     serializer_class = MessageSerializer

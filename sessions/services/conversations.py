@@ -9,27 +9,11 @@ from django.db import transaction
 from django.utils import timezone
 
 from accounts.actors import Actor
-from accounts.errors import Invalid, NotFound
+from accounts.errors import NotFound
 from accounts.models import Organization
 from accounts.services.naming import add_named, is_new
-from accounts.services.records import M, Records
+from accounts.services.records import Records
 from sessions.models import Message, Run, Session
-
-
-class AddressedRecords(Records[M]):
-    """`key` stands in URLs: a slash there, or the word for the newest, could not be asked for."""
-
-    def __init__(self, model: type[M], key: str, *reserved: str) -> None:
-        super().__init__(model)
-        self.key, self.reserved = key, reserved
-
-    def derive(self, record: M, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
-        value = getattr(record, self.key)
-        if self.key in changed and "/" in value:
-            raise Invalid("It stands in URLs: no slash.", field=self.key, code="slash")
-        if self.key in changed and value in self.reserved:
-            raise Invalid(f"`{value}` has a meaning in URLs.", field=self.key, code="reserved")
-        return changed
 
 
 class MessageRecords(Records[Message]):
@@ -53,14 +37,14 @@ class MessageRecords(Records[Message]):
         return changed | followed
 
 
-class SessionRecords(AddressedRecords[Session]):
+class SessionRecords(Records[Session]):
     """Sessions are locked before what hangs on them, in the order of their key: so do all loads,
     and who waits for a run holds its session."""
 
     lock_order = ("session_id",)
 
 
-class RunRecords(AddressedRecords[Run]):
+class RunRecords(Records[Run]):
     """A session of which a run has changed has changed."""
 
     def update(
@@ -104,8 +88,8 @@ def _touch(
     rows.update(updated_at=at, last_updated_by_id=by)
 
 
-sessions = SessionRecords(Session, "session_id")
-runs = RunRecords(Run, "run_id", "last")
+sessions = SessionRecords(Session)
+runs = RunRecords(Run)
 messages = MessageRecords(Message)
 
 

@@ -88,7 +88,7 @@ def test_a_batch_of_searches_does_not_fail_for_one_name(api, others):
 
 
 def test_a_name_that_is_no_name_is_refused_in_a_question(api, others):
-    for value in (5, None, "", [], {}):
+    for value in (5.0, True, None, "", " \t", "a\tb", [], {}):
         refused = api.post("memories/search", {"query": "tea", "user_id": value})
         assert refused.status_code == 400
         assert refused.json()["errors"][0]["field"] == "user_id"
@@ -203,19 +203,9 @@ def test_a_new_name_makes_the_row(acme, api, rows, method, path, body, field):
 
 
 @pytest.mark.parametrize(("method", "path", "body", "field"), EACH)
-def test_an_unknown_id_a_name_in_the_trash_and_no_name_are_refused(
-    acme, api, rows, method, path, body, field
-):
+def test_a_name_in_the_trash_and_no_name_are_refused(acme, api, rows, method, path, body, field):
     model = MODELS[field]
     label = model._meta.verbose_name
-    unknown = str(uuid4())
-    refused = getattr(api, method)(path, {**body, field: unknown})
-    assert (refused.status_code, refused.json()["code"][:7]) in ((400, "invalid"), (400, "unknown"))
-    assert refused.json()["errors"][0] == {
-        "field": field,
-        "code": "unknown_reference",
-        "message": f"There is no {label} {unknown!r}.",
-    }
     resource = f"{field[:-3]}s"
     api.post(resource, {model.auto_create_key: "gone"})
     api.delete(f"{resource}/gone")
@@ -223,7 +213,7 @@ def test_an_unknown_id_a_name_in_the_trash_and_no_name_are_refused(
     assert refused.status_code == 400
     message = f"The {label} 'gone' is in the trash: restore it first."
     assert refused.json()["errors"][0]["message"] == message
-    for name in ("", "x" * 256, 7):
+    for name in ("", " \n ", "a\x07b", "x" * 256, 7.0, False, ["a"]):
         refused = getattr(api, method)(path, {**body, field: name})
         assert refused.status_code == 400, (name, refused.content)
         assert refused.json()["errors"][0]["field"] == field
@@ -259,9 +249,8 @@ def test_a_refused_row_makes_nothing(acme, api, others):
     for path, body in [
         ("messages", {"role": "nobody", "user_id": "eve", "session_id": "e"}),
         ("messages", {"role": "user", "user_id": "eve", "session_id": "e", "run_id": "r"}),
-        ("messages", {"role": "user", "user_id": "eve", "session_id": "a/b"}),
         ("sessions", {"session_id": "s", "user_id": "eve"}),
-        ("sessions/e/runs", {"run_id": "last"}),
+        ("sessions/e/runs", {"run_id": ""}),
         ("sessions/e/runs", {"run_id": "r", "status": "lost"}),
     ]:
         assert api.post(path, body).status_code in (400, 409), path

@@ -139,7 +139,7 @@ def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, 
             others = {k: own[named_by(route, k)[0]] for k in route.kwargs if k != kwarg}
             for name in foreign:
                 shape = str(uuid4()) if len(name) == 36 else f"nobody-{uuid4()}"
-                if (route.basename, route.action) in MAKE_SESSIONS and name == row.session_id:
+                if (route.basename, route.action) in MAKE_SESSIONS:
                     continue  # below
                 expected = answer(theirs, route, {**others, kwarg: shape})
                 is_new_agent = route.basename == "agent-context"  # of whom nothing is known
@@ -159,7 +159,7 @@ def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, 
 def test_a_foreign_key_is_ones_own_to_make(api, theirs, cast):
     """Of a user, an agent, a session: what is named by it is the caller's own."""
     user, agent, session = (cast[kind] for kind in ("user", "agent", "session"))
-    named = {"user_id": user.external_id, "agent_id": agent.external_id}
+    named = {"user_id": user.external_id, "agent_id": str(agent.pk)}
     message = {"role": "user", "session_id": session.session_id, **named}
     for path, body in [
         (f"sessions/{session.session_id}/messages", message),
@@ -171,7 +171,12 @@ def test_a_foreign_key_is_ones_own_to_make(api, theirs, cast):
         made = theirs.post(path, body)
         assert made.status_code == 201, (path, made.content)
         assert not {str(row.pk) for row in cast.values()} & set(map(str, made.json().values()))
-    assert len(theirs.get("sessions").json()["results"]) == 2
+    for path in ("runs", "messages"):
+        own = theirs.post(
+            f"sessions/{session.pk}/{path}", {"role": "user"} if path[0] == "m" else {}
+        )
+        assert own.json()["session_id"] == str(session.pk)
+    assert len(theirs.get("sessions").json()["results"]) == 3
     assert len(api.get(f"sessions/{session.session_id}/messages").json()["results"]) == 1
 
 
@@ -215,7 +220,9 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
         "memories": own["memory"],
     }
     tried = set()
-    for route, name, field in reference_fields():
+    # (First what is asked: what is written makes rows of those names.)
+    fields = sorted(reference_fields(), key=lambda f: isinstance(f[2], ReferenceField))
+    for route, name, field in fields:
         row = cast[field.model._meta.model_name]
         ids = {
             k: own_rows[route.basename] if k == "id" else own[named_by(route, k)[0]]
@@ -223,7 +230,17 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
         }
         is_asked = isinstance(field, ReferenceFilter)
         makes_new = getattr(field.model, "auto_create_key", None) == field.key and not is_asked
-        named_by_key = [] if makes_new or not field.key else [getattr(row, field.key)]
+        if makes_new:  # a foreign id is a key of one's own
+            if (route.basename, name) == ("session-messages", "session_id"):
+                continue  # it has to be the one in the path
+            body = {**BODIES.get(route.basename, {}), name: str(row.pk)}
+            made = getattr(theirs, route.method)(route.path(**ids), body)
+            assert made.status_code in (200, 201, 409), (route.id, name, made.content)
+            own_row = theirs.get(f"{field.model._meta.model_name}s/{row.pk}").json()
+            assert own_row[field.key] == str(row.pk) != own_row["id"]
+            tried.add((route.id, name))
+            continue
+        named_by_key = [getattr(row, field.key)] if field.key else []
         status = 200 if is_asked else 400  # nothing is found of it
         for foreign in [str(row.pk), *named_by_key]:
             unknown = str(uuid4()) if len(foreign) == 36 else f"nobody-{uuid4()}"

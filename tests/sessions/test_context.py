@@ -259,7 +259,7 @@ def test_an_encoder_that_fails_is_told_and_words_are_searched_for(api, talk, mon
         ({"max_tokens": 5, "max_characters": 5}, "max_characters", "not both"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"query": ""}, "query", "may not be blank"),
-        ({"session_id": ""}, "session_id", "may not be blank"),
+        ({"session_id": ""}, "session_id", "must not be empty"),
         ({"memories": 201}, "memories", "less than or equal to 200"),
         ({"tokens": 5}, "tokens", "There is no such field"),
     ],
