@@ -1,4 +1,4 @@
-"""From a name, an address or a key to the organization: the only look-ups outside a context."""
+"""Finds the organization of a slug, an address or a key: the only look-ups outside a context."""
 
 import hashlib
 from datetime import timedelta
@@ -13,23 +13,25 @@ from accounts.errors import Conflict, NotFound
 from accounts.models import Member, Organization
 from accounts.roles import PERMISSIONS
 
-USE_NOTED_EVERY = timedelta(minutes=1)
-PLATFORM = "-"  # where a slug is asked for; no organization can have it
+LAST_USED_EVERY = timedelta(minutes=1)
+PLATFORM = "-"  # in place of a slug; no organization can have it
 
 
 class KeyHolder(NamedTuple):
-    """What a key opens, and whether its last use is to be noted again (services/keys.py)."""
+    """A key's organization and actor, and whether `last_used_at` is due (services/keys.py)."""
 
     organization: Organization
     actor: Actor
-    is_stale: bool
+    is_use_due: bool
 
 
 def organization_by_slug(slug: str) -> Organization:
     """Raises: NotFound, also for a deleted one."""
     organization = Organization.objects.live().filter(slug=slug).first()
     if organization is None:
-        raise NotFound(f"There is no organization {slug!r}: `create_organization {slug}` makes it.")
+        raise NotFound(
+            f"There is no organization {slug!r}. To create it: `create_organization {slug}`."
+        )
     return organization
 
 
@@ -42,25 +44,26 @@ def organization_by_id(organization_id: UUID) -> Organization:
 
 
 def member_by_email(email: str, *, slug: str = "") -> Member:
-    """The member of this address, of the organization of this slug (`at_slug`).
+    """The member with this address, in the organization with this slug (`filter_by_slug`).
 
-    Raises: NotFound, also for a deleted or inactive one, or one of a deleted organization;
+    Raises: NotFound (also if the member is inactive, or the member or organization is deleted),
     Conflict (several organizations have such a member, and no slug is given).
     """
     members = Member.objects.live().exclude(organization__is_deleted=True)
-    rows = at_slug(members.filter(email=as_address(email), is_active=True), slug)
-    found = list(rows.select_related("organization"))
-    if not found:
+    rows = filter_by_slug(members.filter(email=normalized_email(email), is_active=True), slug)
+    matches = list(rows.select_related("organization"))
+    if not matches:
         raise NotFound(f"There is no active member {email!r}{slug and ' of ' + slug}.")
-    if len(found) > 1:
-        slugs = sorted(row.organization.slug if row.organization else PLATFORM for row in found)
-        raise Conflict(f"{email!r} is a member of several: say which, {' or '.join(slugs)}.")
-    return found[0]
+    if len(matches) > 1:
+        slugs = sorted(row.organization.slug if row.organization else PLATFORM for row in matches)
+        raise Conflict(
+            f"{email!r} is a member of several organizations: name one of {', '.join(slugs)}."
+        )
+    return matches[0]
 
 
-def at_slug(members: Any, slug: str) -> Any:
-    """Those of the organization of this slug, the platform's own for "-"; without one all of them:
-    an address may be known to several."""
+def filter_by_slug(members: Any, slug: str) -> Any:
+    """The members of the organization with this slug; platform superusers for "-"; all for ""."""
     if not slug:
         return members
     if slug == PLATFORM:
@@ -68,8 +71,8 @@ def at_slug(members: Any, slug: str) -> Any:
     return members.filter(organization__slug=slug.strip().lower())
 
 
-def as_address(text: str) -> str:
-    """As addresses are kept: in lower case. A text that no column could hold is nobody's."""
+def normalized_email(text: str) -> str:
+    """As addresses are stored: in lower case. Empty for text that no column can hold."""
     return "" if "\0" in text else text.strip().lower()
 
 
@@ -78,14 +81,14 @@ def member_actor(member: Member) -> Actor:
 
 
 def hash_key(key: str) -> bytes:
-    """What is kept of an API key. 256 random bits need no salt and no slow hash."""
+    """The stored hash of an API key. 256 random bits need no salt and no slow hash."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def authenticate_key(key: str) -> KeyHolder | None:
-    """Whose key it is; None for an unknown, revoked or expired one, or one of a member who left.
+    """The holder of a key; None if it is unknown, revoked or expired, or its member is inactive.
 
-    A member's key opens at most what the role allows now. Two statements.
+    A member's key is limited to what the role allows now. Two statements.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT * FROM agentmem_find_api_key(%s)", [hash_key(key)])
@@ -97,5 +100,5 @@ def authenticate_key(key: str) -> KeyHolder | None:
     if role is not None:
         permissions &= PERMISSIONS[role]
     actor = Actor(kind="api_key", name=name, id=key_id, permissions=permissions)
-    is_stale = last_used_at is None or last_used_at < timezone.now() - USE_NOTED_EVERY
-    return KeyHolder(Organization.objects.get(pk=organization_id), actor, is_stale)
+    is_use_due = last_used_at is None or last_used_at < timezone.now() - LAST_USED_EVERY
+    return KeyHolder(Organization.objects.get(pk=organization_id), actor, is_use_due)

@@ -1,4 +1,4 @@
-"""Who is acting, and from where: settled once at the door, handed to every service."""
+"""Who is acting, and from where: determined once at the door, passed to every service."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -11,7 +11,7 @@ ActorKind = Literal["member", "api_key", "command", "system"]
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The member, key or command behind a change; `id` is stamped into the audit columns."""
+    """The member, key or command that makes a change; `id` is written to the audit columns."""
 
     kind: ActorKind
     name: str
@@ -22,11 +22,11 @@ class Actor:
     user_agent: str = ""
 
     def may(self, permission: str) -> bool:
-        """An absent permission denies."""
+        """Whether the actor has this permission."""
         return permission in self.permissions
 
     def at(self, *, request_id: str, ip: str | None, user_agent: str) -> Self:
-        """The same actor, calling from there."""
+        """The same actor with the origin of a request."""
         return replace(
             self, request_id=request_id, ip=ip, user_agent=user_agent.replace("\0", "")[:300]
         )

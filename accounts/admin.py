@@ -118,7 +118,7 @@ class MemberForm(TenantForm):
     def clean(self) -> Any:
         cleaned = super().clean()
         if cleaned.get("password1") != cleaned.get("password2"):
-            self.add_error("password2", "The two passwords are not the same.")
+            self.add_error("password2", "The two passwords do not match.")
         return cleaned
 
 

@@ -1,4 +1,4 @@
-"""What the bulk loader has to know of this app's resources."""
+"""The loadable resources of this app."""
 
 from typing import Annotated
 

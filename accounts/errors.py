@@ -1,7 +1,7 @@
-"""What can go wrong in a service, in words for the caller. Each door renders them its own way.
+"""Errors of the services, with messages for the caller. Each door renders them in its own way.
 
 The docstring is the default message; `code` is stable and machine-readable; `field` names the
-input at fault, when one is.
+invalid input, if there is one.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Invalid(ServiceError):
 
 
 class Conflict(ServiceError):
-    """This contradicts a row that is there already."""
+    """This conflicts with an existing row."""
 
     code = "conflict"
 
@@ -46,7 +46,7 @@ class Conflict(ServiceError):
 
 
 class Stale(Conflict):
-    """Somebody has changed this meanwhile."""
+    """Somebody else has changed this in the meantime."""
 
     code = "stale"
 
@@ -58,16 +58,16 @@ class Forbidden(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Something that this needs cannot be used right now."""
+    """A service that this needs is unavailable right now."""
 
     code = "unavailable"
 
 
 @contextmanager
 def named_violations(model: type[models.Model]) -> Iterator[None]:
-    """Turns what the database refuses into Conflict or Invalid, worded by the model's constraint.
+    """Turns database errors into Conflict or Invalid, with the message of the model's constraint.
 
-    The transaction (or savepoint) around it is lost by then, as after any database error.
+    The surrounding transaction or savepoint is aborted, as after any database error.
     """
     try:
         yield
@@ -79,7 +79,7 @@ def named_violations(model: type[models.Model]) -> Iterator[None]:
             raise _conflict(model, constraint, name) from error
         if isinstance(cause, postgres.ForeignKeyViolation):
             raise Invalid(
-                "It refers to a row that does not exist, or is referred to by one that does.",
+                "It refers to a row that does not exist, or another row still refers to it.",
                 code="broken_reference",
             ) from error
         message = str(constraint.get_violation_error_message()) if constraint else ""

@@ -1,7 +1,7 @@
 """Organizations, the people and keys that sign in, the agents' end users, and the audit log.
 
-Identity plane: Organization and Member, needed before any organization is known (access.py), and
-behind a wall ApiKey and AuditEvent. Data plane: User.
+Identity plane: Organization and Member, which are read before an organization is known (access.py),
+and ApiKey and AuditEvent, which have a wall. Data plane: User.
 """
 
 from typing import Any
@@ -57,8 +57,8 @@ class MemberManager(BaseUserManager.from_queryset(MemberQuerySet)):  # type: ign
 
 
 class Member(AbstractBaseUser, AuditColumns):
-    """A person who signs in. Of one organization; a platform superuser of none. Who works for two
-    has a row, a role and a password in each: nobody learns of the other."""
+    """A person who signs in: to one organization, or as a platform superuser. Someone who works for
+    two organizations has a row, a role and a password in each; neither learns of the other."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     email = models.EmailField()
@@ -80,7 +80,7 @@ class Member(AbstractBaseUser, AuditColumns):
     class Meta:
         ordering = ["email"]
         indexes = [
-            # Signing in: the one look-up before the organization is known.
+            # Sign-in: the only look-up before the organization is known.
             models.Index(fields=["email"], name="accounts_member_email"),
         ]
         constraints = [
@@ -116,10 +116,10 @@ class Member(AbstractBaseUser, AuditColumns):
 
     @property
     def permissions(self) -> frozenset[str]:
-        """What the role allows (accounts/roles.py); a superuser, who has none, may do all."""
+        """The permissions of the role (accounts/roles.py); all of them for a superuser."""
         return frozenset(ALL_PERMISSIONS) if self.is_superuser else PERMISSIONS[self.role]
 
-    # What the console asks of whoever is signed in (Django's own permission table is not used).
+    # The console checks permissions by these (Django's own permission tables are not used).
 
     def has_perm(self, permission: str, obj: object = None) -> bool:
         """Whether the role allows it: `memory:read`."""
@@ -133,10 +133,10 @@ class Member(AbstractBaseUser, AuditColumns):
 
 
 class ApiKey(TenantModel):
-    """A key that an agent or a service signs in with. The secret itself is not kept."""
+    """A key that an agent or a service authenticates with. The secret itself is not stored."""
 
     name = models.CharField(max_length=255)
-    prefix = models.CharField(max_length=16, editable=False)  # shown, so that a key is recognised
+    prefix = models.CharField(max_length=16, editable=False)  # shown, to identify the key
     hash = models.BinaryField(max_length=32, editable=False)  # SHA-256 of the whole key
     scopes = ArrayField(models.CharField(max_length=64), default=list, blank=True)
     member = models.ForeignKey(
@@ -171,7 +171,7 @@ class ApiKey(TenantModel):
         ]
         indexes = [
             *TenantModel.Meta.indexes,
-            # agentmem_find_api_key: the one look-up before the organization is known.
+            # agentmem_find_api_key: the only look-up before the organization is known.
             models.Index(fields=["hash"], name="accounts_apikey_hash"),
         ]
 
@@ -189,7 +189,7 @@ class ApiKey(TenantModel):
 
 
 class User(LoadedModel):
-    """An end user of the organization's agents: somebody whom memories are about."""
+    """An end user of the organization's agents: a person whom memories are about."""
 
     auto_create_key = "external_id"
 
@@ -221,14 +221,14 @@ class User(LoadedModel):
 
 
 class AuditEvent(models.Model):
-    """One change: who, what, when, from where. Written with it, never changed."""
+    """One change: who, what, when, from where. Written in its transaction, never updated."""
 
     class Status(models.TextChoices):
         SUCCESS = "success", "Success"
         FAILURE = "failure", "Failure"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    # NULL: failed sign-ins, platform superusers.
+    # NULL for failed sign-ins and platform superusers.
     organization = OrganizationKey(null=True)
     actor_id = models.UUIDField(null=True)
     actor_kind = models.CharField(max_length=16)
@@ -255,7 +255,7 @@ class AuditEvent(models.Model):
             models.Index(
                 fields=["organization", "created_at", "id"], name="accounts_auditevent_created"
             ),
-            # What happened to one row.
+            # The history of one row.
             models.Index(
                 fields=["organization", "resource_id"], name="accounts_auditevent_resource"
             ),
@@ -266,19 +266,19 @@ class AuditEvent(models.Model):
 
 
 class LoadPart(TenantModel):
-    """How far one worker of a load is. It is there until the load is through: the same command
-    goes on where it says."""
+    """The checkpoint of one worker of a load, until the load is complete. The same command
+    continues from it."""
 
-    job = models.CharField(max_length=255)  # the load's name
-    part = models.SmallIntegerField()  # of the workers
+    job = models.CharField(max_length=255)  # the name of the load
+    part = models.SmallIntegerField()  # of the worker
     parts = models.SmallIntegerField()
     resource = models.CharField(max_length=32)
-    # All of the part's lines up to this one are committed; up to `checked_line` the file had this
-    # digest.
+    # All lines of the part up to this one are committed. `digest` is that of the file up to
+    # `checked_line`.
     line = models.BigIntegerField(default=0)
     checked_line = models.BigIntegerField(default=0)
     digest = models.BinaryField(max_length=32, default=b"")
-    tally = models.JSONField(default=dict)  # what became of the lines so far
+    tally = models.JSONField(default=dict)  # counts of the lines so far
 
     has_trash = False
 

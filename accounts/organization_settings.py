@@ -1,4 +1,4 @@
-"""What an organization may set for itself, in `Organization.settings`: read here, checked here.
+"""Reads and checks what an organization may set for itself, in `Organization.settings`.
 
 {"language": "german", "retention": {"memory_days": 365, ...}, "quotas": {...}}
 """
@@ -49,13 +49,13 @@ MAX_DAYS = 36_500
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long an organization keeps what; None: this is kept until somebody deletes it."""
+    """How long an organization keeps its rows; None: until somebody deletes them."""
 
-    memory_days: int | None = None  # older memories go to the trash
-    unfound_days: int | None = None  # so do those that nobody found for so long ..
+    memory_days: int | None = None  # older memories are moved to the trash
+    unfound_days: int | None = None  # so are memories that no search has found for this long ..
     unfound_below_importance: float | None = None  # .. and that are less important than this
-    trash_days: int | None = None  # what lies in the trash for longer is removed for good
-    cached_vector_days: int = 180  # older cached vectors are removed
+    trash_days: int | None = None  # rows that are in the trash for longer are deleted for good
+    cached_vector_days: int = 180  # older cached vectors are deleted
 
 
 def language_of(settings: Mapping[str, Any]) -> str:
@@ -69,7 +69,7 @@ def retention_of(settings: Mapping[str, Any]) -> Retention:
 
 
 def is_stricter(after: Retention, before: Retention) -> bool:
-    """Whether something may go under the rules `after` that would have stayed under `before`."""
+    """Whether the rules `after` may delete a row that the rules `before` would have kept."""
 
     def shorter(new: int | None, old: int | None) -> bool:
         return new is not None and (old is None or new < old)
@@ -84,7 +84,7 @@ def is_stricter(after: Retention, before: Retention) -> bool:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises: Invalid, naming what is wrong and what is known."""
+    """Raises: Invalid, with the invalid value and the valid ones."""
     language = settings.get("language", DEFAULT_LANGUAGE)
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)

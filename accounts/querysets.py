@@ -1,4 +1,4 @@
-"""The words in which lists of accounts are asked for."""
+"""QuerySets of organizations, members and audit events."""
 
 from typing import Any, Self
 
@@ -9,12 +9,12 @@ from accounts.tenancy import AuditedQuerySet, TenantQuerySet
 
 class OrganizationQuerySet(AuditedQuerySet):
     def for_organization(self, organization: Any) -> Self:
-        """The organization itself: nobody's list holds another."""
+        """The organization itself: nobody may list others."""
         return self.filter(pk=getattr(organization, "pk", organization))
 
 
 class MemberQuerySet(TenantQuerySet):
-    """Members stand behind no wall (they sign in before one is known): start every list here."""
+    """Members have no wall: they sign in before the organization is known. Start each list here."""
 
 
 class AuditEventQuerySet(models.QuerySet[Any]):

@@ -1,4 +1,4 @@
-"""Who may do what: one table, read by the API, the console and the commands."""
+"""Roles and their permissions, for the API, the console and the commands."""
 
 from django.db import models
 
@@ -15,11 +15,11 @@ MANAGE_ROLES = "roles:manage"
 MANAGE_KEYS = "keys:manage"
 MANAGE_MEMBERS = "members:manage"
 VIEW_AUDIT = "audit:read"
-SET_RETENTION = "organization:retention"  # how long what is kept: it deletes by itself
+SET_RETENTION = "organization:retention"  # its rules delete rows automatically
 
 
 def permission(resource: str, verb: str) -> str:
-    """`memory`, `read` -> "memory:read"; the word that a scope and a role's table hold."""
+    """`memory`, `read` -> "memory:read": a permission of a role, a scope of a key."""
     return f"{resource}:{verb}"
 
 

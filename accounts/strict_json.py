@@ -1,4 +1,4 @@
-"""JSON that is kept as it came: what PostgreSQL or Python could not keep is refused."""
+"""A strict JSON parser: it refuses what PostgreSQL or Python could not store unchanged."""
 
 import json
 import re
@@ -6,38 +6,38 @@ from typing import Any
 
 from agentmem_site.bulk.checks import MAX_DEPTH, number_fault
 
-_UNKEPT = re.compile("[\0\ud800-\udfff]")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class RefusedJson(Exception):
     """The message says why."""
 
 
-def parse_json(body: bytes, *, called: str = "This") -> Any:
+def parse_json(body: bytes, *, name: str = "This") -> Any:
     """Raises: RefusedJson."""
     try:
         value = _decoder.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise RefusedJson(f"{called} is not UTF-8 (byte {error.start}).") from error
+        raise RefusedJson(f"{name} is not UTF-8 (byte {error.start}).") from error
     except json.JSONDecodeError as error:
         raise RefusedJson(
-            f"{called} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+            f"{name} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})."
         ) from error
     except RecursionError as error:
         raise RefusedJson(f"The JSON is nested deeper than {MAX_DEPTH} levels.") from error
-    _refuse_unkept(value)
+    _refuse_unstorable(value)
     return value
 
 
-def _refuse_unkept(value: Any) -> None:
+def _refuse_unstorable(value: Any) -> None:
     level: list[Any] = [value]
     depth = 0
     while level:
         below: list[Any] = []
         for item in level:
             if isinstance(item, str):
-                if _UNKEPT.search(item):
-                    raise RefusedJson("Text holds a NUL character or half of a surrogate pair.")
+                if _UNSTORABLE.search(item):
+                    raise RefusedJson("A string contains a NUL character or a lone surrogate.")
             elif isinstance(item, dict):
                 below += item.keys()
                 below += item.values()
@@ -69,15 +69,14 @@ def _constant(name: str) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise RefusedJson(f"The key {twice[:80]!r} is given twice.")
-    return made
+    return value
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str)
 _decoder = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_real, parse_int=_whole, parse_constant=_constant
 )

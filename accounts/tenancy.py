@@ -1,6 +1,6 @@
-"""Tenancy: the context that opens the walls for one organization, and what tenant models share.
+"""The context that opens the walls for one organization, and the base of all tenant models.
 
-The door (a request, a console page, a command) enters `tenant(organization)`, everything below it
+The door (a request, a console page, a command) enters `tenant(organization)`; everything below
 uses plain `atomic()`. Inside, PostgreSQL shows the rows of that organization and no others.
 """
 
@@ -26,13 +26,13 @@ _is_inside = ContextVar("is_inside", default=False)
 
 
 def is_inside() -> bool:
-    """Whether a context is open here: a transaction, and with it a database connection, is held."""
+    """Whether a context is open: it holds a transaction, and with it a database connection."""
     return _is_inside.get()
 
 
 @contextmanager
 def tenant(organization: models.Model | UUID) -> Iterator[None]:
-    """One transaction in which this organization's rows, and no others, can be seen and written."""
+    """One transaction that can read and write the rows of this organization, and no others."""
     organization_id = organization if isinstance(organization, UUID) else organization.pk
     yield from _context(
         sql.SQL("SET LOCAL {} = {}").format(sql.SQL(CONTEXT), sql.Literal(str(organization_id))),
@@ -42,7 +42,7 @@ def tenant(organization: models.Model | UUID) -> Iterator[None]:
 
 @contextmanager
 def snapshot(organization: models.Model | UUID) -> Iterator[None]:
-    """The same, only to read: all statements in it see the rows of one moment."""
+    """The same, read-only: all statements see one snapshot."""
     with tenant(organization):
         _execute(sql.SQL("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         yield
@@ -64,8 +64,8 @@ def _context(enter: sql.Composed, leave: sql.SQL | sql.Composed) -> Iterator[Non
             yield
         finally:
             _is_inside.reset(token)
-        # The end of the transaction ends the context. Inside a test's transaction, which lives
-        # on, it is taken back here; after an error the savepoint's rollback takes it back.
+        # The end of the transaction ends the context. Inside a test's transaction, which goes on,
+        # it is reset here; after an error the rollback to the savepoint resets it.
         if len(connection.atomic_blocks) > 1 and not connection.needs_rollback:
             _execute(leave)
 
@@ -76,10 +76,10 @@ def _execute(statement: sql.SQL | sql.Composed) -> None:
 
 
 class AuditedQuerySet(models.QuerySet[Any]):
-    """What every list can say. The default manager shows all rows of the context: one that hid
-    the deleted would break uniqueness checks and get_or_create."""
+    """Filters of every list. The default manager shows deleted rows too: hiding them would break
+    uniqueness checks and get_or_create."""
 
-    # Columns that a way to the trash or back sets to something.
+    # Columns that are set when a row is deleted or restored.
     set_by_move: Mapping[str, Any] = {}
 
     def live(self) -> Self:
@@ -94,7 +94,8 @@ class AuditedQuerySet(models.QuerySet[Any]):
     def write_history(
         self, change_type: str, *, organization: Any, changed_by_id: UUID | None, at: datetime
     ) -> None:
-        """Notes a change of all these rows in their history, in one statement. Most have none."""
+        """Writes a change of all these rows to their history, in one statement. Most models have no
+        history."""
 
 
 class TenantQuerySet(AuditedQuerySet):
@@ -103,11 +104,11 @@ class TenantQuerySet(AuditedQuerySet):
 
 
 class AuditColumns(models.Model):
-    """When a row was made and last changed, by whom, and whether it lies in the trash."""
+    """When a row was created and last changed, by whom, and whether it is in the trash."""
 
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
-    # A member or an API key; plain ids, no reference (docs/decisions/0001).
+    # A member or an API key; plain ids, not references (docs/decisions/0001).
     created_by_id = models.UUIDField(null=True, editable=False)
     last_updated_by_id = models.UUIDField(null=True, editable=False)
     is_deleted = models.BooleanField(default=False, editable=False)
@@ -127,9 +128,9 @@ class TenantModel(AuditColumns):
         default=dict, db_default=models.Value({}, models.JSONField()), blank=True
     )
 
-    # False where rows never go to the trash: they stay as they are until their parent is purged.
+    # False if rows never go to the trash: they stay until their parent is purged.
     has_trash = True
-    # The key by which a row that names one of these makes it; empty where a name makes none.
+    # A row that names an unknown value of this column creates the row; empty: it is refused.
     auto_create_key = ""
 
     objects = TenantQuerySet.as_manager()
@@ -155,7 +156,7 @@ class TenantModel(AuditColumns):
             ),
         ]
         indexes = [
-            # Every list, newest first, page by page.
+            # Lists, newest first, page by page.
             models.Index(
                 fields=["organization", "created_at", "id"], name="%(app_label)s_%(class)s_created"
             ),
@@ -174,15 +175,17 @@ class TenantModel(AuditColumns):
         own = base_qs.filter(organization=self.organization_id)
         is_updated = super()._do_update(own, using, pk_val, values, *rest)
         if not is_updated and not self._state.adding:
-            # Django would INSERT now: a purged row would rise, one whose organization was
-            # changed in memory would have a twin of the same id there.
-            raise DatabaseError(f"{self._meta.label} {pk_val} is no row of {self.organization_id}.")
+            # Django would INSERT now: that would recreate a purged row, or copy a row whose
+            # organization was changed in memory, with the same id.
+            raise DatabaseError(
+                f"{self._meta.label} {pk_val} is not a row of {self.organization_id}."
+            )
         return is_updated
 
     def refresh_from_db(
         self, using: str | None = None, fields: Any = None, from_queryset: Any = None
     ) -> None:
-        # Deferred columns come this way too. (`only()` may have left out the organization.)
+        # Deferred columns are loaded by this too. (`only()` may have left out the organization.)
         if "organization_id" in self.__dict__:
             rows = type(self)._base_manager.all() if from_queryset is None else from_queryset
             from_queryset = rows.filter(organization=self.__dict__["organization_id"])
@@ -192,8 +195,8 @@ class TenantModel(AuditColumns):
 class LoadedModel(TenantModel):
     """A table that files are loaded into."""
 
-    # What the row's last line in a file was, and the `updated_at` that it left: whoever changes
-    # the row moves that, and the line is looked at anew (docs/decisions/0007).
+    # A hash of the line that the row was last loaded from, and of the `updated_at` that it set. Any
+    # change of the row moves `updated_at`, so the line is compared again (docs/decisions/0007).
     line_hash = models.BinaryField(max_length=24, null=True, editable=False)
 
     class Meta(TenantModel.Meta):

@@ -1,4 +1,4 @@
-"""Who calls: the holder of an API key, in `X-API-Key` or as a bearer."""
+"""Authentication by an API key, in `X-API-Key` or as a bearer token."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ MAX_KEY_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`request.user`: the organization a key opens, and who acts there."""
+    """`request.user`: the organization of a key, and the actor."""
 
     organization: Organization
     actor: Actor
-    is_stale: bool  # the key's last use is not noted yet
+    is_use_due: bool  # the key's last_used_at is to be updated
     is_authenticated: bool = True
 
 
@@ -41,26 +41,26 @@ class ApiKeyAuthentication(BaseAuthentication):
             ip=_address(request),
             user_agent=request.headers.get("User-Agent", ""),
         )
-        return Caller(holder.organization, actor, holder.is_stale), actor
+        return Caller(holder.organization, actor, holder.is_use_due), actor
 
     def authenticate_header(self, request: Request) -> str:
         return 'Bearer realm="AgentMem"'
 
 
 def key_of(headers: Mapping[str, str]) -> str:
-    """What is given as a key; "" where nothing is. The names of `headers` in any case, or lower."""
+    """The key in the headers, or "". `headers` ignores case, or has names in lower case."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     return headers.get("x-api-key", "") or (bearer.strip() if scheme.lower() == "bearer" else "")
 
 
 def holder_of(key: str) -> KeyHolder | None:
-    """As `authenticate_key`; what cannot be a key is not looked up."""
+    """As `authenticate_key`, without a look-up for text that cannot be a key."""
     is_sane = key.startswith(KEY_PREFIX) and key.isascii() and len(key) <= MAX_KEY_LENGTH
     return authenticate_key(key) if is_sane else None
 
 
 def _address(request: Request) -> str | None:
-    """The peer's address; None on a Unix socket."""
+    """The client's IP address; None on a Unix socket."""
     try:
         return str(ipaddress.ip_address(request.META.get("REMOTE_ADDR", "")))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The kinds of values in the API's shapes, and the one way from an id to a row."""
+"""Field types of the API, and the look-up of rows by id or natural key."""
 
 import math
 import re
@@ -24,9 +24,9 @@ _UNESCAPED_OFFSET = re.compile(r" (?=\d\d:?\d\d$)")
 
 
 def find(rows: Any, name: str, natural_key: str) -> Any:
-    """The row among `rows` with this uuid, else with this value of its natural key; or None.
+    """The row with this uuid, else with this natural key, or None.
 
-    One statement. A caller's own key may look like a uuid; our ids come first.
+    One statement. A caller's own key may look like a uuid; our ids take precedence.
     """
     try:
         name = key_of(name)
@@ -35,12 +35,12 @@ def find(rows: Any, name: str, natural_key: str) -> Any:
     named = Q(**{natural_key: name}) if natural_key else Q()
     if not _UUID.fullmatch(name):
         return rows.filter(named).first() if natural_key else None
-    found = list(rows.filter(Q(pk=UUID(name)) | named)[:2])
-    return min(found, key=lambda row: row.pk != UUID(name), default=None)
+    matches = list(rows.filter(Q(pk=UUID(name)) | named)[:2])
+    return min(matches, key=lambda row: row.pk != UUID(name), default=None)
 
 
 def checked_key(value: Any) -> str:
-    """Raises: ValidationError, for what no row can have as its key."""
+    """The value as a key. Raises: ValidationError, if no row can have it."""
     try:
         return key_of(value)
     except KeyFault as fault:
@@ -48,8 +48,7 @@ def checked_key(value: Any) -> str:
 
 
 def asked_key(value: Any) -> str:
-    """The key that a question names. One that is too long for any row finds nothing.
-    Raises: ValidationError."""
+    """The key in a query. One that is too long matches nothing. Raises: ValidationError."""
     try:
         return key_of(value)
     except KeyFault as fault:
@@ -73,7 +72,7 @@ class KeyField(serializers.CharField):
 
 
 class KeyFilter(KeyField):
-    """A key that a question names."""
+    """A key in a query."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"required": False, "max_length": None, **kwargs})
@@ -84,11 +83,10 @@ class KeyFilter(KeyField):
 
 @extend_schema_field(OpenApiTypes.STR)
 class ReferenceField(serializers.Field[Any, Any, Any, Any]):
-    """A live row of the request's organization, named by uuid or by its natural key. A key that is
-    nobody's is a new row, which the service adds (accounts/services/naming.py), where a name alone
-    makes one.
+    """A live row of the request's organization, by uuid or natural key. An unknown key is a new
+    row, which the service creates, if the model allows that (accounts/services/naming.py).
 
-    Shown as the uuid, without loading the row. `user_id = ReferenceField(User, source="user")`.
+    Rendered as the uuid, without loading the row. `user_id = ReferenceField(User, source="user")`.
     """
 
     def __init__(self, model: type[Model], *, key: str = "external_id", **kwargs: Any) -> None:
@@ -100,9 +98,10 @@ class ReferenceField(serializers.Field[Any, Any, Any, Any]):
     def _help(self) -> str:
         if not self.key:
             return "uuid"
-        made = f"; a new {self.key} makes the {self.model._meta.verbose_name}"
-        is_made = getattr(self.model, "auto_create_key", "") == self.key
-        return f"uuid or {self.key} on input, uuid in answers{made if is_made else ''}"
+        text = f"uuid or {self.key} in requests, uuid in responses"
+        if getattr(self.model, "auto_create_key", "") != self.key:
+            return text
+        return f"{text}; an unknown {self.key} creates the {self.model._meta.verbose_name}"
 
     def to_internal_value(self, data: Any) -> Any:
         return named(self.model, data, self.key, organization=self.context["organization"])
@@ -115,9 +114,9 @@ class ReferenceField(serializers.Field[Any, Any, Any, Any]):
 
 
 def named(model: Any, name: Any, key: str, *, organization: Any) -> Any:
-    """The live row that a row which is written names, or a new one (naming.is_new).
+    """The live row with this uuid or key, or a new one (naming.is_new).
 
-    One statement, where it is there. Raises: ValidationError.
+    One statement if it exists. Raises: ValidationError.
     """
     name = checked_key(name)
     rows = model.objects.for_organization(organization)
@@ -131,16 +130,16 @@ def named(model: Any, name: Any, key: str, *, organization: Any) -> Any:
 
 @extend_schema_field(OpenApiTypes.STR)
 class ReferenceFilter(serializers.Field[Any, Any, Any, Any]):
-    """The id of the row that a question names, by uuid or by its natural key, in the trash or not;
-    NOBODY where there is none, so that nothing is found.
+    """The id of a row, by uuid or natural key, in the trash or not; NOBODY if there is none, which
+    matches no row.
 
-    `user_id = ReferenceFilter(User)` narrows by that column.
+    `user_id = ReferenceFilter(User)` filters by that column.
     """
 
     def __init__(self, model: type[Model], *, key: str = "external_id", **kwargs: Any) -> None:
         self.model: Any = model
         self.key = key
-        kwargs.setdefault("help_text", f"uuid or {key}; of one that is unknown nothing is found")
+        kwargs.setdefault("help_text", f"uuid or {key}; an unknown one matches nothing")
         super().__init__(required=False, **kwargs)
 
     def to_internal_value(self, data: Any) -> UUID:
@@ -151,7 +150,7 @@ class ReferenceFilter(serializers.Field[Any, Any, Any, Any]):
 
 
 class Moment(serializers.DateTimeField):
-    """A point in time: ISO 8601 with its offset, between 1970 and 2200."""
+    """A time: ISO 8601 with its offset, between 1970 and 2200."""
 
     default_error_messages = {
         "naive": "Give the time zone, as in 2026-01-31T12:00:00Z.",
@@ -177,7 +176,7 @@ class QueryMoment(Moment):
 
 
 class Real(serializers.FloatField):
-    """A finite number that fits a `real`: 4 bytes."""
+    """A finite number in the range of `real` (4 bytes)."""
 
     default_error_messages = {"not_finite": "A finite number of at most 3.4e38 is required."}
 
@@ -196,7 +195,7 @@ class _Json(serializers.JSONField):
 
     def validate_empty_values(self, data: Any) -> tuple[bool, Any]:
         if data is None and not self.allow_null:
-            return True, self.kind()  # null stands for the default, never for a JSON null
+            return True, self.kind()  # null means the default, never a JSON null
         return super().validate_empty_values(data)
 
     def to_internal_value(self, data: Any) -> Any:
@@ -217,13 +216,13 @@ class JsonArray(_Json):
 
 @extend_schema_field({})
 class JsonAny(serializers.JSONField):
-    """Any JSON value; null is SQL NULL."""
+    """Any JSON value; null is stored as SQL NULL."""
 
 
 class TextBytes(serializers.CharField):
-    """Text of at most `max_bytes` of UTF-8, kept as it came."""
+    """Text of at most `max_bytes` in UTF-8, stored unchanged."""
 
-    default_error_messages = {"too_long": "{bytes} bytes are given; the limit is {max_bytes}."}
+    default_error_messages = {"too_long": "The text has {bytes} bytes; the limit is {max_bytes}."}
 
     def __init__(self, *, max_bytes: int, **kwargs: Any) -> None:
         self.max_bytes = max_bytes

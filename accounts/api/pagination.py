@@ -1,4 +1,4 @@
-"""Keyset pages, newest first: each page starts where the last one ended, at the same cost."""
+"""Keyset pagination, newest first: every page costs the same."""
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -19,7 +19,7 @@ _MAX_INTEGER = 2**31 - 1
 
 
 def page_link(request: Any, *place: Any) -> str:
-    """The address of the page that starts at `place`: what `read_cursor` gives back."""
+    """The URL of the page that starts at `place`; `read_cursor` decodes it."""
     cursor = urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
     parameters = {**request.query_params.dict(), "cursor": cursor}
     return str(request.build_absolute_uri(f"{request.path}?{urlencode(parameters)}"))
@@ -31,7 +31,7 @@ def read_cursor(cursor: str) -> Any:
 
 
 class RowComparison(Func):
-    """`(a, id) < (x, y)`: one range of the index, where `a < x OR (a = x AND id < y)` is a scan."""
+    """`(a, id) < (x, y)`: one index range, whereas `a < x OR (a = x AND id < y)` is a scan."""
 
     output_field = models.BooleanField()
     conditional = True
@@ -48,8 +48,8 @@ class RowComparison(Func):
 
 
 class KeysetPagination(BasePagination):
-    """Pages by (`view.page_key`, id), both falling. `view.query` holds the checked `limit` and
-    `cursor`. A cursor says where a page starts and in which direction it reads."""
+    """Pages by (`view.page_key`, id), both descending. `view.query` holds the validated `limit` and
+    `cursor`. A cursor holds the start of a page and the direction."""
 
     def paginate_queryset(self, queryset: Any, request: Any, view: Any = None) -> list[Any]:
         self.request = request
@@ -63,9 +63,9 @@ class KeysetPagination(BasePagination):
             operator = ">" if is_backward else "<"
             queryset = queryset.filter(RowComparison(operator, F(self.key), F("pk"), *values))
         order = (self.key, "pk") if is_backward else (f"-{self.key}", "-pk")
-        found = list(queryset.order_by(*order)[: limit + 1])
-        page = found[:limit]
-        has_more = len(found) > limit
+        rows = list(queryset.order_by(*order)[: limit + 1])
+        page = rows[:limit]
+        has_more = len(rows) > limit
         if is_backward:
             page.reverse()
         has_next = bool(page) and (has_more or is_backward)
@@ -99,10 +99,10 @@ class KeysetPagination(BasePagination):
             is_backward, key, pk = read_cursor(cursor)
             if isinstance(model._meta.get_field(self.key), models.DateTimeField):
                 key = datetime.fromisoformat(key)
-                is_sound = key.tzinfo is not None and 1900 < key.year < 2300
+                is_valid = key.tzinfo is not None and 1900 < key.year < 2300
             else:
-                is_sound = type(key) is int and abs(key) <= _MAX_INTEGER
-            if not is_sound or is_backward not in (0, 1):
+                is_valid = type(key) is int and abs(key) <= _MAX_INTEGER
+            if not is_valid or is_backward not in (0, 1):
                 raise ValueError(cursor)
             return bool(is_backward), key, UUID(pk)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""JSON at the door: what PostgreSQL or Python could not keep as it came is refused here."""
+"""Parsers of JSON bodies: what PostgreSQL or Python could not store unchanged is refused."""
 
 from collections.abc import Mapping
 from typing import IO, Any
@@ -16,8 +16,8 @@ class BodyTooLarge(APIException):
 
 
 class StrictJSONParser(BaseParser):
-    """UTF-8 JSON. Refused: NUL and lone surrogates (in keys too), NaN and Infinity, numbers beyond
-    38 digits, a key given twice, more than 64 levels, a body over the limit."""
+    """UTF-8 JSON. Refuses NUL and lone surrogates (in keys too), NaN and Infinity, numbers of more
+    than 38 digits, duplicate keys, more than 64 levels, and a body over the limit."""
 
     media_type = "application/json"
 
@@ -28,13 +28,13 @@ class StrictJSONParser(BaseParser):
         parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         try:
-            return parse_json(read_body(stream, parser_context), called="The body")
+            return parse_json(read_body(stream, parser_context), name="The body")
         except RefusedJson as refusal:
             raise ParseError(str(refusal)) from refusal
 
 
 class UnreadJSONParser(BaseParser):
-    """JSON as bytes, for a view that decodes it by itself."""
+    """JSON as bytes, for a view that decodes it itself."""
 
     media_type = "application/json"
 
@@ -48,7 +48,7 @@ class UnreadJSONParser(BaseParser):
 
 
 def read_body(stream: IO[Any], parser_context: Mapping[str, Any] | None) -> bytes:
-    """Raises: BodyTooLarge, by what the view accepts."""
+    """Raises: BodyTooLarge (more than the view's `max_body_bytes`)."""
     max_bytes = (parser_context or {})["view"].max_body_bytes
     body: bytes = stream.read(max_bytes + 1)
     if len(body) > max_bytes:

@@ -1,4 +1,4 @@
-"""What a caller may do: the scopes that a view names, and an absent scope denies."""
+"""What a caller may do: the scopes that a view needs."""
 
 from typing import Any
 
@@ -9,13 +9,12 @@ from accounts.errors import Forbidden
 from accounts.roles import permission
 
 _VERBS = {"GET": "read", "HEAD": "read", "DELETE": "delete"}
-_VERBS_OF_ACTIONS = {"restore": "delete"}  # who may not delete does not undo it either
+_VERBS_OF_ACTIONS = {"restore": "delete"}  # whoever may not delete may not undo a deletion
 
 
 class HasScope(BasePermission):
-    """A view names its `resource` (memory, agent, ...), whose scope follows from what is asked, or
-    one `scope` for all of it; and those that it needs `also`. A view that names neither resource
-    nor scope is closed."""
+    """A view declares its `resource` (memory, agent, ...), whose scope depends on the method, or
+    one `scope` for all methods; and further scopes in `also`. A view with neither is closed."""
 
     message = "This key does not hold the scope {scope}."
 
@@ -24,19 +23,19 @@ class HasScope(BasePermission):
             return False
         needed = required_scopes(view, request.method or "")
         missing = [scope for scope in needed if not view.actor.may(scope)]
-        self.message = type(self).message.format(scope=(*missing, "that would open this")[0])
+        self.message = type(self).message.format(scope=(*missing, "for this")[0])
         return bool(needed) and not missing
 
 
 class AnyKey(BasePermission):
-    """Whoever holds a key, whatever it opens."""
+    """Anyone with a valid key, whatever its scopes."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         return request.auth is not None
 
 
 def required_scopes(view: Any, method: str) -> tuple[str, ...]:
-    """`memory:read`; empty where nothing is named."""
+    """The scopes that the view needs, e.g. `memory:read`; empty if it declares none."""
     also = tuple(getattr(view, "also", ()))
     if scope := getattr(view, "scope", ""):
         return (str(scope), *also)
@@ -48,12 +47,12 @@ def required_scopes(view: Any, method: str) -> tuple[str, ...]:
 
 
 def read_scope(view: Any) -> str:
-    """What shows the rows of this view; empty where nothing is named."""
+    """The scope that may read the rows of this view; empty if it declares none."""
     resource = getattr(view, "resource", "")
     return permission(resource, "read") if resource else str(getattr(view, "scope", ""))
 
 
 def require(actor: Any, scope: str) -> None:
-    """For what depends on more than the route. Raises: Forbidden."""
+    """Checks a scope that depends on more than the route. Raises: Forbidden."""
     if not actor.may(scope):
         raise Forbidden(HasScope.message.format(scope=scope))

@@ -1,4 +1,4 @@
-"""How the API describes itself: summaries in product words, ids in paths, query strings."""
+"""The OpenAPI schema: summaries in product terms, ids in paths, query strings."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Shapes of the identity plane and of users."""
+"""Serializers of the identity plane and of users."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from accounts.roles import ALL_PERMISSIONS, Role
 
 
 class OrganizationSerializer(RecordSerializer):
-    kept_by_put = ("settings",)  # the platform's quotas are in there
+    kept_by_put = ("settings",)  # they hold the platform's quotas
     organization_id = None
     settings = JsonObject(required=False, help_text="Retention, quotas, defaults.")
 
     class Meta:
         model = Organization
         fields = ["id", "name", "slug", "settings", *KEPT_BY_SERVER]
-        read_only_fields = ["slug"]  # commands and other organizations know it by that
+        read_only_fields = ["slug"]  # commands and scripts refer to it
 
     def validate_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         before = self.instance.settings if self.instance else {}
         if settings.get("quotas") != before.get("quotas"):
-            raise serializers.ValidationError("Quotas are set by the platform.", code="quotas")
+            raise serializers.ValidationError("Only the platform can set quotas.", code="quotas")
         return settings
 
 
@@ -35,7 +35,7 @@ class MemberSerializer(RecordSerializer):
         required=False,
         trim_whitespace=False,
         max_length=128,
-        help_text="Without one the member cannot sign in yet.",
+        help_text="Without a password the member cannot sign in.",
     )
 
     class Meta:
@@ -53,7 +53,7 @@ class MemberSerializer(RecordSerializer):
             *KEPT_BY_SERVER,
         ]
         read_only_fields = ["last_login"]
-        # Taken by another organization's member or by one in the trash: the service says so.
+        # The service checks uniqueness: in the organization, and also against the trash.
         extra_kwargs: dict[str, Any] = {"email": {"validators": []}}
 
 
@@ -66,7 +66,7 @@ class ApiKeySerializer(RecordSerializer):
     scopes = serializers.ListField(
         child=serializers.ChoiceField(ALL_PERMISSIONS),
         allow_empty=False,
-        help_text="What the key opens; at most what yours does.",
+        help_text="The key's scopes; at most those of your key.",
     )
     member_id = ReferenceField(
         Member, key="email", source="member", required=False, allow_null=True
@@ -89,14 +89,16 @@ class ApiKeySerializer(RecordSerializer):
 
     def validate_expires_at(self, moment: Any) -> Any:
         if self.instance is None and moment is not None and moment <= timezone.now():
-            raise serializers.ValidationError("The key would have expired already.", code="past")
+            raise serializers.ValidationError("The key would already have expired.", code="past")
         return moment
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if self.instance is None:
             return values
         fixed = {
-            {"member": "member_id"}.get(name, name): ["Only the name changes: issue another key."]
+            {"member": "member_id"}.get(name, name): [
+                "Only the name can be changed: issue another key."
+            ]
             for name, value in values.items()
             if name != "name" and value != getattr(self.instance, name)
         }
@@ -106,7 +108,7 @@ class ApiKeySerializer(RecordSerializer):
 
 
 class IssuedKeySerializer(ApiKeySerializer):
-    key = serializers.CharField(read_only=True, help_text="The secret: shown this once.")
+    key = serializers.CharField(read_only=True, help_text="The secret. It is shown only once.")
 
     class Meta(ApiKeySerializer.Meta):
         fields = [*ApiKeySerializer.Meta.fields, "key"]

@@ -1,5 +1,4 @@
-"""What all shapes share: strictness, the common columns, what a replacement leaves out; and the
-query strings of lists."""
+"""Base serializers: strictness, common columns, PUT; and the query strings of lists."""
 
 from typing import Any
 
@@ -30,7 +29,7 @@ KEPT_BY_SERVER = (
 
 
 class Strict(serializers.Serializer[Any]):
-    """Refuses names it does not know: a misspelt field must not be lost in silence."""
+    """Refuses unknown names: a misspelt field must not be ignored."""
 
     unknown_word = "field"
 
@@ -45,13 +44,12 @@ class Strict(serializers.Serializer[Any]):
 
 
 class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
-    """The shape of a row. Read-only fields are ignored in a body, so that what was read can be
-    changed and sent back."""
+    """A row. Read-only fields are ignored in a body, so that a row can be read, changed and sent
+    back."""
 
     organization_id: Any = serializers.UUIDField(read_only=True)
 
-    # What stays as it is where a replacement leaves it out: the row's own key, and what is not
-    # shown.
+    # Fields that a PUT may leave out without resetting them: the row's own key, write-only fields.
     kept_by_put: tuple[str, ...] = ("external_id",)
 
     serializer_field_mapping = {
@@ -76,7 +74,7 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
         return field_class, options
 
     def values(self) -> dict[str, Any]:
-        """The checked values by model field; what a PUT left out takes its default."""
+        """The validated values by model field; fields that a PUT left out get their default."""
         values = dict(self.validated_data)
         if self.instance is not None and not self.partial:
             for field in self._writable_fields:
@@ -87,12 +85,12 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
 
 
 class Query(Strict):
-    """A query string: each parameter is known, and given once."""
+    """A query string: no unknown or repeated parameter."""
 
     unknown_word = "parameter"
 
-    def narrow(self, rows: Any) -> Any:
-        """The rows that the parameters ask for: a field's `source` is the look-up."""
+    def filter_rows(self, rows: Any) -> Any:
+        """The rows that match the parameters: a field's `source` is the look-up."""
         conditions = {
             str(field.source): self.validated_data[field.source]
             for field in self._writable_fields
@@ -105,7 +103,7 @@ class TrashQuery(Query):
     deleted = serializers.ChoiceField(
         ["only", "include"],
         required=False,
-        help_text="`only`: what lies in the trash; `include`: that too. Live rows otherwise.",
+        help_text="`only`: rows in the trash; `include`: those too. Default: live rows.",
     )
 
 
@@ -113,23 +111,21 @@ class PageQuery(Query):
     reserved = ("deleted", "limit", "cursor")
 
     limit = serializers.IntegerField(
-        min_value=1, max_value=MAX_LIMIT, default=DEFAULT_LIMIT, help_text="Rows on a page."
+        min_value=1, max_value=MAX_LIMIT, default=DEFAULT_LIMIT, help_text="Rows per page."
     )
-    cursor = serializers.CharField(
-        required=False, help_text="From `next` or `previous` of another page."
-    )
+    cursor = serializers.CharField(required=False, help_text="From `next` or `previous` of a page.")
 
 
 class ListQuery(PageQuery, TrashQuery):
     created_after = QueryMoment(
-        source="created_at__gte", required=False, help_text="Created then or later."
+        source="created_at__gte", required=False, help_text="Created at or after this time."
     )
     created_before = QueryMoment(
-        source="created_at__lt", required=False, help_text="Created before."
+        source="created_at__lt", required=False, help_text="Created before this time."
     )
     updated_after = QueryMoment(
-        source="updated_at__gte", required=False, help_text="Changed then or later."
+        source="updated_at__gte", required=False, help_text="Changed at or after this time."
     )
     updated_before = QueryMoment(
-        source="updated_at__lt", required=False, help_text="Changed before."
+        source="updated_at__lt", required=False, help_text="Changed before this time."
     )

@@ -1,4 +1,4 @@
-"""The one base of all viewsets, and those of organizations, members, keys, users, audit events."""
+"""Base classes of all viewsets; viewsets of organizations, members, keys, users, audit events."""
 
 from contextlib import ExitStack, nullcontext
 from functools import cached_property
@@ -39,7 +39,7 @@ from accounts.api.shapes import ListQuery, Query, TrashQuery
 from accounts.errors import Forbidden, NotFound
 from accounts.models import AuditEvent, Organization
 from accounts.roles import MANAGE_KEYS, MANAGE_MEMBERS, VIEW_AUDIT
-from accounts.services.keys import api_keys, issue_key, note_use, revoke_key
+from accounts.services.keys import api_keys, issue_key, record_use, revoke_key
 from accounts.services.organizations import members, organizations
 from accounts.services.records import Records
 from accounts.services.users import users
@@ -47,8 +47,8 @@ from accounts.tenancy import tenant
 
 
 class TenantView(APIView):
-    """Runs permissions and handler inside the caller's organization: one transaction, taken back
-    when the answer is a refusal."""
+    """Runs permission checks and the handler in the caller's organization, in one transaction that
+    is rolled back if the response is an error."""
 
     schema = RecordSchema()
     tag = ""
@@ -69,18 +69,18 @@ class TenantView(APIView):
 
     @property
     def max_body_bytes(self) -> int:
-        """A larger body is refused, unread."""
+        """A larger body is refused without reading it."""
         return settings.DATA_UPLOAD_MAX_MEMORY_SIZE
 
-    streams = False  # the handler reads the body as it comes, whatever its length
+    streams = False  # the handler reads the body as a stream of any length
 
     @property
     def enters_late(self) -> bool:
-        """The handler enters `tenant()` itself, as it encodes text: no connection is held then."""
+        """Whether the handler enters `tenant()` itself: it encodes text without a connection."""
         return False
 
     def initialize_request(self, request: Any, *args: Any, **kwargs: Any) -> Request:
-        """A chunked body tells no length, and Django takes it for none: its reader is replaced."""
+        """Replaces the stream of a chunked body: it has no length, so Django would read nothing."""
         is_chunked = "chunked" in request.headers.get("Transfer-Encoding", "").lower()
         if is_chunked and not self.streams:
             body = request.META["wsgi.input"].read(self.max_body_bytes + 1)
@@ -95,9 +95,9 @@ class TenantView(APIView):
         if not self.enters_late:
             self._context.enter_context(tenant(self.organization))
             self._is_inside = True
-        if self.caller.is_stale:
+        if self.caller.is_use_due:
             with nullcontext() if self._is_inside else tenant(self.organization):
-                note_use(self.actor, organization=self.organization)
+                record_use(self.actor, organization=self.organization)
 
     @property
     def caller(self) -> Caller:
@@ -113,29 +113,29 @@ class TenantView(APIView):
 
 
 class TenantViewSet(TenantView, GenericViewSet[Any]):
-    """Rows of the caller's organization. A subclass declares; it has a `resource` or a `scope`
-    (permissions.py), its model by `records`, and for rows that hang on another a `parent_model`."""
+    """Rows of the caller's organization. A subclass declares its `resource` or `scope`
+    (permissions.py), its `records`, and a `parent_model` for nested routes."""
 
     records: Records[Any]
     model: Any = None
     resource = ""
     scope = ""
-    also: tuple[str, ...] = ()  # scopes beside that one
+    also: tuple[str, ...] = ()  # further scopes
     words = ("", "")
-    natural_key = "external_id"  # what a row is addressed by beside its uuid
+    natural_key = "external_id"  # addresses a row, besides its uuid
     has_trash = True
-    late_actions: tuple[str, ...] = ()  # those that enter the organization's context themselves
+    late_actions: tuple[str, ...] = ()  # actions that enter the organization's context themselves
     page_key = "created_at"
     pagination_class = KeysetPagination
     lookup_url_kwarg = "id"
     lookup_value_regex = "[^/]+"
     list_query: type[Query] = ListQuery
-    # Words that stand where a key does in paths: a row of such a key is asked for at `by-key`.
+    # Route names that a key in a path would hide: a row with such a key is read at `by-key`.
     path_words: tuple[str, ...] = ("bulk", "by-key")
-    shown_at = ""  # the basename of the routes that show a row, where these do not
-    unread = "the answer holds the id alone"  # what a caller is told who may not read the rows
+    shown_at = ""  # the basename of the routes that show a row, if these routes do not
+    unread = "the response holds the id alone"  # for the schema: what callers without `read` get
 
-    # /agents/{agent_id}/sessions: the field that refers to the parent, and how that is found.
+    # /agents/{agent_id}/sessions: the reference to the parent, and how to look it up.
     parent_model: type[Model] | None = None
     parent_field = ""
     parent_kwarg = ""
@@ -148,15 +148,15 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         if self.action is None:
-            return  # the answer is 405
+            return  # the response is 405
         looks_up = self.parent_model is not None or self.query_class()().fields
         with tenant(self.organization) if self.enters_late and looks_up else nullcontext():
             if self.parent_model is not None:
-                _ = self.parent  # nothing of an unknown parent is worth reading
+                _ = self.parent  # 404 for an unknown parent comes first
             self.query = self._checked_query(request)
 
     def query_class(self) -> type[Query]:
-        """The parameters that this action knows."""
+        """The query parameters of this action."""
         if self.action == "list":
             return self.list_query
         if self.action == "by_key":
@@ -165,7 +165,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
 
     def _checked_query(self, request: Request) -> dict[str, Any]:
         given = dict(request.query_params.lists())
-        twice = {n: ["This parameter is given twice."] for n, v in given.items() if len(v) > 1}
+        twice = {n: ["This parameter is repeated."] for n, v in given.items() if len(v) > 1}
         if twice:
             raise serializers.ValidationError(twice, code="twice")
         data = {name: values[0] for name, values in given.items()}
@@ -180,7 +180,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
 
     @property
     def path_ids(self) -> dict[str, str]:
-        """How the ids in this view's path may be written, for the schema."""
+        """Descriptions of the ids in this view's path, for the schema."""
         own = f"uuid or {self.natural_key}" if self.natural_key else "uuid"
         parent = f"uuid or {self.parent_key}"
         return {self.lookup_url_kwarg: own, self.parent_kwarg: parent}
@@ -200,7 +200,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         return rows.filter(**{self.parent_field: self.parent})
 
     def shown(self, rows: Any) -> Any:
-        """What the shape shows beside the row's own columns."""
+        """Adds what the serializer shows besides the row's own columns."""
         return rows
 
     def _by_trash(self, rows: Any) -> Any:
@@ -219,7 +219,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         return self.unknown_parent(self.kwargs[self.parent_kwarg]) if row is None else row
 
     def unknown_parent(self, name: str) -> Any:
-        """What stands for a parent of which there is no live row. Raises: NotFound."""
+        """A substitute for a parent that has no live row. Raises: NotFound."""
         raise NotFound
 
     def get_object(self) -> Any:
@@ -229,23 +229,23 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         return row
 
     def as_rows(self, row: Any) -> Any:
-        """A queryset of this row alone, for the services."""
+        """A queryset of only this row, for the services."""
         return self.records.model.objects.for_organization(self.organization).filter(pk=row.pk)
 
     @property
     def may_read(self) -> bool:
-        """An answer shows no more of what is stored than the key may read."""
+        """A response shows only rows that the key may read."""
         return self.actor.may(read_scope(self))
 
     def answered(self, row: Any, status_code: int = status.HTTP_200_OK, **more: Any) -> Response:
-        """The answer to every write of a row: the row as it is now, for whom it is to see."""
+        """The response to a write: the row as it is now, or its id if the key may not read it."""
         shown = self.get_serializer(row).data if self.may_read else {"id": str(row.pk)}
         is_new = status_code == status.HTTP_201_CREATED
         headers = self.places_of(row) if is_new else None
         return Response({**shown, **more}, status_code, headers=headers)
 
     def places_of(self, row: Any) -> dict[str, str]:
-        """Headers that tell where a new row is shown."""
+        """The Location of a new row, and a notice if its key cannot be part of a path."""
         if self.shown_at:
             location = reverse(f"{self.shown_at}-detail", kwargs={"id": row.pk})
         else:
@@ -262,18 +262,18 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
         return headers
 
     def fits_path(self, key: str) -> bool:
-        """Whether a row of this key is reached by it."""
+        """Whether a path can hold this key."""
         return "/" not in key and key not in (".", "..", *self.path_words)
 
     @property
     def by(self) -> dict[str, Any]:
-        """Whose row, and who acts: what every service is told."""
+        """Organization and actor: arguments of every service."""
         return {"organization": self.organization, "actor": self.actor}
 
 
 class Listing(mixins.ListModelMixin):
     def list(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
-        page = self.paginate_queryset(self._query.narrow(self.get_queryset()))
+        page = self.paginate_queryset(self._query.filter_rows(self.get_queryset()))
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
 
@@ -308,7 +308,7 @@ class Trashing(mixins.DestroyModelMixin):
     @extend_schema(request=None)
     @action(detail=True, methods=["post"])
     def restore(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """With all that was deleted with it. A live row stays as it is."""
+        """Also restores what was deleted with it. A live row does not change."""
         rows = self.as_rows(self.get_object())
         self.records.restore(rows, **self.by)
         return self.answered(self.get_object())
@@ -317,7 +317,7 @@ class Trashing(mixins.DestroyModelMixin):
 class Finding(mixins.RetrieveModelMixin):
     @action(detail=False, url_path="by-key")
     def by_key(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """For keys that cannot stand in a path: with a slash in them, or a word of a route."""
+        """For keys that a path cannot hold: with a slash, or equal to the name of a route."""
         key = self.query[self.natural_key]
         row = self.get_queryset().filter(**{self.natural_key: key}).first()
         if row is None:
@@ -326,7 +326,7 @@ class Finding(mixins.RetrieveModelMixin):
 
 
 class RecordViewSet(Listing, Finding, Adding, Changing, Trashing, TenantViewSet):
-    """The whole life of a row."""
+    """List, read, create, update, delete and restore."""
 
 
 class OrganizationViewSet(RecordViewSet):
@@ -338,20 +338,20 @@ class OrganizationViewSet(RecordViewSet):
     natural_key = "slug"
 
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Only the platform does that: `manage.py create_organization`."""
-        raise Forbidden("Only the platform makes organizations.")
+        """Only the platform can do that: `manage.py create_organization`."""
+        raise Forbidden("Only the platform can create organizations.")
 
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Only the platform does that, in the console."""
+        """Only the platform can do that, in the console."""
         self.get_object()
-        raise Forbidden("Only the platform deletes organizations.")
+        raise Forbidden("Only the platform can delete organizations.")
 
     @extend_schema(request=None)
     @action(detail=True, methods=["post"])
     def restore(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Only the platform does that, in the console."""
+        """Only the platform can do that, in the console."""
         self.get_object()
-        raise Forbidden("Only the platform restores organizations.")
+        raise Forbidden("Only the platform can restore organizations.")
 
 
 class MemberViewSet(RecordViewSet):
@@ -367,7 +367,7 @@ class MemberViewSet(RecordViewSet):
 
 
 class ApiKeyViewSet(RecordViewSet):
-    """Keys that agents and services sign in with."""
+    """Keys that agents and services authenticate with."""
 
     tag = "API keys"
     words = ("API key", "API keys")
@@ -380,7 +380,7 @@ class ApiKeyViewSet(RecordViewSet):
 
     @extend_schema(responses={201: IssuedKeySerializer})
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """The answer holds the secret in `key`: now, and never again."""
+        """The response holds the secret in `key`. It cannot be read again."""
         serializer: Any = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         key, secret = issue_key(**serializer.values(), **self.by)
@@ -391,7 +391,7 @@ class ApiKeyViewSet(RecordViewSet):
     def revoke(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Revoke an API key.
 
-        It opens nothing from the next request on, and cannot be brought back.
+        Requests with it are refused from now on. This cannot be undone.
         """
         key = self.get_object()
         if key.revoked_at is None:
@@ -424,7 +424,7 @@ class AuditEventViewSet(Listing, mixins.RetrieveModelMixin, TenantViewSet):
 
 
 class MeView(TenantView):
-    """Whose key this is."""
+    """The key of the request."""
 
     tag = "Me"
     permission_classes = [AnyKey]

@@ -1,14 +1,14 @@
-"""The audit log: one event per change, written with it.
+"""The audit log: one event per change, written in the same transaction.
 
-What `changes` of an event holds, where it holds anything:
+Keys of an event's `changes`, all optional:
 
-- `fields`: {name: [old, new], or null where a value may be somebody's words}
-- `rows`: {model or resource: how many}
-- `ids`: the uuids of those rows, the first of them; `with`: the uuid of the other row
-- `filter`: the names of the conditions that picked the rows
-- any other name: a number, a word, a flag, or {name: number}: what a load or an export counted.
+- `fields`: {name: [old, new], or null if a value may hold personal content}
+- `rows`: {model or resource: count}
+- `ids`: the uuids of the first of those rows; `with`: the uuid of the other row
+- `filter`: the names of the conditions that selected the rows
+- any other name: a number, a string, a flag, or {name: number}: counts of a load or an export.
 
-Rows written before this was checked may hold anything: who shows them takes any JSON.
+Older events may hold any JSON; code that displays them must accept that.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,9 +30,9 @@ def record_event(
     status: str = AuditEvent.Status.SUCCESS,
     duration_ms: int | None = None,
 ) -> None:
-    """Writes one event in the caller's transaction. `changes` must not hold anybody's content.
+    """Writes one event in the caller's transaction. `changes` must not hold personal content.
 
-    Raises: TypeError (`changes` is of another shape than the module says).
+    Raises: TypeError (`changes` does not have the shape above).
     """
     changes = dict(changes or {})
     _check(changes)
@@ -56,7 +56,7 @@ def record_event(
 
 def _check(changes: Mapping[str, Any]) -> None:
     for name, value in changes.items():
-        if not _SHAPES.get(name, _is_counted)(value):
+        if not _SHAPES.get(name, _is_plain_or_counts)(value):
             raise TypeError(f"changes[{name!r}] of an audit event cannot be {value!r:.100}.")
 
 
@@ -74,26 +74,26 @@ def _is_named(value: Any, fits: Callable[[Any], bool]) -> bool:
     )
 
 
-def _are_words(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def _are_fields(value: Any) -> bool:
-    return _is_named(value, lambda told: told is None or _is_old_and_new(told))
+    return _is_named(value, lambda pair: pair is None or _is_old_and_new(pair))
 
 
-def _is_old_and_new(told: Any) -> bool:
-    return isinstance(told, list | tuple) and len(told) == 2 and all(map(_is_plain, told))
+def _is_old_and_new(pair: Any) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and all(map(_is_plain, pair))
 
 
-def _is_counted(value: Any) -> bool:
+def _is_plain_or_counts(value: Any) -> bool:
     return _is_plain(value) or _is_named(value, _is_number)
 
 
 _SHAPES: dict[str, Callable[[Any], bool]] = {
     "fields": _are_fields,
     "rows": lambda value: _is_named(value, _is_number),
-    "ids": _are_words,
+    "ids": _are_strings,
     "with": lambda value: isinstance(value, str),
-    "filter": _are_words,
+    "filter": _are_strings,
 }

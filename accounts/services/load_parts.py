@@ -1,8 +1,8 @@
-"""How far loads are, kept beside what they have stored.
+"""Checkpoints of loads.
 
-A job is a load under a name. Its parts are noted within the transactions of their batches, by
-compare-and-set: after a crash they say exactly what is stored, and of two processes that load the
-same job one is told.
+A job is a load with a name. The checkpoint of each part is written in the transactions of its
+batches, by compare-and-set: after a crash it says exactly what is committed, and if two processes
+load the same job, one of them fails.
 """
 
 import time
@@ -22,7 +22,7 @@ from agentmem_site.bulk.lines import Mark
 from agentmem_site.bulk.report import Tally
 
 _MAX_NAME = 255
-_GONE_WITHIN_S = 10.0  # a killed loader's connection, once PostgreSQL notices
+_LOCK_TIMEOUT_S = 10.0  # PostgreSQL ends the connection of a killed loader within this time
 
 
 class JobTaken(Exception):
@@ -46,10 +46,10 @@ class LoadParts:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process loads this job meanwhile.
+        """Keeps other processes from loading this job.
 
-        The lock is a transaction's, on a connection of its own that does nothing else: it goes
-        with its process, and stands behind a transaction pooler too. Raises: JobTaken.
+        The advisory lock belongs to a transaction on its own connection: it ends with the process,
+        and works behind a transaction pooler too. Raises: JobTaken.
         """
         key = sha256(f"{self._organization.pk} {self._job}".encode()).digest()[:8]
         own = connection.copy()
@@ -57,7 +57,7 @@ class LoadParts:
             with own.cursor() as cursor:
                 cursor.execute("BEGIN")
                 cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-                deadline = time.monotonic() + _GONE_WITHIN_S
+                deadline = time.monotonic() + _LOCK_TIMEOUT_S
                 while True:
                     cursor.execute(
                         "SELECT pg_try_advisory_xact_lock(%s)", [int.from_bytes(key, signed=True)]
@@ -113,7 +113,7 @@ class LoadParts:
         return _mark(kept) if kept else Mark()
 
     def forget(self) -> None:
-        """The job begins anew next time. Within the context."""
+        """The job starts from the beginning next time. Called within the context."""
         self._rows.delete()
 
 

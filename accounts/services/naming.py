@@ -1,7 +1,7 @@
-"""What a row that is written names: by our id what is there, by the caller's own key what is there
-or, where nobody has that key yet, what is made of it. A uuid that is none of our ids is such a key.
+"""Resolves the rows that a write refers to, by our id or by the caller's own key. A uuid that is
+not one of our ids is such a key.
 
-Which models a name alone makes, they say themselves (`TenantModel.auto_create_key`).
+An unknown key creates a row if its model declares `TenantModel.auto_create_key`.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from agentmem_site.db.keys import MAX_ECHOED
 def refusal(
     model: type[models.Model], name: str, *, is_deleted: bool, actor: Actor | None = None
 ) -> ServiceError | None:
-    """Why a row cannot name `name`, which no live row of `model` has: Invalid, or Forbidden where
-    only the scope is missing. None where a row is made for it; who may do that is left open
-    without an `actor`."""
+    """Why a row cannot refer to `name`, which is no live row of `model`: Invalid, or Forbidden if
+    only the scope is missing. None if a row can be created for it; without an `actor` the scope is
+    not checked."""
     label = model._meta.verbose_name
     echoed = name[:MAX_ECHOED]
     if is_deleted:
@@ -39,19 +39,19 @@ def refusal(
 
 
 def is_new(row: Any) -> bool:
-    """It stands for a name that nobody had when it was looked up."""
+    """Whether the row is not stored yet: its name was unknown when it was looked up."""
     return isinstance(row, models.Model) and row._state.adding
 
 
 def add_named(values: Mapping[str, Any], *, organization: Organization, actor: Actor) -> None:
-    """Inserts the rows among `values`, by field, that are new: with their key and what they were
-    given, each with an audit event. One that another request has made meanwhile is that one.
+    """Inserts the new rows among `values` (by field), each with an audit event. If another request
+    has created one in the meantime, that one is used.
 
-    In the caller's transaction; users first, then agents, then what refers to them, as loads do.
+    Runs in the caller's transaction; users first, then agents, then their dependents, as in loads.
     Raises: Forbidden (the actor may not add such a row), Invalid, Conflict.
     """
-    found = [(name, row) for name, row in values.items() if is_new(row)]
-    for name, row in sorted(found, key=lambda pair: _place(pair[1])):
+    new = [(name, row) for name, row in values.items() if is_new(row)]
+    for name, row in sorted(new, key=lambda pair: _place(pair[1])):
         if row._state.adding:
             _add(row, f"{name}_id", organization, actor)
 
@@ -67,19 +67,21 @@ def _add(row: Any, field: str, organization: Organization, actor: Actor) -> None
     row.created_at = row.updated_at = timezone.now()
     row.created_by_id = row.last_updated_by_id = actor.id
     for reference in _references(model):
-        if reference.is_cached(row):  # its id may be another one than when it was set
+        if reference.is_cached(row):  # its id may have changed since it was set
             setattr(row, reference.name, getattr(row, reference.name))
     model._default_manager.bulk_create([row], ignore_conflicts=True)
     rows: Any = model._default_manager
-    there = rows.for_organization(organization).filter(**{key: name}).first()
-    if there is None:
-        raise Conflict(f"{name[:MAX_ECHOED]!r} is being removed: send it again.", field=field)
-    if there.is_deleted:
+    stored = rows.for_organization(organization).filter(**{key: name}).first()
+    if stored is None:
+        raise Conflict(
+            f"{name[:MAX_ECHOED]!r} was deleted at the same time: send it again.", field=field
+        )
+    if stored.is_deleted:
         message = str(refusal(model, name, is_deleted=True))
         raise Invalid(message, field=field, code="unknown_reference")
-    is_ours = there.pk == row.pk
-    row.__dict__.update(there.__dict__)
-    if is_ours:
+    is_inserted = stored.pk == row.pk
+    row.__dict__.update(stored.__dict__)
+    if is_inserted:
         record_event(
             organization=organization,
             actor=actor,

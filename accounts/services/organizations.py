@@ -14,7 +14,7 @@ from accounts.models import Member, Organization
 from accounts.organization_settings import check_settings
 from accounts.roles import SET_RETENTION, Role
 from accounts.services.audit import record_event
-from accounts.services.authority import an_owner_stays, may_act_on, may_give_role
+from accounts.services.authority import check_may_assign, check_may_change, keep_an_owner
 from accounts.services.dependents import Counts
 from accounts.services.records import Records
 
@@ -36,35 +36,35 @@ class OrganizationRecords(Records[Organization]):
         is_other = after.get("retention", {}) != before.get("retention", {})
         if is_other and not actor.may(SET_RETENTION):
             raise Forbidden(
-                f"What settings.retention says is deleted by itself: changing it needs the "
-                f"permission {SET_RETENTION}."
+                "settings.retention deletes rows automatically: changing it needs the permission "
+                f"{SET_RETENTION}."
             )
 
     def create(  # type: ignore[override]
         self, *, organization: None = None, actor: Actor, values: Mapping[str, Any]
     ) -> Organization:
-        """The new organization, from within `platform()`. Raises: Conflict, Invalid."""
+        """The new organization. Called within `platform()`. Raises: Conflict, Invalid."""
         check_settings(values.get("settings", {}))
-        made = Organization(created_by_id=actor.id, last_updated_by_id=actor.id, **values)
+        record = Organization(created_by_id=actor.id, last_updated_by_id=actor.id, **values)
         try:
-            made.clean_fields()
+            record.clean_fields()
         except ValidationError as error:
             field, messages = next(iter(error.message_dict.items()))
             raise Invalid(messages[0], field=field) from error
         with transaction.atomic(), named_violations(Organization):
-            made.save(force_insert=True)
+            record.save(force_insert=True)
             record_event(
-                organization=made,
+                organization=record,
                 actor=actor,
                 action="created",
                 resource_type=self.name,
-                resource_id=made.pk,
+                resource_id=record.pk,
             )
-        return made
+        return record
 
 
 class MemberRecords(Records[Member]):
-    """`values` may hold a `password` in clear; it is checked and hashed, and never audited."""
+    """`values` may contain a plain-text `password`: it is validated, hashed, and never audited."""
 
     def derive(self, record: Member, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
         if is_new and not record.password:
@@ -79,8 +79,8 @@ class MemberRecords(Records[Member]):
 
     def create_many(self, *, actor: Actor, rows: Any, **kwargs: Any) -> list[Member]:
         for values in rows:
-            may_give_role(actor, values.get("role", Role.VIEWER))
-        return super().create_many(actor=actor, rows=[_cleaned(v) for v in rows], **kwargs)
+            check_may_assign(actor, values.get("role", Role.VIEWER))
+        return super().create_many(actor=actor, rows=[_normalized(v) for v in rows], **kwargs)
 
     def update(
         self,
@@ -91,12 +91,12 @@ class MemberRecords(Records[Member]):
         values: Mapping[str, Any],
         seen: Mapping[str, str] | None = None,
     ) -> Member:
-        with an_owner_stays(organization):
+        with keep_an_owner(organization):
             return super().update(
                 record,
                 organization=organization,
                 actor=actor,
-                values=_cleaned(values),
+                values=_normalized(values),
                 seen=seen,
             )
 
@@ -104,33 +104,32 @@ class MemberRecords(Records[Member]):
         self, record: Member, values: Any, *, organization: Organization, actor: Actor
     ) -> None:
         if record.pk == actor.id and values.keys() == {"password"}:
-            return  # one's own
-        may_act_on(actor, record)
+            return  # their own password
+        check_may_change(actor, record)
         if "role" in values:
-            may_give_role(actor, values["role"])
-        # Whoever sets a password, or the address that it goes with, has the role as well.
+            check_may_assign(actor, values["role"])
+        # Whoever sets a member's password or address can sign in with that role.
         if values.keys() & {"role", *_SIGN_IN}:
-            may_give_role(actor, record.role)
+            check_may_assign(actor, record.role)
 
     def before_move(self, rows: Any, *, organization: Organization, actor: Actor) -> None:
         for role in rows.order_by().values_list("role", flat=True).distinct():
-            may_give_role(actor, role)
+            check_may_assign(actor, role)
 
     def delete(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
-        with an_owner_stays(organization):
+        with keep_an_owner(organization):
             return super().delete(rows, organization=organization, actor=actor)
 
     def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
-        with an_owner_stays(organization):
+        with keep_an_owner(organization):
             return super().purge(rows, organization=organization, actor=actor)
 
 
 _SIGN_IN = ("password", "email", "is_active", "is_staff")
 
 
-def _cleaned(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An address in lower case: two members whose addresses differ by case could not be told
-    apart by it."""
+def _normalized(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values with the address in lower case: addresses must not differ by case alone."""
     if "email" not in values:
         return values
     email = values["email"].strip().lower()

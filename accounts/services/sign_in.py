@@ -1,4 +1,4 @@
-"""Signing in to the console, and what the audit log keeps of it."""
+"""Signing in to the console, and its audit events."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib.auth.backends import BaseBackend
 from django.contrib.auth.hashers import make_password
 
-from accounts.access import as_address, at_slug
+from accounts.access import filter_by_slug, normalized_email
 from accounts.actors import Actor
 from accounts.errors import Conflict
 from accounts.models import AuditEvent, Member
@@ -14,12 +14,12 @@ from accounts.services.audit import record_event
 from accounts.tenancy import tenant
 
 
-class SeveralFit(Conflict):
-    """This email and password are those of several organizations: name the one to open."""
+class AmbiguousSignIn(Conflict):
+    """This email and password belong to several organizations: name one of them."""
 
 
 class MemberBackend(BaseBackend):
-    """For Django: who signs in by email and password, and whose session it is."""
+    """Django's authentication backend: by email and password, and by session."""
 
     def authenticate(  # type: ignore[override]
         self,
@@ -28,24 +28,24 @@ class MemberBackend(BaseBackend):
         password: str | None = None,
         organization: str = "",
     ) -> Member | None:
-        """Raises: SeveralFit."""
+        """Raises: AmbiguousSignIn."""
         if username is None or password is None:
             return None
-        fitting = members_who_fit(email=username, password=password, slug=organization)
-        if len(fitting) > 1:
-            raise SeveralFit
-        return fitting[0] if fitting else None
+        matches = matching_members(email=username, password=password, slug=organization)
+        if len(matches) > 1:
+            raise AmbiguousSignIn
+        return matches[0] if matches else None
 
     def get_user(self, user_id: Any) -> Member | None:
         return Member.objects.filter(pk=user_id).first()
 
 
-def members_who_fit(*, email: str, password: str, slug: str = "") -> list[Member]:
-    """The members of this address who may sign in, and have this password.
+def matching_members(*, email: str, password: str, slug: str = "") -> list[Member]:
+    """The members with this address and password who may sign in.
 
-    An address that is nobody's takes as long as one that is somebody's: one hash.
+    An unknown address takes as long as a known one: one hash.
     """
-    rows = at_slug(Member.objects.filter(email=as_address(email)), slug)
+    rows = filter_by_slug(Member.objects.filter(email=normalized_email(email)), slug)
     members = [row for row in rows.select_related("organization") if may_sign_in(row)]
     if not members:
         make_password(password)
@@ -53,20 +53,19 @@ def members_who_fit(*, email: str, password: str, slug: str = "") -> list[Member
 
 
 def may_sign_in(member: Member) -> bool:
-    """Staff, active, not deleted, and of an organization that is not deleted either."""
+    """Staff and active, and neither the member nor the organization is deleted."""
     if not (member.is_active and member.is_staff) or member.is_deleted:
         return False
     return member.organization is None or not member.organization.is_deleted
 
 
-def note_sign_in(*, email: str, slug: str = "", succeeded: bool, actor: Actor) -> None:
-    """Writes who signed in, or tried to, from outside a context.
+def record_sign_in(*, email: str, slug: str = "", succeeded: bool, actor: Actor) -> None:
+    """Writes the audit event of a sign-in or a failed attempt. Called outside any context.
 
-    It stands in the log of the member's organization, an attempt in that of each organization that
-    has a member of this address; an attempt under an unknown one, and a platform superuser, in no
-    organization's.
+    A sign-in is logged in the member's organization, a failed attempt in each organization that has
+    a member with this address. Unknown addresses and platform superusers have no organization.
     """
-    rows = at_slug(Member.objects.filter(email=as_address(email)), slug)
+    rows = filter_by_slug(Member.objects.filter(email=normalized_email(email)), slug)
     if succeeded:
         rows = Member.objects.filter(pk=actor.id)
     status = AuditEvent.Status.SUCCESS if succeeded else AuditEvent.Status.FAILURE

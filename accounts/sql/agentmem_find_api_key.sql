@@ -1,7 +1,7 @@
--- agentmem_find_api_key(bytea): the API key with this SHA-256, if it opens anything now.
+-- agentmem_find_api_key(bytea): the API key with this SHA-256, if it can be used now.
 --
--- SECURITY DEFINER: runs as the owner, whom row-level security does not bind; this look-up
--- comes before the organization is known. It answers for one key alone.
+-- SECURITY DEFINER: runs as the owner, who is not subject to row-level security. This look-up
+-- comes before the organization is known, and returns one key at most.
 
 CREATE OR REPLACE FUNCTION agentmem_find_api_key(key_hash bytea)
 RETURNS TABLE (

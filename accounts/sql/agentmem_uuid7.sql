@@ -1,6 +1,6 @@
 -- agentmem_uuid7(): a new id, UUID version 7.
 --
--- No SET clause: PostgreSQL inlines it then, at half the cost of a call.
+-- No SET clause, so that PostgreSQL can inline it: half the cost of a call.
 
 CREATE OR REPLACE FUNCTION agentmem_uuid7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
     -- The time replaces the first 48 bits of a random id; two bits turn version 4 into 7.

@@ -19,7 +19,7 @@ from unfold.forms import AdminOwnPasswordChangeForm, AuthenticationForm
 from unfold.sites import UnfoldAdminSite
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from accounts.access import PLATFORM, as_address, member_actor
+from accounts.access import PLATFORM, member_actor, normalized_email
 from accounts.actors import Actor
 from accounts.console import TenantAdmin, show
 from accounts.console.context import actor_of, context_of, from_here, member_of, parsed_id
@@ -36,7 +36,7 @@ from accounts.console.parameters import (
 )
 from accounts.models import Member
 from accounts.services.organizations import members
-from accounts.services.sign_in import SeveralFit, may_sign_in, note_sign_in
+from accounts.services.sign_in import AmbiguousSignIn, may_sign_in, record_sign_in
 from accounts.tenancy import is_inside
 from agentmem_site.console.dashboard import dashboard
 from agentmem_site.console.navigation import sidebar
@@ -58,7 +58,7 @@ class SignInForm(AuthenticationForm):
             return given
         try:
             self.user_cache = authenticate(self.request, **given)
-        except SeveralFit as several:
+        except AmbiguousSignIn as several:
             self.add_error("organization", str(several))
             return given
         if self.user_cache is None:
@@ -209,12 +209,12 @@ class ConsoleSite(UnfoldAdminSite):
             return self._refused(request, refusal)
         response = super().login(request, extra_context)
         if request.method == "POST":
-            email = as_address(request.POST.get("username", "")[:254])
+            email = normalized_email(request.POST.get("username", "")[:254])
             succeeded = isinstance(response, HttpResponseRedirect)
             actor = Actor(kind="member", name=email)
             if succeeded:
                 actor = member_actor(member_of(request))
-            note_sign_in(
+            record_sign_in(
                 email=email,
                 slug=request.POST.get("organization", "").replace("\0", ""),
                 succeeded=succeeded,

@@ -141,7 +141,7 @@ class MemoryBatchViewSet(TenantViewSet):
         except (msgspec.DecodeError, RecursionError):
             items, around = [], body
         try:
-            data = parse_json(around, called="The body")
+            data = parse_json(around, name="The body")
         except RefusedJson as refusal:
             raise ParseError(str(refusal)) from refusal
         shape = BatchSerializer(data=data, context=self.get_serializer_context())

@@ -63,7 +63,7 @@ class MemoryExportViewSet(TenantViewSet):
         body: Any = self.get_serializer(data=request.data)
         body.is_valid(raise_exception=True)
         with_vectors = body.validated_data.pop("vectors")
-        rows = body.narrow(self.get_queryset())
+        rows = body.filter_rows(self.get_queryset())
         # It runs when this transaction is over.
         lines = export_memories(rows, with_vectors=with_vectors, **self.by)
         return StreamingHttpResponse(lines, content_type=NDJSON)

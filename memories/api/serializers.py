@@ -272,10 +272,10 @@ class MemoryQuery(ListQuery):
     def _language(self) -> str:
         return language_of(self.context["organization"].settings)
 
-    def narrow(self, rows: Any) -> Any:
+    def filter_rows(self, rows: Any) -> Any:
         words = self.validated_data.pop("q", None)
         expired = self.validated_data.pop("expired", None)
-        rows = super().narrow(rows).by_expiry(expired)
+        rows = super().filter_rows(rows).by_expiry(expired)
         return rows if words is None else rows.matching(words, languages=[self._language])
 
 

@@ -351,7 +351,7 @@ def test_a_batch_has_a_size(api, count):
         (b'{"memories": [{}], "embed": "soon"}', 'embed: "soon" is not a valid choice.'),
         (b'{"memories": [{}], "memories": [{}]}', "The key 'memories' is given twice."),
         (b'{"memories": [{"metadata": {"x": NaN}}]}', "NaN is not JSON."),
-        (b'{"memories": [{"content": "\\ud800"}]}', "Text holds a NUL character or half of"),
+        (b'{"memories": [{"content": "\\ud800"}]}', "A string contains a NUL character or"),
         (b'{"memories": [' + b"[" * 100_000, "The JSON is nested deeper than 64 levels."),
         (b'{"memories": [{"content": "x"}', "The body is not JSON: "),
     ],

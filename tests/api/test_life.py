@@ -100,7 +100,7 @@ def test_an_organization_changes_itself_and_no_more(api, acme):
     assert changed.json()["settings"] == {"retention_days": 30}
     assert api.put(here, {"name": "Acme"}).json()["settings"] == {"retention_days": 30}
     quotas = api.patch(here, {"settings": {"quotas": {"users": 10**6}}})
-    assert quotas.json()["detail"] == "settings: Quotas are set by the platform."
+    assert quotas.json()["detail"] == "settings: Only the platform can set quotas."
     for refused in (
         api.post("organizations", {"name": "New", "slug": "new"}),
         api.delete(here),
@@ -131,7 +131,7 @@ def test_a_key_is_shown_once_and_revoked_for_good(api, anonymous):
     renamed = api.patch(here, {"name": "build"})
     assert renamed.json()["name"] == "build"
     widened = api.patch(here, {"scopes": ["memory:write"]})
-    assert widened.json()["detail"] == "scopes: Only the name changes: issue another key."
+    assert widened.json()["detail"] == "scopes: Only the name can be changed: issue another key."
     assert api.put(here, {"name": "x"}).status_code == 405
 
     revoked = api.post(f"{here}/revoke")

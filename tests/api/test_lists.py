@@ -76,7 +76,7 @@ def test_pages_keep_their_filters(api, acme, seven_users):
         ("cursor=WzAsMSwyXQ", "cursor", "This cursor was not made by this server."),
         ("cursor=é", "cursor", "This cursor was not made by this server."),
         ("deleted=yes", "deleted", '"yes" is not a valid choice.'),
-        ("limit=1&limit=2", "limit", "This parameter is given twice."),
+        ("limit=1&limit=2", "limit", "This parameter is repeated."),
         ("user=ann", "user", "There is no such parameter."),
         ("format=xml", "format", "There is no such parameter."),
         ("created_after=2026-01-01", "created_after", "Give the time zone"),

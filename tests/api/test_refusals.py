@@ -29,8 +29,16 @@ def problem(response, status):
         ("memories", {}, "content: This field is required."),
         ("memories", {"content": " \n"}, "content: This field may not be blank."),
         ("memories", {"content": None}, "content: This field may not be null."),
-        ("memories", {"content": "x" * 262145}, "content: 262145 bytes are given; the limit is 26"),
-        ("memories", {"content": "ä" * 131073}, "content: 262146 bytes are given; the limit is 26"),
+        (
+            "memories",
+            {"content": "x" * 262145},
+            "content: The text has 262145 bytes; the limit is 26",
+        ),
+        (
+            "memories",
+            {"content": "ä" * 131073},
+            "content: The text has 262146 bytes; the limit is 26",
+        ),
         ("memories", {"contnt": "x"}, "contnt: There is no such field. Known: "),
         ("memories", {"content": "x", "importance": 1.5}, "importance: Ensure this value is less"),
         ("memories", {"content": "x", "importance": "nan"}, "importance: "),
@@ -150,10 +158,10 @@ def test_a_key_that_is_taken_is_a_conflict(api):
 
 BAD_JSON = [
     (b"{", "The body is not JSON: Expecting property name enclosed in double quotes"),
-    (b'{"name": "a\\u0000b"}', "Text holds a NUL character"),
-    (b'{"metadata": {"a\\u0000": 1}}', "Text holds a NUL character"),
-    (b'{"name": "\\ud800"}', "Text holds a NUL character or half of a surrogate pair."),
-    (b'{"metadata": {"x": ["\\udfff"]}}', "Text holds a NUL character or half"),
+    (b'{"name": "a\\u0000b"}', "A string contains a NUL"),
+    (b'{"metadata": {"a\\u0000": 1}}', "A string contains a NUL"),
+    (b'{"name": "\\ud800"}', "A string contains a NUL character or a lone surrogate."),
+    (b'{"metadata": {"x": ["\\udfff"]}}', "A string contains a NUL"),
     (b'{"metadata": {"x": NaN}}', "NaN is not JSON."),
     (b'{"metadata": {"x": -Infinity}}', "-Infinity is not JSON."),
     (b'{"metadata": {"x": 1e400}}', "A number has more than 38 digits."),

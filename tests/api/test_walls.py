@@ -334,7 +334,7 @@ def test_a_key_gives_no_scope_that_it_lacks(acme):
     client = client_with(make_key(acme, ["keys:manage", "memory:read"]))
     refused = client.post("api-keys", {"name": "more", "scopes": ["memory:read", "memory:write"]})
     assert refused.status_code == 403
-    assert refused.json()["detail"] == "You cannot give what you do not have: memory:write."
+    assert refused.json()["detail"] == "You cannot grant scopes that you do not have: memory:write."
 
 
 def test_who_manages_members_does_not_become_one_of_higher_role(acme, alice):
@@ -342,9 +342,10 @@ def test_who_manages_members_does_not_become_one_of_higher_role(acme, alice):
     for change in ({"password": "another horse battery"}, {"email": "me@acme.example"}):
         refused = client.patch(f"members/{alice.pk}", change)
         assert refused.status_code == 403
-        assert refused.json()["detail"].startswith("The role admin allows what you may not do: ")
+        assert refused.json()["detail"].startswith("The role admin has permissions that you lack: ")
     raised = client.post("members", {"email": "new@acme.example", "role": "owner"})
-    assert raised.json()["detail"] == "Only who manages roles may give or take one."
+    refusal = "Assigning or revoking the role owner needs the permission roles:manage."
+    assert raised.json()["detail"] == refusal
 
 
 def test_who_manages_members_gains_nothing_by_it(acme, api):

@@ -89,8 +89,8 @@ def test_an_emptied_json_box_is_the_default_and_bad_json_is_told(console, acme):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (r'{"a": "\ud800"}', "Text holds a NUL character or half of a surrogate pair."),
-        (r'{"a": "\u0000"}', "Text holds a NUL character or half of a surrogate pair."),
+        (r'{"a": "\ud800"}', "A string contains a NUL character or a lone surrogate."),
+        (r'{"a": "\u0000"}', "A string contains a NUL character or a lone surrogate."),
         ("[" * 2_000, "The JSON is nested deeper than 64 levels."),
         ('{"a": %s}' % ("9" * 5_000), "A number has more than 38 digits."),
         ('{"a": NaN}', "NaN is not JSON."),
@@ -238,7 +238,7 @@ def test_a_member_gets_a_password_that_is_shown_once_or_the_one_typed(console, c
     assert "too short" in str(errors(page))
     typed = {"password1": "a longer pass phrase", "password2": "another long phrase"}
     page = console.post(url(Member, "change", bob.pk), data | typed)
-    assert errors(page) == {"password2": ["The two passwords are not the same."]}
+    assert errors(page) == {"password2": ["The two passwords do not match."]}
     typed["password2"] = typed["password1"]
     assert console.post(url(Member, "change", bob.pk), data | typed).status_code == 302
     bob.refresh_from_db()

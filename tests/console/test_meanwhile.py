@@ -310,7 +310,7 @@ def test_what_changes_between_the_forms_look_and_the_lock_is_refused_too(console
     with patch.object(page_of.records, "update", late):
         page = console.post(url(User, "change", user.pk), data | {"name": "Ada L."})
     # The refused save took what `late` wrote with it, as it was in the same transaction.
-    assert form_of(page).errors == {"name": ["Somebody has changed this meanwhile."]}
+    assert form_of(page).errors == {"name": ["Somebody else has changed this in the meantime."]}
     assert again(user).name == "Ada"
 
 

@@ -106,7 +106,7 @@ def test_who_is_of_two_organizations_enters_by_the_password_or_says_which(acme, 
         members.update(there, values={"password": PASSWORD}, **by)
     _, page = sign_in(alice.email)
     html = page.content.decode()
-    assert "those of several organizations: name the one to open" in html
+    assert "belong to several organizations: name one of them" in html
     assert 'name="organization"' in html
     form = {"username": alice.email, "password": PASSWORD}
     for slug, member in (("globex", there), ("acme", alice)):

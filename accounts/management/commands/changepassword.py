@@ -1,4 +1,4 @@
-"""`manage.py changepassword EMAIL`: in place of Django's, to which an address is one member's."""
+"""`manage.py changepassword EMAIL`: replaces Django's, which expects one member per address."""
 
 from getpass import getpass
 from typing import Any
@@ -15,7 +15,7 @@ MAX_TRIES = 3
 
 
 class Command(BaseCommand):
-    help = "Asks for a new password of a member or platform superuser."
+    help = "Asks for a new password for a member or platform superuser."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("email")
@@ -23,7 +23,7 @@ class Command(BaseCommand):
             "--organization",
             default="",
             metavar="SLUG",
-            help=f"whose member it is, where several have this address ({PLATFORM}: the platform)",
+            help=f"the organization, if several have this address ({PLATFORM}: the platform)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -34,7 +34,7 @@ class Command(BaseCommand):
         for _ in range(MAX_TRIES):
             password = getpass("Password: ")
             if password != getpass("Password (again): "):
-                self.stderr.write("The two passwords are not the same.")
+                self.stderr.write("The two passwords do not match.")
                 continue
             try:
                 with platform():  # (a superuser is of no organization)
@@ -49,6 +49,6 @@ class Command(BaseCommand):
                 continue
             except ServiceError as error:
                 raise CommandError(str(error)) from error
-            self.stdout.write(f"The password of {member.email} is changed.")
+            self.stdout.write(f"The password of {member.email} was changed.")
             return
-        raise CommandError(f"The password stays as it is, after {MAX_TRIES} tries.")
+        raise CommandError(f"The password was not changed: {MAX_TRIES} failed attempts.")

@@ -1,4 +1,4 @@
-"""`manage.py create_api_key`: prints the key alone, once."""
+"""`manage.py create_api_key`: prints the key, once."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from accounts.tenancy import tenant
 
 
 class Command(BaseCommand):
-    help = "Issues an API key with the permissions of a role and prints it, this once."
+    help = "Creates an API key with the permissions of a role and prints it. It is shown only once."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--organization", required=True, metavar="SLUG")
-        parser.add_argument("--name", required=True, help="tells the key apart in the console")
+        parser.add_argument("--name", required=True, help="shown in the console")
         roles = [Role.ADMIN.value, Role.USER.value, Role.VIEWER.value]
         parser.add_argument("--role", choices=roles, default=Role.USER.value)
 

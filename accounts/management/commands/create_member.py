@@ -14,7 +14,9 @@ from accounts.tenancy import tenant
 
 
 class Command(BaseCommand):
-    help = "Makes a member of an organization and prints a random password, this once."
+    help = (
+        "Creates a member of an organization and prints a random password. It is shown only once."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("email")

@@ -11,7 +11,7 @@ from accounts.tenancy import platform
 
 
 class Command(BaseCommand):
-    help = "Makes an organization and prints its id."
+    help = "Creates an organization and prints its id."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("slug")
@@ -22,9 +22,9 @@ class Command(BaseCommand):
         values = {"slug": slug, "name": options["name"] or slug.replace("-", " ").title()}
         try:
             with platform():  # it belongs to no organization yet
-                made = organizations.create(
+                organization = organizations.create(
                     actor=command_actor("create_organization"), values=values
                 )
         except ServiceError as error:
             raise CommandError(str(error)) from error
-        self.stdout.write(str(made.pk))
+        self.stdout.write(str(organization.pk))
