@@ -35,7 +35,7 @@ from memories.services.memories import memories
 from memories.services.versions import Op, diff_texts
 
 HISTORY_SHOWN = 50
-MAX_COMPARED = 20_000  # characters of two versions; longer ones are shown as they are
+MAX_COMPARED = 20_000  # characters of two versions; longer ones are shown without a diff
 _LINKS: dict[type, tuple[str, Any, Any]] = {
     AgentBlock: ("block", attach_block, detach_block),
     AgentTool: ("tool", attach_tool, detach_tool),
@@ -57,7 +57,7 @@ class AttachedTools(LinkInline):
 
 
 class Holders(LinkInline):
-    """The agents that a block or a tool is attached to: read here, changed on the agent's page."""
+    """The agents that a block or a tool is attached to; they are edited on the agent's page."""
 
     fields = ("agent",)
     verbose_name_plural = "agents that have it"
@@ -212,7 +212,7 @@ class ToolAdmin(TenantAdmin):
         field = super().formfield_for_dbfield(db_field, request, **kwargs)
         if db_field.name == "source_code":
             field.widget.attrs["class"] += " am-json-area"
-            field.help_text = "Kept and shown, never run."
+            field.help_text = "Stored and shown, never run."
         if db_field.name == "tags":
             field.widget.attrs["rows"] = 1
             field.help_text = "Separated by commas."
@@ -232,7 +232,7 @@ class MemoryAdmin(TenantAdmin):
     resource = "memory"
     records = memories
     list_display = (
-        "said",
+        "shown_content",
         "shown_type",
         "user_link",
         "agent_link",
@@ -298,9 +298,9 @@ class MemoryAdmin(TenantAdmin):
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         field = super().formfield_for_dbfield(db_field, request, **kwargs)
         help_texts = {
-            "context": "What was said just before. Found by keyword, not embedded.",
+            "context": "What was said just before. Searched by keyword, not embedded.",
             "importance": "From 0 to 1.",
-            "session_id": "The session's own key: a memory outlives its session.",
+            "session_id": "The session's session_id: a memory outlives its session.",
         }
         if db_field.name in help_texts:
             field.help_text = help_texts[db_field.name]
@@ -314,8 +314,8 @@ class MemoryAdmin(TenantAdmin):
             return rows, False
         if (record_id := parsed_id(term)) is not None:
             return rows.filter(pk=record_id), False
-        said = rows.matching(term)
-        return rows.filter(Q(pk__in=said.order_by().values("pk")) | Q(external_id=term)), False
+        matching = rows.matching(term)
+        return rows.filter(Q(pk__in=matching.order_by().values("pk")) | Q(external_id=term)), False
 
     def render_change_form(self, request: HttpRequest, context: Any, **kwargs: Any) -> Any:
         obj = kwargs.get("obj")
@@ -330,7 +330,7 @@ class MemoryAdmin(TenantAdmin):
         return super().render_change_form(request, context, **kwargs)
 
     @display(description="Memory")
-    def said(self, obj: Memory) -> Any:
+    def shown_content(self, obj: Memory) -> Any:
         return show.clipped(f"{obj.speaker}: {obj.content}" if obj.speaker else obj.content, 110)
 
     @display(description="Type")
@@ -360,7 +360,7 @@ class MemoryAdmin(TenantAdmin):
 
     @display(description="Session")
     def session_page(self, obj: Memory) -> Any:
-        """By its natural key; the page is another app's, found by name."""
+        """A link to the session, by its key; the page belongs to another app."""
         if not obj.session_id:
             return show.NOTHING
         url = reverse("admin:agent_sessions_session_changelist", query={"q": obj.session_id})
@@ -368,7 +368,7 @@ class MemoryAdmin(TenantAdmin):
 
 
 def _parts_since(before: MemoryHistory | None, change: MemoryHistory) -> list[tuple[Op, str]]:
-    """What the content's change consists of; empty where it did not change, or is too long."""
+    """The diff of the content; empty if it did not change, or is too long."""
     if before is None or before.content == change.content:
         return []
     if len(before.content) + len(change.content) > MAX_COMPARED:

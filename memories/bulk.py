@@ -1,4 +1,4 @@
-"""What the bulk loader has to know of this app's resources."""
+"""How the bulk loader loads this app's resources."""
 
 from base64 import b64decode
 from datetime import datetime
@@ -204,9 +204,9 @@ class MemoryLine(Line):
     importance: Annotated[float, Meta(ge=0, le=1)] | None = None
     score: float | None = None
     expires_at: Moment | None = None
-    # Numbers, or base64 of little-endian float32; from then on what `halves` made of it.
+    # Numbers, or base64 of little-endian float32; after decoding the result of `halves`.
     embedding: list[float] | str | None = None
-    # The encoder that made it: the server's own, where it is not given.
+    # The encoder of `embedding`; by default the server's own.
     embedding_model: Annotated[str, Meta(max_length=64)] | None = None
 
     def __post_init__(self) -> None:
@@ -216,7 +216,7 @@ class MemoryLine(Line):
             ("content", self.content, MAX_CONTENT_BYTES),
             ("context", self.context, MAX_CONTEXT_BYTES),
         ):
-            # (A character has at most four bytes: most lines are told by their length.)
+            # (A character has at most four bytes, so most texts need not be encoded.)
             if text and len(text) * 4 > limit and len(text.encode()) > limit:
                 raise ValueError from LineError(
                     "too_long", name, f"{len(text.encode()):,} bytes; the limit is {limit:,}"
@@ -247,14 +247,14 @@ _LARGEST_HALF = 65504.0
 
 
 def halves(vector: Any) -> bytes:
-    """A vector that a caller gave, as numbers or as base64 of little-endian float32 (the
-    `encoding_format` of OpenAI's API), as big-endian half-precision floats.
+    """A caller's vector as big-endian half-precision floats, from numbers or from base64 of
+    little-endian float32 (an `encoding_format` of OpenAI's API).
 
     Raises: ValueError from LineError.
     """
     import numpy as np  # noqa: PLC0415  (a tenth of a second, at the start of every command)
 
-    wrong = ""
+    problem = ""
     numbers = np.empty(0, np.float32)
     try:
         if isinstance(vector, str):
@@ -262,21 +262,21 @@ def halves(vector: Any) -> bytes:
         else:
             numbers = np.array(vector, np.float64)
     except ValueError:
-        wrong = NO_VECTOR
-    made = b""
-    if not wrong and numbers.shape != (EMBEDDING_DIM,):
-        wrong = f"{numbers.size} numbers are given; an embedding has {EMBEDDING_DIM}."
+        problem = NO_VECTOR
+    halves_ = b""
+    if not problem and numbers.shape != (EMBEDDING_DIM,):
+        problem = f"{numbers.size} numbers are given; an embedding has {EMBEDDING_DIM}."
     # (A NaN is not less than anything.)
-    elif not wrong and not np.abs(numbers).max() <= _LARGEST_HALF:
-        wrong = "A number is outside -65504 to 65504, which half precision can hold."
-    elif not wrong:
+    elif not problem and not np.abs(numbers).max() <= _LARGEST_HALF:
+        problem = "A number is outside -65504 to 65504, the range of half precision."
+    elif not problem:
         rounded = numbers.astype(">f2")
-        made = rounded.tobytes()
+        halves_ = rounded.tobytes()
         if not rounded.any():
-            wrong = "An embedding of zeros alone has no direction."
-    if wrong:
-        raise ValueError(wrong) from LineError("invalid_vector", "embedding", wrong)
-    return made
+            problem = "An embedding of only zeros has no direction."
+    if problem:
+        raise ValueError(problem) from LineError("invalid_vector", "embedding", problem)
+    return halves_
 
 
 def _write_history(
@@ -290,7 +290,7 @@ def _write_history(
 
 
 SAID_AGAIN = "Said again after it had expired."  # in the history
-# A vector stays while what was embedded does; a new one in the file replaces it.
+# A vector stays as long as the embedded text does; a new one in the file replaces it.
 _SAME_VECTOR = "{new}.embedding IS NULL AND {old}.hash = {new}.hash"
 _KEPT = f"CASE WHEN {_SAME_VECTOR} THEN {{old}}.{{column}} ELSE {{new}}.{{column}} END"
 _NEW_VECTOR = "({new}.embedding IS NOT NULL AND {old}.embedding IS DISTINCT FROM {new}.embedding)"

@@ -30,10 +30,10 @@ def _length(column: str, function: str) -> Func:
 
 
 def _document() -> SearchVector:
-    """What full text finds a memory by, in the row's language.
+    """The full-text search document of a memory, in the row's language.
 
-    Each configuration stands there as a constant: a cast of the column would not be immutable, and
-    a column of type regconfig would keep the database from `pg_upgrade`.
+    Each configuration is a constant: a cast of the column would not be immutable, and a column of
+    type regconfig would prevent `pg_upgrade`.
     """
     cases = [When(language=name, then=SearchConfig(Value(name))) for name in LANGUAGES]
     config = Case(*cases, default=SearchConfig(Value("simple")))
@@ -74,7 +74,7 @@ class Agent(LoadedModel):
 
 
 class Block(LoadedModel):
-    """A labelled piece of text that stands in an agent's prompt: a persona, facts on a person."""
+    """A labelled text in an agent's prompt: a persona, or facts about a person."""
 
     user = TenantForeignKey(User, models.CASCADE, null=True, blank=True, related_name="blocks")
     external_id = KeyField(null=True, blank=True)
@@ -111,7 +111,7 @@ class Block(LoadedModel):
 
 
 class AgentBlock(TenantModel):
-    """This block stands in this agent's prompt, under the label it had when attached."""
+    """This block is part of this agent's prompt, under the block's label."""
 
     agent = TenantForeignKey(Agent, models.CASCADE, related_name="block_links")
     block = TenantForeignKey(Block, models.CASCADE, related_name="agent_links")
@@ -132,7 +132,7 @@ class AgentBlock(TenantModel):
             *TenantModel.Meta.indexes,
             # A block's agents; the block's purge.
             models.Index(fields=["organization", "block"], name="memories_agentblock_block"),
-            # An agent's links in the trash too: its restore, its purge.
+            # An agent's links, also those in the trash: its restore, its purge.
             models.Index(fields=["organization", "agent"], name="memories_agentblock_agent"),
         ]
 
@@ -141,7 +141,7 @@ class AgentBlock(TenantModel):
 
 
 class Tool(LoadedModel):
-    """A tool that agents can call. Its source is kept and shown, never run."""
+    """A tool that agents can call. Its source is stored and shown, never run."""
 
     class SourceType(models.TextChoices):
         PYTHON = "python", "Python"
@@ -196,7 +196,7 @@ class AgentTool(TenantModel):
             *TenantModel.Meta.indexes,
             # A tool's agents; the tool's purge.
             models.Index(fields=["organization", "tool"], name="memories_agenttool_tool"),
-            # An agent's links in the trash too: its restore, its purge.
+            # An agent's links, also those in the trash: its restore, its purge.
             models.Index(fields=["organization", "agent"], name="memories_agenttool_agent"),
         ]
 
@@ -205,7 +205,7 @@ class AgentTool(TenantModel):
 
 
 class Memory(LoadedModel):
-    """Something an agent learnt: a sentence or a passage, who said it, what was said before."""
+    """Something an agent learned: a text, with its speaker and what was said just before."""
 
     class Type(models.TextChoices):
         EPISODIC = "episodic", "Episodic"
@@ -232,7 +232,7 @@ class Memory(LoadedModel):
         PENDING = "pending", "Pending"
         READY = "ready", "Ready"
         FAILED = "failed", "Failed"
-        # Its encoder knows nearly nothing of what it says: found by its words alone.
+        # The encoder knows nearly none of its words: it is found by keyword only.
         UNREADABLE = "unreadable", "Unreadable"
 
     external_id = KeyField(null=True, blank=True)
@@ -254,7 +254,7 @@ class Memory(LoadedModel):
     expires_at = models.DateTimeField(null=True, blank=True)
     version = models.IntegerField(default=1, editable=False)
     embedding = HalfVectorField(dimensions=EMBEDDING_DIM, null=True, editable=False)
-    # The encoder that made the vector, or that could not read what it says.
+    # The encoder that made the vector, or that could not read the text.
     embedding_model = models.CharField(max_length=64, blank=True, default="", editable=False)
     embedding_state = models.CharField(
         max_length=16,
@@ -264,12 +264,12 @@ class Memory(LoadedModel):
     )
     embedding_attempts = models.SmallIntegerField(default=0, editable=False)
     embedding_error = models.TextField(blank=True, default="", editable=False)
-    # Until then a worker has it, or it waits for its next attempt.
+    # Until then it is leased to a worker, or waits for its next attempt.
     embedding_due_at = models.DateTimeField(null=True, editable=False)
-    # It stands in the HNSW index: the worker puts the memories of large organizations there, so
-    # that adding one never waits for the graph (docs/decisions/0006).
+    # In the HNSW index: the worker adds the memories of large organizations to it, so that an
+    # INSERT never waits for the graph (docs/decisions/0006).
     is_indexed = models.BooleanField(default=False, editable=False)
-    # The organization's, when it was written: the text search configuration of `document`.
+    # The text search configuration of `document`: the organization's, when the row was written.
     language = models.CharField(max_length=32, default=DEFAULT_LANGUAGE, editable=False)
     document = models.GeneratedField(
         expression=_document(),
@@ -286,8 +286,8 @@ class Memory(LoadedModel):
             models.UniqueConstraint(
                 fields=["organization", "external_id"], name="memories_memory_external_id_unique"
             ),
-            # Without an external_id the content is the identity: one live row of it. The hash
-            # comes second so that the loader's join finds a row by (organization, hash).
+            # Without an external_id the content is the key, unique among live rows. The hash comes
+            # second, so that the loader's join finds a row by (organization, hash).
             models.UniqueConstraint(
                 fields=["organization", "hash", "agent", "user"],
                 condition=Q(external_id__isnull=True, is_deleted=False),
@@ -336,7 +336,7 @@ class Memory(LoadedModel):
                 name="memories_memory_hash_length",
                 condition=Exact(_length("hash", "octet_length"), Value(32)),
             ),
-            # Never a vector that nobody made, never a state that lies about it.
+            # A memory has a vector exactly when its state is `ready`.
             models.CheckConstraint(
                 name="memories_memory_embedding_state",
                 condition=Q(embedding_state="ready", embedding__isnull=False)
@@ -372,25 +372,25 @@ class Memory(LoadedModel):
                 condition=Q(is_indexed=True, is_deleted=False),
                 name="memories_memory_embedding",
             ),
-            # Vectors by encoder: those that are not in the HNSW index yet, those of another one.
+            # Vectors by encoder: those that are not in the HNSW index yet, or of another encoder.
             models.Index(
                 fields=["organization", "embedding_model", "is_indexed"],
                 condition=Q(embedding_state="ready", is_deleted=False),
                 name="memories_memory_vectors",
             ),
-            # The worker: what is still to be embedded, oldest first.
+            # The worker: pending memories, oldest first.
             models.Index(
                 fields=["organization", "created_at"],
                 condition=Q(embedding_state="pending", is_deleted=False),
                 name="memories_memory_pending",
             ),
-            # What has no vector and waits for none: counted, embedded anew by another encoder.
+            # Memories without a vector that are not pending: counts, re-embedding.
             models.Index(
                 fields=["organization", "embedding_state", "embedding_model"],
                 condition=Q(embedding_state__in=["failed", "unreadable"], is_deleted=False),
                 name="memories_memory_without",
             ),
-            # The sweep: what has expired.
+            # The sweep: expired memories.
             models.Index(
                 fields=["organization", "expires_at"],
                 condition=Q(expires_at__isnull=False, is_deleted=False),
@@ -403,24 +403,24 @@ class Memory(LoadedModel):
 
 
 def content_hash(speaker: str | None, content: str) -> bytes:
-    """SHA-256 of what a memory says: the speaker, and the content stripped and in Unicode NFC.
+    """SHA-256 of the speaker and the content, stripped and in Unicode NFC.
 
-    The zero byte between them cannot stand in either.
+    Neither can contain the zero byte between them.
     """
-    said = unicodedata.normalize("NFC", content.strip())
-    return hashlib.sha256(f"{speaker or ''}\0{said}".encode()).digest()
+    text = unicodedata.normalize("NFC", content.strip())
+    return hashlib.sha256(f"{speaker or ''}\0{text}".encode()).digest()
 
 
 def embedded_text(speaker: str | None, content: str) -> str:
-    """What is embedded: "speaker: content". Equal `content_hash`es have equal texts."""
-    said = unicodedata.normalize("NFC", content.strip())
-    return f"{speaker}: {said}" if speaker else said
+    """The text to embed: "speaker: content". Equal `content_hash`es have equal texts."""
+    text = unicodedata.normalize("NFC", content.strip())
+    return f"{speaker}: {text}" if speaker else text
 
 
 class CachedVector(TenantModel):
-    """The vector of something that was said, so that the same words are never encoded twice.
+    """The vector of a speaker's text, so that the same text is never encoded twice.
 
-    Each organization has its own: a shared one would tell whether another has said the same.
+    Each organization has its own cache: a shared one would reveal what others store.
     """
 
     encoder = models.CharField(max_length=64)
@@ -445,11 +445,11 @@ class CachedVector(TenantModel):
 class EmbedVisit(TenantModel):
     """When a worker last came for the organization's pending memories (`updated_at`).
 
-    A row, so that a worker is seen from every server and through any pooler; one that was killed
-    is known by the age of its last visit.
+    A row, so that every server sees it, through any pooler. The age of the visit reveals a worker
+    that was killed.
     """
 
-    is_failing = models.BooleanField(default=False)  # the encoder could not be used then
+    is_failing = models.BooleanField(default=False)  # the encoder could not be used
 
     has_trash = False
 
@@ -467,7 +467,7 @@ class EmbedVisit(TenantModel):
 
 
 class MemoryHistory(TenantModel):
-    """What a memory said at one version, and what was done to it then. Written, never changed."""
+    """One version of a memory, and the change that made it. Rows are never updated."""
 
     class Change(models.TextChoices):
         CREATED = "created", "Created"

@@ -1,4 +1,4 @@
-"""The words in which lists of memories are asked for."""
+"""Reusable filters for memories, and the statements that write their history."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ from psycopg import sql
 from accounts.organization_settings import LANGUAGES
 from accounts.tenancy import TenantQuerySet
 
-_INTO_HISTORY = sql.SQL("""
+_INSERT_HISTORY = sql.SQL("""
 INSERT INTO memories_memoryhistory (
     id, organization_id, memory_id, version, content, memory_metadata, importance, change_type,
     changed_by_id, created_by_id, last_updated_by_id, created_at, updated_at, reason, metadata,
@@ -22,9 +22,9 @@ SELECT agentmem_uuid7(), c.organization_id, c.id, c.version, c.content, c.metada
     %s, %s, %s, %s, %s, %s, '', '{{}}', false
 FROM ({changed}) AS c (organization_id, id, version, content, metadata, importance)
 """)
-_OF_HISTORY = ("organization_id", "id", "version", "content", "metadata", "importance")
-# The loader's: {changed} gives (id, change_type, reason) of memories as they are now. Parameters:
-# who, who, who, when, when, those of {changed}, organization.
+_HISTORY_COLUMNS = ("organization_id", "id", "version", "content", "metadata", "importance")
+# For the loader: {changed} selects (id, change_type, reason) of changed memories. Parameters: by,
+# by, by, at, at, those of {changed}, organization.
 WRITE_HISTORY = sql.SQL("""
 INSERT INTO memories_memoryhistory (
     id, organization_id, memory_id, version, change_type, reason, content, memory_metadata,
@@ -39,27 +39,26 @@ WHERE m.organization_id = %s
 
 
 class MemoryQuerySet(TenantQuerySet):
-    # What comes back is put into the HNSW index by the worker: a hundred thousand at once would
-    # take minutes.
+    # The worker adds restored rows to the HNSW index: for a hundred thousand that takes minutes.
     set_by_move = {"is_indexed": False}
 
     def unexpired(self) -> Self:
-        """Without live rows past their `expires_at`: nobody is shown them, and the sweep takes
-        them. (What lies in the trash is there whatever it says.)"""
+        """Excludes live rows past their `expires_at`: they are hidden until the sweep deletes them.
+        (Rows in the trash do not expire.)"""
         return self.exclude(is_deleted=False, expires_at__lte=Now())
 
     def expired(self) -> Self:
         return self.filter(expires_at__lte=Now())
 
     def by_expiry(self, wanted: str | None) -> Self:
-        """`only` what has expired, or what has too (`include`); without it otherwise."""
+        """`only` expired rows, all rows (`include`), or by default the unexpired ones."""
         if wanted == "include":
             return self
         return self.expired() if wanted == "only" else self.unexpired()
 
     def matching(self, words: str, *, languages: Sequence[str] = LANGUAGES) -> Self:
-        """Full text: speaker, content and context, as a person types into a search box, each row
-        in its own of these languages."""
+        """Full-text search in speaker, content and context, with the syntax of web search engines,
+        for each row in its own language."""
         matches = models.Q()
         for name in languages:
             query = SearchQuery(words, config=name, search_type="websearch")
@@ -69,17 +68,17 @@ class MemoryQuerySet(TenantQuerySet):
     def write_history(
         self, change_type: str, *, organization: Any, changed_by_id: UUID | None, at: datetime
     ) -> None:
-        changed = self.order_by().values_list(*_OF_HISTORY)
+        changed = self.order_by().values_list(*_HISTORY_COLUMNS)
         compiled, parameters = changed.query.sql_with_params()
         by = changed_by_id
         with connection.cursor() as cursor:
             cursor.execute(
-                _INTO_HISTORY.format(changed=sql.SQL(compiled)),
+                _INSERT_HISTORY.format(changed=sql.SQL(compiled)),
                 [change_type, by, by, by, at, at, *parameters],
             )
 
 
 class MemoryManager(models.Manager.from_queryset(MemoryQuerySet)):  # type: ignore[misc]
     def get_queryset(self) -> Any:
-        # A vector is 1.5 KB and nobody reads it; the search document is for the index alone.
+        # A vector is 1.5 KB and rarely needed; only the index needs the search document.
         return super().get_queryset().defer("embedding", "document")

@@ -1,6 +1,6 @@
-"""Text into vectors. Knows no table: who stores or compares vectors lives elsewhere.
+"""Encodes texts as vectors. Uses no table: vectors are stored and compared elsewhere.
 
-Two vectors can be compared only if they come from encoders of the same name.
+Two vectors can only be compared if they come from encoders of the same name.
 """
 
 import threading
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Of a text's letters, that many stand in words that the encoder knows, or it cannot be read
+# The encoder can read a text when at least this share of its letters is in words that it knows
 # (docs/decisions/0009).
 MIN_KNOWN_SHARE = 0.15
 _HALFVEC_HEADER_BYTES = 4
@@ -36,7 +36,7 @@ _HALFVEC_HEADER_BYTES = 4
 
 def get_encoder(name: str = "") -> Encoder:
     """The encoder of that name, or of `settings.ENCODER`: one per process, loaded on first use.
-    "openai:MODEL", as vectors are called, is the one of `openai` if that is its model.
+    "openai:MODEL", a name that vectors have, is `openai` if it is configured with that model.
 
     Raises: EncoderError
     """
@@ -50,12 +50,12 @@ def get_encoder(name: str = "") -> Encoder:
                 _loaded[kind] = _LOADERS[kind]()
             encoder = _loaded[kind]
     if model and encoder.name != name:
-        raise EncoderError(f"{kind} is set up with another model than that of {name!r}.")
+        raise EncoderError(f"{kind} is configured with another model than {name!r}.")
     return encoder
 
 
 def refuse_unknown_encoder(name: str = "") -> None:
-    """Loads nothing.
+    """Checks the name without loading the encoder.
 
     Raises: EncoderError
     """
@@ -67,16 +67,17 @@ def refuse_unknown_encoder(name: str = "") -> None:
 
 
 def encoder_name() -> str:
-    """The name of the vectors of `settings.ENCODER`; its model is not loaded to learn it.
+    """The name stored with vectors of `settings.ENCODER`, without loading its model.
 
     Raises: EncoderError
     """
-    is_its_own = settings.ENCODER in ("minilm-int8", "static")
-    return settings.ENCODER if is_its_own else get_encoder().name
+    is_built_in = settings.ENCODER in ("minilm-int8", "static")
+    return settings.ENCODER if is_built_in else get_encoder().name
 
 
 def encode_texts(texts: Sequence[str], encoder: Encoder | None = None) -> "NDArray[np.float32]":
-    """(n, VECTOR_DIM) float32, unit rows: shorter vectors end in zeros, which no cosine notices.
+    """(n, VECTOR_DIM) float32, unit rows. Shorter vectors are padded with zeros, which does not
+    change a cosine.
 
     Raises: EncoderError
     """
@@ -88,12 +89,12 @@ def encode_texts(texts: Sequence[str], encoder: Encoder | None = None) -> "NDArr
 
 
 def are_readable(texts: Sequence[str], encoder: Encoder) -> list[bool]:
-    """Whether the encoder knows enough of each text for its vector to say what the text does."""
+    """Whether the encoder knows enough words of each text for a meaningful vector."""
     return [share >= MIN_KNOWN_SHARE for share in encoder.known_shares(texts)]
 
 
 def read_halfvecs(sent: Sequence[bytes]) -> "NDArray[np.float32]":
-    """(n, VECTOR_DIM) float32, from what `halfvec_send` gives: the dimension and an unused short,
+    """(n, VECTOR_DIM) float32 from the output of `halfvec_send`: the dimension and an unused short,
     then big-endian halves."""
     import numpy as np  # noqa: PLC0415  (see encode_texts)
 
@@ -101,8 +102,8 @@ def read_halfvecs(sent: Sequence[bytes]) -> "NDArray[np.float32]":
     return np.frombuffer(numbers, ">f2").astype(np.float32).reshape(len(sent), VECTOR_DIM)
 
 
-# Each loader imports its module when it is called: onnxruntime, numpy and tokenizers take time and
-# memory that a command without vectors need not spend.
+# Each loader imports its module when it is called, because onnxruntime, numpy and tokenizers take
+# time and memory, which a command without vectors saves.
 
 
 def _minilm() -> Encoder:

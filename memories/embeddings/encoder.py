@@ -1,4 +1,4 @@
-"""What every encoder is, and how it fails."""
+"""The protocol of encoders, and their error."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VECTOR_DIM = 384  # what the column holds
+VECTOR_DIM = 384  # of the column
 MAX_NAME_LENGTH = 64
 
 
@@ -20,7 +20,7 @@ class EncoderError(Unavailable):
 
     def __init__(self, message: str = "", *, is_temporary: bool = False) -> None:
         super().__init__(message)
-        self.is_temporary = is_temporary  # asked again in a while, it may well answer
+        self.is_temporary = is_temporary  # a later attempt may succeed
 
 
 class Encoder(Protocol):
@@ -32,11 +32,11 @@ class Encoder(Protocol):
 
     @property
     def dim(self) -> int:
-        """How many numbers it gives: at most VECTOR_DIM."""
+        """The length of its vectors: at most VECTOR_DIM."""
 
     @property
     def is_cheap(self) -> bool:
-        """Encoding a text costs less than looking its vector up in the cache."""
+        """Whether encoding a text costs less than looking up its vector in the cache."""
 
     def encode(self, texts: Sequence[str]) -> "NDArray[np.float32]":
         """(n, dim) float32, unit rows, in the order of texts.
@@ -45,5 +45,5 @@ class Encoder(Protocol):
         """
 
     def known_shares(self, texts: Sequence[str]) -> list[float]:
-        """What share of each text's letters, as far as it is read, stands in words that the
-        encoder knows, from 0 to 1. All that it does not know has one vector, whatever it says."""
+        """The share, from 0 to 1, of each text's letters that are in words that the encoder knows.
+        Unknown words all have the same vector, whatever their meaning."""

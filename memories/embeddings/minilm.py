@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 in 8 bits on the processor: the default (docs/decisions/0005-encoders.md)."""
+"""all-MiniLM-L6-v2 in 8 bits on the CPU: the default (docs/decisions/0005-encoders.md)."""
 
 import os
 from collections import deque
@@ -14,14 +14,14 @@ from memories.embeddings import files
 
 MAX_TOKENS = 256
 MAX_BATCH = 32
-# As fast as larger ones, which leave the processor's cache: 45 MB for each thread instead of 120.
+# As fast as larger ones, which do not fit the CPU's cache: 45 MB per thread instead of 120.
 MAX_BATCH_TOKENS = 512
-_CHUNK = 256  # texts that are sorted by length together: bounds what their tokens take
+_CHUNK = 256  # texts that are sorted by length together, to limit the memory for their tokens
 MODEL, TOKENIZER = "model.onnx", "tokenizer.json"
 
 
 class MiniLMEncoder:
-    """Batches run side by side, each on one thread; at most `threads` of them, whoever asks."""
+    """Runs batches in parallel, each on one thread: at most `threads`, over all callers."""
 
     name = "minilm-int8"
     dim = 384
@@ -30,16 +30,17 @@ class MiniLMEncoder:
     def __init__(self, folder: Path, *, threads: int = 0) -> None:
         """threads: 0 for one per core."""
         path = files.checked(folder, MODEL)
-        self._words = files.Words(files.checked(folder, TOKENIZER), MAX_TOKENS, has_marks=True)
+        tokenizer = files.checked(folder, TOKENIZER)
+        self._tokenizer = files.TextTokenizer(tokenizer, MAX_TOKENS, special_tokens=True)
         options = onnxruntime.SessionOptions()
-        # Products this small gain little from a second thread; a second batch gains all of it.
+        # Products this small gain little from a second thread; a second batch uses it fully.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors: what it warns of is for those who build models
+        options.log_severity_level = 3  # errors: its warnings are for those who build models
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's own have no common base
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise files.unusable(path) from error
         dim = self._session.get_outputs()[0].shape[-1]
         if dim != self.dim:
@@ -50,29 +51,29 @@ class MiniLMEncoder:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         rows = np.empty((len(texts), self.dim), np.float32)
         running: deque[tuple[list[int], Future[NDArray[np.float32]]]] = deque()
-        for places, ids in self._batches(texts):
-            # No more at once than there are threads: a search that comes while a file is being
-            # embedded waits for a batch or two and not for the file.
+        for positions, ids in self._batches(texts):
+            # At most as many as there are threads, so that a search during the embedding of a file
+            # waits for one or two batches and not for the file.
             if len(running) == self._threads:
                 done, result = running.popleft()
                 rows[done] = result.result()
-            running.append((places, self._pool.submit(self._run, ids)))
+            running.append((positions, self._pool.submit(self._run, ids)))
         for done, result in running:
             rows[done] = result.result()
         return rows
 
     def known_shares(self, texts: Sequence[str]) -> list[float]:
-        return self._words.known_shares(texts)
+        return self._tokenizer.known_shares(texts)
 
     def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[list[int]]]]:
-        """(places in texts, token ids): texts of about one length together, longest first."""
+        """(positions in texts, token ids): texts of similar length together, longest first."""
         for start in range(0, len(texts), _CHUNK):
-            ids = self._words.ids(texts[start : start + _CHUNK])
-            order = sorted(range(len(ids)), key=lambda place: -len(ids[place]))
+            ids = self._tokenizer.ids(texts[start : start + _CHUNK])
+            order = sorted(range(len(ids)), key=lambda position: -len(ids[position]))
             while order:
                 size = min(MAX_BATCH, MAX_BATCH_TOKENS // len(ids[order[0]]))
                 batch, order = order[:size], order[size:]
-                yield [start + place for place in batch], [ids[place] for place in batch]
+                yield [start + position for position in batch], [ids[n] for n in batch]
 
     def _run(self, ids: list[list[int]]) -> NDArray[np.float32]:
         tokens = np.zeros((len(ids), max(map(len, ids))), np.int64)
@@ -85,7 +86,7 @@ class MiniLMEncoder:
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system says so."""
+    """The cores that this process may use, if the system reports them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

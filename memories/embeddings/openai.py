@@ -1,5 +1,5 @@
-"""Any server that speaks OpenAI's `POST {url}/embeddings`. Neither key nor texts are ever logged or
-shown, nor what the server says: some repeat a part of the key.
+"""Any server with OpenAI's `POST {url}/embeddings`. Key, texts and the server's messages are never
+logged or shown: some servers repeat a part of the key.
 """
 
 import email.utils
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from memories.embeddings.encoder import MAX_NAME_LENGTH, VECTOR_DIM, EncoderError
 
-# Inputs end at 8,192 tokens there, and a longer one is refused with all of its batch.
+# The API takes at most 8,192 tokens per input, and refuses the whole batch of a longer one.
 MAX_CHARACTERS = 8000
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0
@@ -35,7 +35,7 @@ _HINTS = {
 
 
 class _Transient(Exception):
-    """What the next try may not meet; `wait_s` is what the server asked for."""
+    """An error that a retry may fix; `wait_s` is what the server asked for."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -43,14 +43,14 @@ class _Transient(Exception):
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key and the texts to a host that nobody configured."""
+    """A redirect would send the key and the texts to a host that nobody configured."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
 class OpenAIEncoder:
-    """Proxies are taken from the environment, as usual (HTTPS_PROXY, NO_PROXY)."""
+    """Uses the proxies of the environment (HTTPS_PROXY, NO_PROXY)."""
 
     is_cheap = False
 
@@ -64,17 +64,17 @@ class OpenAIEncoder:
         self._key: str = options["KEY"]
         url = urlsplit(options["URL"])
         if url.scheme not in {"http", "https"} or not url.hostname or url.username:
-            raise EncoderError("AGENTMEM_OPENAI_URL is not like https://api.openai.com/v1.")
+            raise EncoderError("AGENTMEM_OPENAI_URL is not a URL like https://api.openai.com/v1.")
         self._host = url.hostname
         self._url = url._replace(path=f"{url.path.rstrip('/')}/embeddings").geturl()
         if not 0 <= self._dimensions <= VECTOR_DIM:
             raise _too_long(self._dimensions)
         if self._batch_size < 1 or self._timeout_s <= 0 or self._retries < 0:
             raise EncoderError(
-                "AGENTMEM_OPENAI_BATCH_SIZE and AGENTMEM_OPENAI_TIMEOUT_S are more than 0, "
-                "AGENTMEM_OPENAI_RETRIES is 0 or more."
+                "AGENTMEM_OPENAI_BATCH_SIZE and AGENTMEM_OPENAI_TIMEOUT_S must be more than 0, "
+                "AGENTMEM_OPENAI_RETRIES must be 0 or more."
             )
-        # A shortened vector is another vector: the dimension is a part of the name.
+        # A shortened vector is a different vector: the dimension is part of the name.
         shortened = f"@{self._dimensions}" if self._dimensions else ""
         self.name: str = options["NAME"] or f"openai:{self._model}{shortened}"
         if len(self.name) > MAX_NAME_LENGTH:
@@ -82,15 +82,15 @@ class OpenAIEncoder:
                 f"The encoder's name {self.name!r} is longer than {MAX_NAME_LENGTH} characters: "
                 "set a shorter one in AGENTMEM_OPENAI_NAME."
             )
-        self._found_dim = self._dimensions
+        self._known_dim = self._dimensions
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     @property
     def dim(self) -> int:
-        """Asks the server once, where AGENTMEM_OPENAI_DIMENSIONS does not say it."""
-        if not self._found_dim:
+        """Requests one vector first, if AGENTMEM_OPENAI_DIMENSIONS is not set."""
+        if not self._known_dim:
             self._batch(["dimension"])
-        return self._found_dim
+        return self._known_dim
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         parts = [
@@ -100,12 +100,12 @@ class OpenAIEncoder:
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     def known_shares(self, texts: Sequence[str]) -> list[float]:
-        """Its models read bytes: there is no word that they do not know."""
+        """1: its models read bytes, so no word is unknown to them."""
         return [1.0] * len(texts)
 
     def _batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One request, tried again while what went wrong may pass."""
-        # An empty text is refused there, with all of its batch.
+        """One request, retried after transient errors."""
+        # The API refuses the whole batch of an empty text.
         body: dict[str, Any] = {
             "model": self._model,
             "input": [text[:MAX_CHARACTERS] or " " for text in texts],
@@ -144,10 +144,10 @@ class OpenAIEncoder:
         except (OSError, http.client.HTTPException) as error:
             if isinstance(getattr(error, "reason", None), TimeoutError):
                 raise _Transient(f"did not answer within {self._timeout_s:g} s") from error
-            raise _Transient("cannot be reached, or broke off") from error
+            raise _Transient("cannot be reached, or closed the connection") from error
 
     def _read(self, answer: http.client.HTTPResponse, deadline: float) -> bytes:
-        """The whole body. The socket's own time-out starts anew with each byte."""
+        """The whole body. (The socket's timeout restarts with each byte.)"""
         parts: list[bytes] = []
         size = 0
         while part := answer.read1(1 << 16):
@@ -157,7 +157,7 @@ class OpenAIEncoder:
                 raise TimeoutError
             if size > MAX_ANSWER_BYTES:
                 raise EncoderError(
-                    f"The embedding service at {self._host} sent too long an answer."
+                    f"The embedding service at {self._host} sent an answer that is too long."
                 )
         if answer.length:
             raise http.client.IncompleteRead(b"", answer.length)
@@ -172,26 +172,26 @@ class OpenAIEncoder:
         )
 
     def _vectors(self, answer: bytes, count: int) -> NDArray[np.float32]:
-        """(count, dim) unit rows of an answer that is what was asked for."""
+        """(count, dim) unit rows of the answer, which is checked first."""
         try:
             data = sorted(json.loads(answer)["data"], key=lambda item: item["index"])
             places = [item["index"] for item in data]
             rows = np.array([item["embedding"] for item in data], np.float64)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self._wrong("that is no list of vectors") from error
+            raise self._wrong("that is not a list of vectors") from error
         if places != list(range(count)):
             raise self._wrong(f"that does not have one vector for each of {count} texts")
         if rows.ndim != 2 or not rows.shape[1]:
-            raise self._wrong("that is no list of vectors")
+            raise self._wrong("that is not a list of vectors")
         if rows.shape[1] > VECTOR_DIM:
             raise _too_long(rows.shape[1])
-        if rows.shape[1] != (self._found_dim or rows.shape[1]):
-            raise self._wrong(f"of {rows.shape[1]} numbers instead of {self._found_dim}")
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        if rows.shape[1] != (self._known_dim or rows.shape[1]):
+            raise self._wrong(f"of {rows.shape[1]} numbers instead of {self._known_dim}")
+        with np.errstate(over="ignore"):  # overflow becomes infinite, and is refused
             lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not lengths.all():
             raise self._wrong("with a vector that is zero or not finite")
-        self._found_dim = rows.shape[1]
+        self._known_dim = rows.shape[1]
         return (rows / lengths).astype(np.float32)
 
     def _wrong(self, what: str) -> EncoderError:
@@ -200,15 +200,15 @@ class OpenAIEncoder:
 
 def _too_long(dim: int) -> EncoderError:
     return EncoderError(
-        f"A vector has at most {VECTOR_DIM} numbers here, not {dim}: set "
+        f"A vector can have at most {VECTOR_DIM} numbers, not {dim}: set "
         f"AGENTMEM_OPENAI_DIMENSIONS to {VECTOR_DIM} or less, or choose another model."
     )
 
 
-def _wait_s(tries: int, asked_s: float | None) -> float:
-    """What the server asked for, within reason; else exponential backoff with full jitter."""
-    if asked_s is not None:
-        return min(asked_s, MAX_RETRY_AFTER_S)
+def _wait_s(tries: int, retry_after_s: float | None) -> float:
+    """The server's Retry-After, up to a limit; else exponential backoff with full jitter."""
+    if retry_after_s is not None:
+        return min(retry_after_s, MAX_RETRY_AFTER_S)
     return random.uniform(0, min(MAX_WAIT_S, FIRST_WAIT_S * 2**tries))  # noqa: S311  (no secret)
 
 

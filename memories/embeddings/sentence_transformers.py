@@ -1,4 +1,4 @@
-"""Any model that sentence-transformers loads, on a GPU where there is one."""
+"""Any model that sentence-transformers can load, on a GPU if there is one."""
 
 import threading
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ class SentenceTransformersEncoder:
     is_cheap = False
 
     def __init__(self, model: str) -> None:
-        """model: a folder, or a name that is looked up in the local cache and then on the hub."""
+        """model: a folder, or a name to look up in the local cache and then on the hub."""
         try:
             self._model = sentence_transformers.SentenceTransformer(model)
-        except Exception as error:  # whatever torch, the hub or the model's own code raise
+        except Exception as error:  # torch, the hub and the model's own code raise anything
             raise EncoderError(
                 f"sentence-transformers cannot load {model!r}: set "
-                "AGENTMEM_SENTENCE_TRANSFORMERS_MODEL to a folder with a model, or to a model's "
-                "name where the network is open."
+                "AGENTMEM_SENTENCE_TRANSFORMERS_MODEL to a folder with a model, or to the name of "
+                "a model if the hub can be reached."
             ) from error
         # Renamed in version 6; the old name warns there.
         dimension = getattr(self._model, "get_embedding_dimension", None)
@@ -39,18 +39,18 @@ class SentenceTransformersEncoder:
         self.dim: int = dimension() or 0
         if not 0 < self.dim <= VECTOR_DIM:
             raise EncoderError(
-                f"{model!r} gives {self.dim} numbers, and a vector has at most {VECTOR_DIM} here: "
+                f"{model!r} gives {self.dim} numbers, but a vector can have at most {VECTOR_DIM}: "
                 "choose another model in AGENTMEM_SENTENCE_TRANSFORMERS_MODEL."
             )
         name = Path(model).name
         self.name = f"sentence-transformers:{name}"[:MAX_NAME_LENGTH]
-        # Its tokenizer changes its own settings at each call.
-        self._turn = threading.Lock()
+        # Its tokenizer changes its own settings in each call.
+        self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         if not texts:
             return np.empty((0, self.dim), np.float32)
-        with self._turn:
+        with self._lock:
             return self._model.encode(
                 list(texts),
                 batch_size=BATCH,
@@ -60,11 +60,11 @@ class SentenceTransformersEncoder:
             ).astype(np.float32)
 
     def known_shares(self, texts: Sequence[str]) -> list[float]:
-        """A tokenizer without an unknown token reads bytes, one in Python does not tell places."""
+        """1 if the tokenizer has no unknown token (it reads bytes), or no offsets (in Python)."""
         tokenizer = getattr(self._model, "tokenizer", None)
         words = getattr(tokenizer, "backend_tokenizer", None)
         unknown = getattr(tokenizer, "unk_token_id", None)
         if words is None or unknown is None:
             return [1.0] * len(texts)
-        with self._turn:
+        with self._lock:
             return [files.known_share(words, unknown, text) for text in texts]

@@ -1,4 +1,4 @@
-"""What a search, a list or a bulk change is memory_filter to."""
+"""The filters of searches and bulk changes."""
 
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
@@ -12,7 +12,7 @@ from agentmem_site.db.fields import RealField
 
 
 class MetadataMatches(Func):
-    """`metadata @@ jsonpath`, with false where it cannot be told."""
+    """`metadata @@ jsonpath`, but errors count as false."""
 
     template = "jsonb_path_match(%(expressions)s::jsonpath, '{}', true)"
     output_field = BooleanField()
@@ -20,7 +20,7 @@ class MetadataMatches(Func):
 
 @dataclass(frozen=True, slots=True)
 class MemoryFilter:
-    """All conditions hold; None asks nothing. The fields are those of the SQL type
+    """All conditions must match; None means no condition. The fields are those of the SQL type
     `agentmem_filter`, in its order."""
 
     agent_id: UUID | None = None
@@ -29,13 +29,13 @@ class MemoryFilter:
     memory_types: tuple[str, ...] | None = None
     scopes: tuple[str, ...] | None = None
     levels: tuple[str, ...] | None = None
-    since: datetime | None = None  # created then or later
-    until: datetime | None = None  # created before
+    since: datetime | None = None  # created at this time or later
+    until: datetime | None = None  # created before it
     importance_min: float | None = None
     importance_max: float | None = None
     metadata: str | None = None  # compile_metadata()
-    as_of: datetime | None = None  # what was there then, deleted since or not
-    # With `agent_id` and `user_id` also what is of no agent, or of no user: known to all of them.
+    as_of: datetime | None = None  # existed then, whether deleted since or not
+    # Beside those of `agent_id` and `user_id` also memories without an agent, or without a user.
     with_common: bool | None = None
 
     def as_parameters(self) -> list[Any]:
@@ -46,7 +46,7 @@ class MemoryFilter:
         return all(getattr(self, field.name) is None for field in fields(self))
 
     def indexed_part(self) -> Self:
-        """MemoryFilterBody by what an index finds alone."""
+        """The conditions that an index can answer."""
         return type(self)(
             agent_id=self.agent_id,
             user_id=self.user_id,
@@ -55,7 +55,7 @@ class MemoryFilter:
         )
 
     def apply_to(self, rows: Any) -> Any:
-        """The rows of a queryset that pass; `as_of` is for searches alone."""
+        """Filters a queryset; `as_of` is only for searches."""
         for name in ("agent_id", "user_id"):
             if (value := getattr(self, name)) is not None:
                 own = Q(**{name: value})

@@ -1,4 +1,4 @@
-"""Memories whose vectors are close to those of others: whole slices compared, or by HNSW."""
+"""Finds memories with close vectors, by comparing whole slices or by HNSW."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# What the memories of a slice have in common: columns, each with a value, a list of them, or None.
+# Conditions that define a slice: columns, each with a value, a list of values, or None.
 Slice = Mapping[str, Any]
 SLICE_COLUMNS = ("user_id", "agent_id", "embedding_model")
 
-PER_MEMORY = 20  # pairs told of one memory: of a hundred copies, each with the nearest twenty
-_DIGITS = 5  # of a cosine: the same vector twice is at 1
+PER_MEMORY = 20  # pairs per memory, at most: the nearest ones
+_DIGITS = 5  # of a cosine, so that equal vectors get 1
 _ROUNDING = 1e-6
 
 # As in agentmem_nearest: the planner, misled by the filter, would sort the slice.
-INDEX_ALONE = {
+INDEX_ONLY = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_sort": "off",
@@ -62,7 +62,7 @@ class Vectors:
 
 
 def condition(organization_id: UUID, own: Slice) -> tuple[sql.Composable, list[Any]]:
-    """Of the live memories of a slice that have a vector, with its parameters."""
+    """The WHERE condition for the live memories with vectors in a slice, and its parameters."""
     parts: list[sql.Composable] = [
         sql.SQL(
             "organization_id = %s AND embedding_state = 'ready' AND NOT is_deleted "
@@ -81,7 +81,7 @@ def condition(organization_id: UUID, own: Slice) -> tuple[sql.Composable, list[A
 
 
 def count_vectors(organization_id: UUID, own: Slice, *, at_most: int) -> int:
-    """How many vectors a slice has; `at_most` stands for more."""
+    """Counts the vectors of a slice, up to `at_most`."""
     where, parameters = condition(organization_id, own)
     with connection.cursor() as cursor:
         cursor.execute(_COUNT.format(slice=where), [*parameters, at_most])
@@ -89,7 +89,7 @@ def count_vectors(organization_id: UUID, own: Slice, *, at_most: int) -> int:
 
 
 def read_vectors(organization_id: UUID, own: Slice, *, limit: int) -> Vectors:
-    """Vectors of a slice; `{"is_indexed": False}` in it leaves out those that HNSW finds."""
+    """The vectors of a slice; with `{"is_indexed": False}` those that are not in the HNSW index."""
     import numpy as np  # noqa: PLC0415  (a tenth of a second, at the start of every command)
 
     where, parameters = condition(organization_id, own)
@@ -101,27 +101,27 @@ def read_vectors(organization_id: UUID, own: Slice, *, limit: int) -> Vectors:
     return Vectors([row[0] for row in rows], [tuple(row[1:-1]) for row in rows], matrix)
 
 
-def alike_within(looked_at: Vectors, vectors: Vectors, *, at_least: float) -> list[Alike]:
-    """Of each memory that is looked at, its nearest PER_MEMORY among `vectors` of larger ids."""
+def alike_within(checked: Vectors, vectors: Vectors, *, at_least: float) -> list[Alike]:
+    """For each of the `checked` memories the nearest PER_MEMORY of `vectors` with larger ids."""
     import numpy as np  # noqa: PLC0415  (see read_vectors)
 
     ids = np.array([pk.bytes for pk in vectors.ids], "S16")
-    found = list[Alike]()
-    for pk, cosines in zip(looked_at.ids, looked_at.matrix @ vectors.matrix.T, strict=True):
+    pairs = list[Alike]()
+    for pk, cosines in zip(checked.ids, checked.matrix @ vectors.matrix.T, strict=True):
         near = np.flatnonzero((cosines >= at_least - _ROUNDING) & (ids > pk.bytes))
         best = near[np.argsort(-cosines[near], kind="stable")[:PER_MEMORY]]
-        found += [Alike(pk, vectors.ids[n], round(float(cosines[n]), _DIGITS)) for n in best]
-    return found
+        pairs += [Alike(pk, vectors.ids[n], round(float(cosines[n]), _DIGITS)) for n in best]
+    return pairs
 
 
 def alike_by_index(
     organization_id: UUID, own: Slice, ids: Sequence[UUID], *, at_least: float
 ) -> list[Alike]:
-    """The same among the indexed memories of a large slice, but of the nearest PER_MEMORY + 1 of
-    all ids. One descent into HNSW for each of `ids`."""
+    """The same for the indexed memories of a large slice: larger ids among the nearest
+    PER_MEMORY + 1. One HNSW search for each of `ids`."""
     where, parameters = condition(organization_id, own)
     most = 1 - at_least + _ROUNDING
-    with connection.cursor() as cursor, _index_alone(cursor):
+    with connection.cursor() as cursor, _index_only(cursor):
         cursor.execute(
             _NEAREST.format(slice=where),
             [*parameters, PER_MEMORY + 1, organization_id, list(ids), most],
@@ -130,12 +130,12 @@ def alike_by_index(
 
 
 @contextmanager
-def _index_alone(cursor: Any) -> Iterator[None]:
+def _index_only(cursor: Any) -> Iterator[None]:
     statement = (
         "SELECT set_config(s.name, s.value, true) FROM unnest(%s::text[], %s::text[]) "
         "AS s (name, value)"
     )
-    names = list(INDEX_ALONE)
-    cursor.execute(statement, [names, list(INDEX_ALONE.values())])
+    names = list(INDEX_ONLY)
+    cursor.execute(statement, [names, list(INDEX_ONLY.values())])
     yield
     cursor.execute(statement, [names, [None] * len(names)])  # the defaults

@@ -1,9 +1,9 @@
-"""Conditions on metadata, compiled to one jsonpath predicate: a parameter, never part of the SQL.
+"""Compiles conditions on metadata to one jsonpath predicate, which is passed as a parameter.
 
     {"topic": "travel", "size": {"gte": 3, "lt": 9}, "or": [{"a.b": 1}, {"not": {"c": True}}]}
 
-A dot goes one level down. As everywhere in PostgreSQL's lax mode, a list matches when one of its
-elements does. Only values of one type compare: a text is neither above nor below a number.
+A dot goes one level down. As in PostgreSQL's lax mode, a list matches when one of its elements
+does. Only values of the same type compare: a text is neither greater nor less than a number.
 """
 
 import json
@@ -22,7 +22,7 @@ _NEVER = "(1 == 0)"
 
 
 def compile_metadata(conditions: Any, *, field: str = "filters") -> str:
-    """The jsonpath for `metadata @@ ..`. Raises: Invalid, which names `field`."""
+    """The jsonpath for `metadata @@ ..`. Raises: Invalid, for `field`."""
     return _Compiler(field).all_of(conditions, 1)
 
 
@@ -38,7 +38,7 @@ class _Compiler:
         if not isinstance(conditions, Mapping) or not conditions:
             raise self.refuse('A filter is an object such as {"topic": {"eq": "travel"}}.')
         if depth > MAX_DEPTH:
-            raise self.refuse(f"Filters nest {MAX_DEPTH} levels deep at most.")
+            raise self.refuse(f"Filters nest at most {MAX_DEPTH} levels deep.")
         return _joined(" && ", self._parts(conditions, depth))
 
     def _parts(self, conditions: Mapping[str, Any], depth: int) -> Iterator[str]:
@@ -64,7 +64,7 @@ class _Compiler:
         for operator, value in condition.items():
             self.conditions += 1
             if self.conditions > MAX_CONDITIONS:
-                raise self.refuse(f"A filter has {MAX_CONDITIONS} conditions at most.")
+                raise self.refuse(f"A filter has at most {MAX_CONDITIONS} conditions.")
             yield self._condition(path, key, operator, value)
 
     def _condition(self, path: str, key: str, operator: str, value: Any) -> str:
@@ -76,7 +76,7 @@ class _Compiler:
             if not isinstance(value, list):
                 raise self.refuse(f'"in" on {key!r} takes a list.')
             if len(value) > MAX_CONDITIONS:
-                raise self.refuse(f'"in" on {key!r} takes {MAX_CONDITIONS} values at most.')
+                raise self.refuse(f'"in" on {key!r} takes at most {MAX_CONDITIONS} values.')
             return _joined(" || ", [self._equal(path, one) for one in value]) if value else _NEVER
         if operator in _ORDER:
             if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -99,7 +99,7 @@ class _Compiler:
         element = f'({path}.type() == "array" && {path}[*] == {literal})'
         if not isinstance(value, str):
             return element
-        # (A flag of "q": the pattern is taken as it stands.)
+        # (The flag "q" takes the pattern literally.)
         part = f'({path}.type() == "string" && {path} like_regex {literal} flag "q")'
         return f"({element} || {part})"
 
@@ -114,9 +114,9 @@ class _Compiler:
 
     def _text(self, text: str) -> str:
         if "\0" in text:
-            raise self.refuse("A filter holds no NUL character.")
+            raise self.refuse("A filter cannot contain a NUL character.")
         if len(text) > MAX_TEXT_LENGTH:
-            raise self.refuse(f"A text in a filter has {MAX_TEXT_LENGTH} characters at most.")
+            raise self.refuse(f"A text in a filter has at most {MAX_TEXT_LENGTH} characters.")
         return text
 
 
@@ -129,6 +129,6 @@ def _joined(joint: str, parts: Any) -> str:
 
 
 def _not(predicate: str) -> str:
-    # Two-valued: what cannot be compared is not so either. The predicate stands there once: nested
-    # negations do not double its length.
+    # Two-valued: a value that cannot be compared does not match, so its negation does. The
+    # predicate appears once, so that nested negations do not double its length.
     return f"(!exists($ ? {predicate}))"

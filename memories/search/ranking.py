@@ -1,4 +1,4 @@
-"""The ranking function's one caller."""
+"""Calls the ranking function of the database."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from django.db import connection
 from accounts.models import Organization
 from memories.search.filters import MemoryFilter
 
-# Slices of up to so many rows are looked at whole, larger ones through the indexes: above it the
+# Up to so many matching rows are scanned completely, more are searched by the indexes: above it the
 # scan costs more than HNSW and the rarest terms together (docs/performance.md).
 EXACT_ROWS = 5_000
 
@@ -26,8 +26,8 @@ SELECT * FROM agentmem_search(
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the parts of a score count. Dense and lexical scores are divided by the best of the
-    search first; recency halves every `half_life_days`."""
+    """The weights of the parts of a score. Dense and lexical scores are first divided by the best
+    one of the search; recency halves every `half_life_days`."""
 
     dense: float = 0.5
     lexical: float = 0.5
@@ -38,7 +38,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class QueryVector:
-    """`text`: the vector in PostgreSQL's spelling; compared with rows of this `encoder` alone."""
+    """`text`: the vector as PostgreSQL reads it; only compared with rows of this `encoder`."""
 
     encoder: str
     text: str
@@ -46,8 +46,8 @@ class QueryVector:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A memory's place. The weighted parts add up to `score`; `similarity` is the bare cosine,
-    None where it has no vector to compare; `matched` are words of the query."""
+    """A ranked memory. `score` is the sum of the weighted parts; `similarity` is the plain cosine,
+    None without comparable vectors; `matched` are words of the query."""
 
     id: UUID
     score: float
@@ -57,7 +57,7 @@ class Ranked:
     importance: float
     similarity: float | None
     matched: list[str]
-    encoders_elsewhere: list[str] | None  # others whose vectors the organization holds
+    encoders_elsewhere: list[str] | None  # other encoders whose vectors the organization has
 
 
 def rank(
@@ -71,10 +71,10 @@ def rank(
     limit: int,
     exact_rows: int = EXACT_ROWS,
 ) -> list[Ranked]:
-    """The organization's best memories, best first; its context is open.
+    """The organization's best memories, best first. Within tenant().
 
-    Without `vectors` (at most two, of different encoders) only rows that hold a word of `query`
-    are hits; with one, min(limit, rows that pass `memory_filter`) come back.
+    Without `vectors` (at most two, of different encoders) only rows with a word of `query` are
+    hits; with vectors, the result has min(limit, rows that match `memory_filter`) hits.
     """
     none = QueryVector("", "")
     first, other = [*vectors, none, none][:2]

@@ -52,7 +52,7 @@ BAD = [
     (
         "memories",
         b'{"content": "c", "embedding": [' + b",".join([b"1e-10"] * 384) + b"]}",
-        "embedding: An embedding of zeros alone has no direction.",
+        "embedding: An embedding of only zeros has no direction.",
     ),
     ("users", b'{"external_id": "u"', "Input data was truncated"),
     ("users", b"[]", "Expected `object`, got `array`"),
@@ -118,7 +118,7 @@ BAD = [
     (
         "memories",
         b'{"content": "x", "embedding": [' + b", ".join([b"0"] * 384) + b"]}",
-        "embedding: An embedding of zeros alone has no direction.",
+        "embedding: An embedding of only zeros has no direction.",
     ),
     (
         "memories",

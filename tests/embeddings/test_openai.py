@@ -207,7 +207,7 @@ def test_a_server_that_hangs_is_given_up(service):
 
 
 def test_nobody_there():
-    with pytest.raises(EncoderError, match=r"127\.0\.0\.1 cannot be reached, or broke off \(2 tri"):
+    with pytest.raises(EncoderError, match=r"127\.0\.0\.1 cannot be reached, or closed the conn"):
         encoder(RETRIES=1).encode(["a"])
 
 
@@ -243,11 +243,11 @@ def change(**over: Any) -> Callable[[list[dict[str, Any]]], Any]:
         (lambda rows: rows[:1], "that does not have one vector for each of 2 texts"),
         (lambda rows: rows * 2, "that does not have one vector for each of 2 texts"),
         (change(index=1), "that does not have one vector for each of 2 texts"),
-        (change(index=None), "that is no list of vectors"),
-        (change(embedding="AAAA"), "that is no list of vectors"),
-        (change(embedding=[1.0]), "that is no list of vectors"),
-        (lambda rows: [{**row, "embedding": []} for row in rows], "that is no list of vectors"),
-        (lambda rows: "no", "that is no list of vectors"),
+        (change(index=None), "that is not a list of vectors"),
+        (change(embedding="AAAA"), "that is not a list of vectors"),
+        (change(embedding=[1.0]), "that is not a list of vectors"),
+        (lambda rows: [{**row, "embedding": []} for row in rows], "that is not a list of vectors"),
+        (lambda rows: "no", "that is not a list of vectors"),
         (change(embedding=[float("nan")] * 8), "with a vector that is zero or not finite"),
         (change(embedding=[1e300] * 8), "with a vector that is zero or not finite"),
         (change(embedding=[0.0] * 8), "with a vector that is zero or not finite"),
@@ -263,7 +263,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_refused(service, spoil, wha
 @pytest.mark.parametrize("content", [b"<html></html>", b'{"data": [', b"[]", b"{}", b"\xff", b""])
 def test_an_answer_that_is_no_json_of_ours_is_refused(service, content):
     service.replies.append(status(200, content))
-    assert refusal(service).endswith("sent an answer that is no list of vectors.")
+    assert refusal(service).endswith("sent an answer that is not a list of vectors.")
 
 
 def test_a_dimension_that_changes_is_refused(service):
@@ -277,7 +277,7 @@ def test_a_dimension_that_changes_is_refused(service):
 def test_a_vector_that_the_column_cannot_hold_is_refused(service):
     service.dim = 1536
     assert refusal(service) == (
-        "A vector has at most 384 numbers here, not 1536: set AGENTMEM_OPENAI_DIMENSIONS to 384 "
+        "A vector can have at most 384 numbers, not 1536: set AGENTMEM_OPENAI_DIMENSIONS to 384 "
         "or less, or choose another model."
     )
 
@@ -286,8 +286,8 @@ def test_a_vector_that_the_column_cannot_hold_is_refused(service):
     ("over", "said"),
     [
         ({"DIMENSIONS": 1536}, "set AGENTMEM_OPENAI_DIMENSIONS to 384 or less"),
-        ({"URL": "file:///etc/passwd"}, "AGENTMEM_OPENAI_URL is not like https://api.openai"),
-        ({"URL": "api.openai.com/v1"}, "AGENTMEM_OPENAI_URL is not like https://api.openai"),
+        ({"URL": "file:///etc/passwd"}, "AGENTMEM_OPENAI_URL is not a URL like https://api.openai"),
+        ({"URL": "api.openai.com/v1"}, "AGENTMEM_OPENAI_URL is not a URL like https://api.openai"),
         ({"MODEL": "m" * 80}, "set a shorter one in AGENTMEM_OPENAI_NAME"),
         ({"BATCH_SIZE": 0}, "AGENTMEM_OPENAI_BATCH_SIZE"),
     ],
@@ -305,5 +305,5 @@ def test_vectors_of_the_model_that_is_set_up_are_known_by_their_own_name(service
     settings.OPENAI_ENCODER = {**settings.OPENAI_ENCODER, "URL": service.url, "MODEL": "small"}
     settings.OPENAI_ENCODER |= {"DIMENSIONS": 0, "NAME": ""}
     assert get_encoder("openai:small").name == "openai:small"
-    with pytest.raises(EncoderError, match="set up with another model than that of 'openai:big'"):
+    with pytest.raises(EncoderError, match="configured with another model than 'openai:big'"):
         get_encoder("openai:big")

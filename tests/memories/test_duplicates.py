@@ -158,7 +158,7 @@ def test_the_index_is_used_and_the_settings_for_it_end_with_it(acme, monkeypatch
         cursor.execute("SELECT current_setting('enable_sort'), current_setting('enable_seqscan')")
         assert cursor.fetchone() == ("on", "on")
         (nearest,) = [q["sql"] for q in said.captured_queries if "LATERAL" in q["sql"]]
-        for name, value in likeness.INDEX_ALONE.items():
+        for name, value in likeness.INDEX_ONLY.items():
             cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
         cursor.execute(f"EXPLAIN {nearest}")
         plan = "\n".join(line for (line,) in cursor.fetchall())

