@@ -25,21 +25,31 @@ from accounts.api.views import TenantViewSet
 from accounts.roles import permission
 from agentmem_site.api.request_body import RequestBody
 from agentmem_site.bulk import LineError, LoadOptions, LoadReport, LoadStopped
-from agentmem_site.bulk.json_array import array_source
 from agentmem_site.bulk.options import DEFAULTS, PreparationFailed
-from agentmem_site.bulk.readers import Source, UnreadableFile, source_of
+from agentmem_site.bulk.readers import Source, UnreadableFile, read_options, source_of
+from agentmem_site.bulk.reading import BadOption, ReadOptions
 from agentmem_site.bulk.rejects import as_json
 from agentmem_site.bulk.report import BadLine, Interrupted, Unprepared, Unreadable
 from agentmem_site.bulk.times import DATE_ORDERS, zone_of
 from agentmem_site.bulk.wording import reworded
 from agentmem_site.db.outages import DISK_FULL, READ_ONLY, outage_of, sqlstate
-from agentmem_site.services.loads import EMBED_FIRST, run_load
+from agentmem_site.services.loads import EMBED_FIRST, RESOURCES, run_load
 
 MAX_BATCH_ROWS = 10_000
 RETRY_AFTER_S = 5
 EMBED = {"now": None, "later": 0}
 ARRAY = "application/json"
 LINES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
+CSV = "text/csv"
+PARQUET = "application/vnd.apache.parquet"
+# Media type -> format of the body. (Lines may turn out to be an array, by what they begin with.)
+_FORMATS = {
+    ARRAY: "json",
+    **dict.fromkeys(LINES, "auto"),
+    CSV: "csv",
+    "text/tab-separated-values": "csv",
+    PARQUET: "parquet",
+}
 _MAGIC = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "identity": b""}
 
 _NAME = "The body"  # in messages
@@ -69,6 +79,13 @@ class LoadRefusal(APIException):
 
 
 # -- shapes ---------------------------------------------------------------------------------------
+
+
+class Several(serializers.CharField):
+    """Texts with commas between them."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        return super().to_internal_value(data).split(",")
 
 
 def _zone(name: str) -> None:
@@ -110,6 +127,28 @@ class BulkQuery(Query):
         default="",
         help_text="Whether 01/02/2026 is the first of February (`dmy`) or the second of January "
         "(`mdy`).",
+    )
+    encoding = serializers.CharField(
+        default="", help_text="Of a text that is not UTF-8: `cp1252`, `utf-16`, ..."
+    )
+    delimiter = serializers.CharField(
+        default="",
+        trim_whitespace=False,
+        help_text="Between the cells of CSV: `,`, `;`, `tab` or `|`; else by the header.",
+    )
+    null = Several(
+        required=False,
+        allow_blank=True,
+        help_text="Words, with commas between them: a cell of CSV that is one of them is empty.",
+    )
+    map = Several(
+        required=False,
+        help_text="`old=new`, with commas between them: a column or a JSON key under another "
+        "name. Paths have points (`user.id=user_id`); `old=` leaves it out.",
+    )
+    set = Several(
+        required=False,
+        help_text="`field=value`, with commas between them: the same value in every line.",
     )
     restore = serializers.BooleanField(
         default=False,
@@ -190,18 +229,22 @@ class BulkViewSet(TenantViewSet):
         request={
             LINES[0]: OpenApiTypes.STR,
             ARRAY: {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+            CSV: OpenApiTypes.STR,
+            PARQUET: OpenApiTypes.BINARY,
         },
         responses={200: LoadReportSerializer, 207: LoadReportSerializer},
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """NDJSON or a JSON array, gzip or not, of any length. A line is a whole row: what it leaves
-        out takes its default. New rows are inserted, rows that differ are updated, the others stay
-        untouched, so that the same body may be sent again. 207 tells that lines were rejected;
-        what ends a load on its way is told with the `report` of what is committed."""
+        """NDJSON, a JSON array, CSV or Parquet, gzip or not, of any length. A line is a whole row:
+        what it leaves out takes its default. New rows are inserted, rows that differ are updated,
+        the others stay untouched, so that the same body may be sent again. 207 tells that lines
+        were rejected; what ends a load on its way is told with the `report` of what is committed.
+        """
         asked = dict(self.query)
         if asked["restore"]:
             require(self.actor, permission(self.resource, "delete"))
         embed_first = EMBED.get(asked.pop("embed", None), EMBED_FIRST)
+        reading = self._reading(request, asked)
         options = LoadOptions(
             skips_bad=asked.pop("on_error") == "skip",
             min_batch_size=min(DEFAULTS.min_batch_size, asked["batch_size"]),
@@ -209,12 +252,13 @@ class BulkViewSet(TenantViewSet):
         )
         try:
             # (A dry run is one transaction: it is not to wait for a client.)
-            with body_source(request._request, is_whole=options.dry_run) as source:
+            with body_source(request._request, reading, is_whole=options.dry_run) as source:
                 report = run_load(
                     self.loads,
                     source.lines(),
                     options=options,
                     embed_first=embed_first,
+                    notices=source.notices,
                     **self.by,
                 )
         except UnreadableFile as error:
@@ -224,18 +268,35 @@ class BulkViewSet(TenantViewSet):
         told = described(report, tells_counts=self.may_read)
         return Response(told, 207 if report.rejected else 200)
 
+    def _reading(self, request: Request, asked: dict[str, Any]) -> ReadOptions:
+        """How the body is read, by its type and by what is asked for. (That is taken out.)"""
+        kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind not in _FORMATS:
+            raise _Unsupported(
+                f"Send JSON lines, with `Content-Type: {LINES[0]}`, a JSON array, as `{ARRAY}`, "
+                f"CSV, as `{CSV}`, or Parquet, as `{PARQUET}`."
+            )
+        try:
+            return read_options(
+                RESOURCES[self.loads],
+                format=_FORMATS[kind],
+                encoding=asked.pop("encoding"),
+                delimiter=asked.pop("delimiter"),
+                nulls=asked.pop("null", None),
+                maps=asked.pop("map", ()),
+                sets=asked.pop("set", ()),
+                ignore_unknown=asked["ignore_unknown"],
+            )
+        except BadOption as error:
+            raise serializers.ValidationError({error.option: [_worded(str(error))]}) from error
+
 
 @contextmanager
-def body_source(request: HttpRequest, *, is_whole: bool) -> Iterator[Source]:
-    """The request's body by its headers; `is_whole`: it is all here before the first line is read.
+def body_source(request: HttpRequest, options: ReadOptions, *, is_whole: bool) -> Iterator[Source]:
+    """The request's body; `is_whole`: it is all here before the first line is read.
 
     Raises: UnsupportedMediaType, UnreadableFile.
     """
-    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind != ARRAY and kind not in LINES:
-        raise _Unsupported(
-            f"Send JSON lines, with `Content-Type: {LINES[0]}`, or a JSON array, as `{ARRAY}`."
-        )
     packing = request.headers.get("Content-Encoding", "identity").strip().lower()
     if packing not in _MAGIC:
         raise _Unsupported(f"There is no {packing!r} here: `Content-Encoding` is gzip or zstd.")
@@ -243,11 +304,7 @@ def body_source(request: HttpRequest, *, is_whole: bool) -> Iterator[Source]:
         body = cast(IO[bytes], RequestBody(request))
         if is_whole:
             body = stack.enter_context(_spooled(body))
-        source: Source
-        if kind == ARRAY:
-            source = array_source(body, name=_NAME)
-        else:
-            source = stack.enter_context(source_of(body, name=_NAME, format="jsonl"))
+        source = stack.enter_context(source_of(body, name=_NAME, options=options))
         _check_packing(source, packing)
         yield source
 

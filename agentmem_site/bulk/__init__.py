@@ -1,6 +1,8 @@
 """The bulk loader: lines of JSON into a table, in batches, exactly counted. Knows no app.
 
-packing.py, readers.py, tables.py   files, streams and rows -> numbered lines of JSON
+packing.py, encoding.py, readers.py   files and streams -> text -> numbered lines of JSON
+json_array.py, tables.py, columns.py   other JSON, CSV and Parquet; what their columns are
+reading.py, mapping.py   what a caller says of a file; other names for its fields
 spec.py, checks.py   what a resource's line looks like and where it goes; what no line may hold
 lines.py    what a line is on its way, and how far a file is done
 times.py    what msgspec does not read as a time; notices.py, wording.py   what callers are told

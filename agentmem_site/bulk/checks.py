@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from agentmem_site.bulk.encoding import hint
 from agentmem_site.bulk.spec import LineError
 
 MAX_DEPTH = 64
@@ -46,7 +47,7 @@ def check_line(line: bytes) -> None:
             line.decode()
         except UnicodeDecodeError as error:
             raise LineError(
-                "invalid_utf8", "", f"Invalid UTF-8 at byte {error.start} of the line"
+                "invalid_utf8", "", f"Invalid UTF-8 at byte {error.start} of the line{hint(line)}"
             ) from error
     if b"\\" in line and _TELLING_ESCAPE.search(line) and not _has_only_pairs(line):
         _refuse_inexact(line)

@@ -1,18 +1,24 @@
-"""A JSON array as it arrives, element by element, each as a line of a file would be.
+"""JSON that is not one line for each row, as it arrives: arrays, pretty-printed objects one after
+the other, and objects that hold the rows in an array, as lists of the API do.
 
 An element is told apart by its brackets and quotes alone, in one match of a regular expression;
 whether it is good JSON is for whoever reads the line.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import IO
+from collections.abc import Container, Iterable, Iterator
 
-from agentmem_site.bulk.packing import UnreadableFile, stream_input
-from agentmem_site.bulk.readers import MAX_LINE_BYTES, NumberedLine, Source, source_from
+from agentmem_site.bulk.notices import Notices
+from agentmem_site.bulk.packing import UnreadableFile
+from agentmem_site.bulk.reading import MAX_LINE_BYTES
 from agentmem_site.bulk.spec import LineError
 
+NumberedLine = tuple[int, bytes | LineError, int]
+
 _MAX_DEPTH = 64  # deeper ones are found by steps
+# Where an object holds its rows, in lists of the API and elsewhere; and what tells of pages.
+WRAPPERS = frozenset({"results", "data", "items", "records", "rows"})
+_OF_PAGES = ("next", "previous", "count", "total", "page", "limit", "has_more", "cursor")
 _BOM = b"\xef\xbb\xbf"
 
 # Possessive throughout (*+): what does not match is known after one pass.
@@ -32,44 +38,75 @@ _BARE = rb'[^ \t\r\n,"{}\[\]]++'
 _ELEMENT = re.compile(
     rb"%b(%b|%b|%b)%b([,\]])" % (_SPACE, _nested(_MAX_DEPTH), _STRING, _BARE, _SPACE), re.DOTALL
 )
+_VALUE = re.compile(rb"%b|%b|%b" % (_nested(_MAX_DEPTH), _STRING, _BARE), re.DOTALL)
+_MEMBER = re.compile(rb"[,{]%b(%b)%b:%b" % (_SPACE, _STRING, _SPACE, _SPACE), re.DOTALL)
 _LEADING = re.compile(_SPACE)
 _PLAIN = re.compile(rb'[^"{}\[\]]++')
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _IN_BARE = re.compile(_BARE)
 
 
-def array_source(stream: IO[bytes], *, name: str, max_line_bytes: int = MAX_LINE_BYTES) -> Source:
-    """The elements of an array, gzip and zstd unpacked. A line's number is the element's, from 1.
-
-    Raises: UnreadableFile, here and in `lines`.
-    """
-    found = stream_input(stream, name=name, size=None, max_bytes=None)
-    return source_from(found, array_lines(found.blocks(), max_bytes=max_line_bytes))
-
-
-def array_lines(
-    blocks: Iterable[bytes], *, max_bytes: int = MAX_LINE_BYTES
+def json_lines(
+    blocks: Iterable[bytes],
+    *,
+    keys: Container[str] = WRAPPERS,
+    fields: Container[str] = (),
+    max_bytes: int = MAX_LINE_BYTES,
+    notices: Notices | None = None,
 ) -> Iterator[NumberedLine]:
-    """The elements of an array. One over `max_bytes` is a LineError, read past in blocks.
+    """The elements of all arrays and the objects beside them, numbered from 1. An object may hold
+    the array instead, under one of `keys`; one of `fields` first tells that it is an element.
 
-    Raises: UnreadableFile, where it is no array, or ends before its time, or goes on after it.
+    An element over `max_bytes` is a LineError, read past in blocks.
+    Raises: UnreadableFile, where it is neither, or ends before its time.
     """
-    return _Array(iter(blocks), max_bytes).elements()
+    return _Json(iter(blocks), keys, fields, max_bytes, notices or Notices()).elements()
 
 
-class _Array:
+def wraps(line: bytes, keys: Container[str], fields: Container[str]) -> bool:
+    """Whether a line is an object that holds rows; False where it is not known."""
+    return bool(_wrapped(line, 0, keys, fields))
+
+
+class _Json:
     """The part of the stream that is looked at: `block` from `at` on, which began at `start`."""
 
-    def __init__(self, blocks: Iterator[bytes], max_bytes: int) -> None:
+    def __init__(
+        self,
+        blocks: Iterator[bytes],
+        keys: Container[str],
+        fields: Container[str],
+        max_bytes: int,
+        notices: Notices,
+    ) -> None:
         self._blocks = blocks
+        self._keys = keys
+        self._fields = fields
         self._max_bytes = max_bytes
+        self._notices = notices
         self._block = b""
         self._at = 0
         self._start = 0
         self._number = 0
 
     def elements(self) -> Iterator[NumberedLine]:
-        self._open()
+        self._pass_bom()
+        if not self._next():
+            raise self._broken("the [ of a JSON array or the { of an object")
+        while first := self._next():
+            if first == b"[":
+                yield from self._array()
+            elif first != b"{":
+                raise self._broken("the [ of a JSON array or the { of an object")
+            elif (inner := self._array_within()) is not None:
+                self._at = inner
+                yield from self._array()
+                self._end_of_object()
+            else:
+                yield self._numbered(*self._object())
+
+    def _array(self) -> Iterator[NumberedLine]:
+        self._at += 1
         is_open = not self._closes_at_once()
         while is_open:
             if found := _ELEMENT.match(self._block, self._at):
@@ -81,10 +118,59 @@ class _Array:
             else:
                 element, offset = self._step_over()
                 separator = self._separator()
-            self._number += 1
-            yield self._number, self._fitting(element), offset
+            yield self._numbered(element, offset)
             is_open = separator == b","
-        self._end()
+
+    def _numbered(self, element: bytes | None, offset: int) -> NumberedLine:
+        self._number += 1
+        return self._number, self._fitting(element), offset
+
+    def _object(self) -> tuple[bytes | None, int]:
+        """One that stands by itself, and its offset."""
+        while True:
+            if found := _VALUE.match(self._block, self._at):
+                self._at = found.end()
+                return found[0], self._start + found.start()
+            if not (self._left() <= self._max_bytes and self._more()):
+                return self._step_over()
+
+    # -- an object that holds the elements ---------------------------------------------------------
+
+    def _array_within(self) -> int | None:
+        """Where in the block the array begins that the object holds."""
+        while True:
+            inner = _wrapped(self._block, self._at, self._keys, self._fields)
+            if inner is None and self._left() <= self._max_bytes and self._more():
+                continue
+            if inner:
+                self._tell_left_out(self._block[self._at : inner])
+            return inner or None
+
+    def _tell_left_out(self, before: bytes) -> None:
+        if names := [name for name in _names(before)[:-1] if name not in _OF_PAGES]:
+            self._notices.add(f"Left out beside the rows: {', '.join(names)}.")
+
+    def _end_of_object(self) -> None:
+        while True:
+            character = self._next()
+            self._at += 1
+            if character == b"}":
+                return
+            if character != b",":
+                self._at -= 1
+                raise self._broken("a comma or }")
+            key, _ = self._step_over()
+            name = (key or b'""').decode(errors="replace").strip('"')
+            if self._next() != b":":
+                raise self._broken("a colon")
+            self._at += 1
+            value, _ = self._step_over()
+            if name == "next" and value not in (None, b"null", b'""'):
+                self._notices.add(
+                    "This is one page of a list, whose `next` names the one after it."
+                )
+            elif name not in _OF_PAGES:
+                self._notices.add(f"Left out beside the rows: {name[:80]}.")
 
     def _fitting(self, element: bytes | None) -> bytes | LineError:
         if element is None or len(element) > self._max_bytes:
@@ -122,14 +208,11 @@ class _Array:
 
     # -- around the elements -----------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _pass_bom(self) -> None:
         while self._left() < len(_BOM) and self._more():
             pass
         if self._block.startswith(_BOM):
             self._at = len(_BOM)
-        if self._next() != b"[":
-            raise self._broken("the [ of a JSON array")
-        self._at += 1
 
     def _closes_at_once(self) -> bool:
         is_empty = self._next() == b"]"
@@ -142,10 +225,6 @@ class _Array:
             raise self._broken("a comma or ]")
         self._at += 1
         return character
-
-    def _end(self) -> None:
-        if self._next():
-            raise self._broken("nothing more after the array")
 
     # -- an element that the expression does not match ---------------------------------------------
 
@@ -206,3 +285,30 @@ class _Array:
         part = self._block[self._at : self._at + size]
         self._at += size
         return part
+
+
+def _wrapped(block: bytes, at: int, keys: Container[str], fields: Container[str]) -> int | None:
+    """Where the array begins that the object at `at` holds; 0: it holds none; None: the block ends
+    before that is known."""
+    while member := _MEMBER.match(block, at):
+        name = member[1][1:-1].decode(errors="replace")
+        at = member.end()
+        if name in fields:
+            return 0
+        if name in keys and block[at : at + 1] == b"[":
+            return at
+        value = _VALUE.match(block, at)
+        if value is None or value.end() == len(block):
+            return None
+        at = _LEADING.match(block, value.end()).end()  # type: ignore[union-attr]
+    return None if at >= len(block) or block[at : at + 1] in (b",", b"{") else 0
+
+
+def _names(text: bytes) -> list[str]:
+    """The names of an object's members, as far as `text` goes."""
+    names, at = [], 0
+    while member := _MEMBER.match(text, at):
+        names.append(member[1][1:-1].decode(errors="replace")[:80])
+        value = _VALUE.match(text, member.end())
+        at = _LEADING.match(text, value.end()).end() if value else len(text)  # type: ignore[union-attr]
+    return names

@@ -5,7 +5,7 @@ import re
 import stat
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,35 @@ _ZSTD_PIECE = 2 * 1024
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a frame of zstd that holds no data
+_SAVE_AS_CSV = "save the sheet as CSV UTF-8 and load that"
+_SHEETS = {".xlsx": "an Excel workbook", ".xlsm": "an Excel workbook", ".ods": "a spreadsheet"}
 _NOT_TEXT = {
     b"PK\x03\x04": "a zip archive: unpack it first",
     b"BZh": "packed with bzip2: unpack it first, or pack it with gzip or zstd",
     b"\xfd7zXZ": "packed with xz: unpack it first, or pack it with gzip or zstd",
-    b"\xff\xfe": "UTF-16: convert it first (iconv -f UTF-16 -t UTF-8)",
-    b"\xfe\xff": "UTF-16: convert it first (iconv -f UTF-16 -t UTF-8)",
+    b"\xd0\xcf\x11\xe0": f"an old Excel workbook: {_SAVE_AS_CSV}",
+    b"ARROW1": "Arrow or Feather: write it as Parquet",
+    b"ORC": "ORC: write it as Parquet",
+    b"Obj\x01": "Avro: write it as JSON lines or Parquet",
+    b"SQLite": "a SQLite database: write a table of it as CSV (sqlite3 -header -csv)",
+    b"%PDF": "a PDF",
 }
 
 
 class UnreadableFile(Exception):
     """The file cannot be read."""
+
+
+def _sheet(name: str, head: bytes, blocks: Iterable[bytes]) -> str:
+    """(A workbook is a zip archive with certain members.)"""
+    if not head.startswith(b"PK"):
+        return ""
+    begin = b"".join(blocks)
+    by_name = _SHEETS.get(Path(name.lower()).suffix)
+    is_workbook = b"xl/" in begin or b"[Content_Types].xml" in begin
+    is_open = b"opendocument.spreadsheet" in begin[:200]
+    what = by_name or (is_open and "a spreadsheet") or (is_workbook and "an Excel workbook")
+    return f"{what}: {_SAVE_AS_CSV}" if what else ""
 
 
 class Input:
@@ -55,7 +73,8 @@ class Input:
         head = self._look(6)
         for magic, what in _NOT_TEXT.items():
             if head.startswith(magic):
-                raise UnreadableFile(f"{name} is {what}.")
+                sheet = _sheet(name, head, self._ahead)
+                raise UnreadableFile(f"{name} is {sheet or what}.")
         self.packing = ""
         if head.startswith(_GZIP):
             self.packing = "gzip"

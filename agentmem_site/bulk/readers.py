@@ -1,26 +1,50 @@
 """Sources: files, streams and rows as numbered lines of JSON, streaming.
 
-A file of any size costs a few blocks of memory. How a file is packed is `packing`'s to know, and
-what stands in tables (CSV, Parquet) `tables`'.
+A file of any size costs a few blocks of memory. Its bytes come from `packing`, its text from
+`encoding`; what is not one row a line is for `json_array` and `tables`; `mapping` gives lines the
+names that they are to have.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import PurePath
 from typing import IO, Any
 
+import msgspec
+
+from agentmem_site.bulk.columns import kinds_of, plain
+from agentmem_site.bulk.encoding import Ahead, Utf8
+from agentmem_site.bulk.json_array import WRAPPERS, json_lines, wraps
+from agentmem_site.bulk.mapping import check_options, mapped
+from agentmem_site.bulk.notices import Notices
 from agentmem_site.bulk.packing import Input, UnreadableFile, file_input, stream_input
-from agentmem_site.bulk.spec import LineError
-from agentmem_site.bulk.tables import CsvRows, ParquetRows, row_line, too_long
+from agentmem_site.bulk.reading import (
+    MAX_LINE_BYTES,
+    ReadOptions,
+    delimiter_named,
+    encoding_named,
+    pairs,
+)
+from agentmem_site.bulk.spec import LineError, LoadSpec
+from agentmem_site.bulk.tables import CsvRows, ParquetRows, header_names, row_line, too_long
 
 # Number from 1, the line without its end (or why it cannot be had), and where it starts in the
 # unpacked stream.
 NumberedLine = tuple[int, bytes | LineError, int]
-MAX_LINE_BYTES = 1024 * 1024
-FORMATS = ("auto", "jsonl", "csv", "parquet")
+DEFAULTS = ReadOptions()
 _BOM = b"\xef\xbb\xbf"
+_BY_NAME = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,69 +57,57 @@ class Source:
     head: bytes = b""  # the first few bytes as they lie there, by which packings are told apart
     # How far into the file on disk: through compression, the compressed bytes.
     bytes_read: Callable[[], int] = lambda: 0
+    notices: Notices = field(default_factory=Notices)
 
     def lines(self) -> Iterator[NumberedLine]:
         """All of them; once. Raises: UnreadableFile."""
         return iter(self._lines)
 
 
-def source_from(found: Input, lines: Iterable[NumberedLine]) -> Source:
-    """The lines that are read from `found`."""
-    return Source(found.name, lines, found.size, found.head, lambda: found.position)
+def read_options(
+    spec: LoadSpec,
+    *,
+    encoding: str = "",
+    delimiter: str = "",
+    maps: Iterable[str] = (),
+    sets: Iterable[str] = (),
+    nulls: Iterable[str] | None = None,
+    **others: Any,
+) -> ReadOptions:
+    """What a caller asks for, as it is written. Raises: BadOption."""
+    options = ReadOptions(
+        fields=kinds_of(spec.line),
+        resource=spec.resource,
+        encoding=encoding_named(encoding),
+        delimiter=delimiter_named(delimiter),
+        renames=pairs("map", maps),
+        constants=pairs("set", sets),
+        nulls=None if nulls is None else frozenset(nulls),
+        **others,
+    )
+    check_options(options)
+    return options
 
 
 @contextmanager
-def open_source(
-    path: str,
-    *,
-    format: str = "auto",
-    fields: Mapping[str, str] | None = None,
-    ignore_unknown: bool = False,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    max_bytes: int | None = None,
-) -> Iterator[Source]:
+def open_source(path: str, options: ReadOptions = DEFAULTS) -> Iterator[Source]:
     """The file, or standard input for "-"; gzip and zstd are unpacked, by what stands in it.
 
-    `fields` (`csv_kinds` of the line) are those that a table may have. `max_bytes` are unpacked.
     Raises: UnreadableFile.
     """
     with ExitStack() as stack:
-        found = stack.enter_context(file_input(path, max_bytes=max_bytes))
-        yield _source(
-            found,
-            stack,
-            path,
-            format,
-            max_line_bytes,
-            fields=fields,
-            ignore_unknown=ignore_unknown,
-        )
+        found = stack.enter_context(file_input(path, max_bytes=options.max_bytes))
+        yield _source(found, stack, path, options)
 
 
 @contextmanager
 def source_of(
-    stream: IO[bytes],
-    *,
-    name: str,
-    format: str = "auto",
-    fields: Mapping[str, str] | None = None,
-    ignore_unknown: bool = False,
-    max_line_bytes: int = MAX_LINE_BYTES,
-    max_bytes: int | None = None,
-    size: int | None = None,
+    stream: IO[bytes], *, name: str, options: ReadOptions = DEFAULTS, size: int | None = None
 ) -> Iterator[Source]:
     """The same of an open stream (a request's body): `name` tells the format, where it is auto."""
     with ExitStack() as stack:
-        found = stream_input(stream, name=name, size=size, max_bytes=max_bytes)
-        yield _source(
-            found,
-            stack,
-            name,
-            format,
-            max_line_bytes,
-            fields=fields,
-            ignore_unknown=ignore_unknown,
-        )
+        found = stream_input(stream, name=name, size=size, max_bytes=options.max_bytes)
+        yield _source(found, stack, name, options)
 
 
 def source_of_rows(rows: Iterable[Any], *, name: str = "rows") -> Source:
@@ -159,30 +171,130 @@ def _lines_of_rows(rows: Iterable[Any]) -> Iterator[NumberedLine]:
             yield number, error, 0
 
 
-def _source(
-    found: Input, stack: ExitStack, path: str, format: str, max_line_bytes: int, **table: Any
-) -> Source:
-    if format == "auto":
-        format = _format(path, found)
-    if format == "parquet":
-        rows = ParquetRows(found, stack, max_line_bytes=max_line_bytes, **table)
-        return replace(
-            source_from(found, rows),
-            bytes_read=lambda: (found.size or 0) * rows.rows_read // max(rows.rows, 1),
+def _source(found: Input, stack: ExitStack, path: str, options: ReadOptions) -> Source:
+    source = Source(found.name, (), found.size, found.head, lambda: found.position, options.notices)
+    format_ = options.format
+    if format_ == "auto":
+        format_ = "parquet" if found.head.startswith(b"PAR1") else _by_name(path)
+    lines: Iterable[NumberedLine]
+    renamed: Callable[[], set[str]] = set
+    if format_ == "parquet":
+        rows = ParquetRows(found, stack, options=options)
+        source = replace(
+            source, bytes_read=lambda: (found.size or 0) * rows.rows_read // max(rows.rows, 1)
         )
-    blocks = found.blocks()
-    if format == "csv":
-        physical = lines_of(blocks, max_line_bytes=max_line_bytes, keeps_blank=True)
-        records = CsvRows(physical, name=found.name, max_line_bytes=max_line_bytes, **table)
-        return source_from(found, records)
-    return source_from(found, lines_of(blocks, max_line_bytes=max_line_bytes))
+        lines, renamed = rows, lambda: rows.renamed
+    else:
+        lines, renamed = _of_text(found, format_, options)
+    if options.renames or options.constants:
+        lines = mapped(lines, options, renamed)
+    return replace(source, _lines=lines)
 
 
-def _format(path: str, found: Input) -> str:
-    """By what stands in it (Parquet), by its name (CSV); all else is JSON lines."""
+def _of_text(
+    found: Input, format_: str, options: ReadOptions
+) -> tuple[Iterable[NumberedLine], Callable[[], set[str]]]:
+    """The lines, and which renames their header has taken, once it is read."""
+    records: list[CsvRows] = []
+
+    def lines() -> Iterator[NumberedLine]:
+        text = Utf8(found.blocks(), name=found.name, encoding=options.encoding)
+        blocks = Ahead(text)
+        blocks.more()  # (from here on it is known whether it is transcoded)
+        is_told = options.format != "auto" or format_ == "csv"
+        shape = format_ if is_told else _shape(blocks, format_, options)
+        limit = options.max_line_bytes
+        given: Iterator[NumberedLine]
+        if shape == "json":
+            given = json_lines(
+                blocks,
+                keys=_wrappers(options),
+                fields=options.fields or (),
+                max_bytes=limit,
+                notices=options.notices,
+            )
+        else:
+            given = lines_of(blocks, max_line_bytes=limit, keeps_blank=shape == "csv")
+        if text.is_transcoded:
+            given = ((number, line, text.place(at)) for number, line, at in given)
+        if shape == "csv":
+            records.append(CsvRows(given, name=found.name, options=options))
+            given = iter(records[0])
+        yield from given
+
+    return lines(), lambda: records[0].renamed if records else set()
+
+
+def _by_name(path: str) -> str:
     suffixes = PurePath(path.lower()).suffixes
-    if found.head.startswith(b"PAR1"):
-        return "parquet"
     if suffixes and suffixes[-1] in (".gz", ".zst"):
         suffixes.pop()
-    return {".csv": "csv", ".parquet": "parquet"}.get(suffixes[-1] if suffixes else "", "jsonl")
+    return _BY_NAME.get(suffixes[-1] if suffixes else "", "auto")
+
+
+def _wrappers(options: ReadOptions) -> Container[str]:
+    return WRAPPERS | {options.resource}
+
+
+# -- what a text is, by its beginning ------------------------------------------------------------
+
+
+def _shape(blocks: Ahead, format_: str, options: ReadOptions) -> str:
+    """Rows of JSON on lines, other JSON, or CSV. A live pipe is not waited for longer than its
+    first row takes."""
+    limit = options.max_line_bytes
+    while not (seen := blocks.seen.removeprefix(_BOM).lstrip()) and len(blocks.seen) <= limit:
+        if not blocks.more():
+            return "jsonl"
+    if seen[:1] == b"[":
+        # (A bad line of lines is the other case. What has not come yet is not waited for.)
+        return "jsonl" if re.match(rb"\[[^\n]*\]\s*\n\s*\{", seen) else "json"
+    first, is_whole = _first_line(blocks, 1, limit)
+    if seen[:1] == b"{":
+        keys, fields = _wrappers(options), options.fields or ()
+        if not is_whole or _is_truncated(first) is False:
+            return "json" if wraps(first, keys, fields) else "jsonl"
+        if re.search(rb"\}\s*\{", first) and _is_several(first):
+            return "json"
+        two, _ = _first_line(blocks, 2, limit)
+        return "jsonl" if _is_truncated(two) is None else "json"
+    known = {plain(name) for name in (*(options.fields or ()), *options.renames)}
+    names = header_names(first, options) if format_ == "auto" else []
+    if len(names) == 1 and first.startswith(b'"'):
+        return "jsonl"  # a text
+    return "csv" if names and all(plain(name) in known for name in names) else "jsonl"
+
+
+def _first_line(blocks: Ahead, count: int, limit: int) -> tuple[bytes, bool]:
+    """The first lines that are not blank, and whether they are there to their end."""
+    while True:
+        text = blocks.seen.removeprefix(_BOM).lstrip()
+        at = 0
+        for _ in range(count):
+            end = text.find(b"\n", at)
+            while end >= 0 and not text[at:end].strip():
+                at = end + 1
+                end = text.find(b"\n", at)
+            if end < 0:
+                break
+            at = end + 1
+        else:
+            return text[: at - 1], True
+        if len(text) > limit or not blocks.more():
+            return text, len(text) <= limit
+
+
+def _is_several(line: bytes) -> bool:
+    try:
+        return all(_is_truncated(row) is False for _, row, _ in json_lines([line]))  # type: ignore[arg-type]
+    except UnreadableFile:
+        return False
+
+
+def _is_truncated(text: bytes) -> bool | None:
+    """Whether an object goes on behind the text; None: it is no object."""
+    try:
+        _object(text)
+    except msgspec.DecodeError as error:
+        return True if "truncated" in str(error) else None
+    return False

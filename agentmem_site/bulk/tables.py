@@ -4,47 +4,42 @@ import csv
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain
 from typing import IO, Any
+from uuid import UUID
 
 import msgspec
 
+from agentmem_site.bulk.columns import (
+    ABSENT,
+    EITHER,
+    NOTHING,
+    ROW_NUMBER,
+    Cells,
+    Column,
+    columns_of,
+    plain,
+)
+from agentmem_site.bulk.encoding import hint
+from agentmem_site.bulk.mapping import put
 from agentmem_site.bulk.packing import BLOCK_BYTES, Input, UnreadableFile
+from agentmem_site.bulk.reading import DELIMITERS, ReadOptions
 from agentmem_site.bulk.spec import LineError
-
-TEXT = "text"
-JSON = "json"
-EITHER = "either"  # a moment, a vector: JSON where it is a number or an array, text otherwise
 
 # At once: as values of Python they take many times the room.
 PARQUET_ROWS = 250
 PARQUET_BYTES = 4 * 1024 * 1024
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_TEXTUAL = (
-    msgspec.inspect.StrType,
-    msgspec.inspect.DateTimeType,
-    msgspec.inspect.UUIDType,
-    msgspec.inspect.EnumType,
-    msgspec.inspect.CustomType,
-)
 _INSTALL = "pip install -r requirements-parquet.txt"
+_SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's, before the header
+_UUID_BYTES = 16
 
 Numbered = tuple[int, bytes | LineError, int]
-Column = tuple[str, str]  # field, kind
 _encoder = msgspec.json.Encoder(
     decimal_format="number",
     enc_hook=lambda value: value.tolist(),  # numpy's numbers and arrays
 )
-_raw = msgspec.json.Decoder(msgspec.Raw)
-
-
-def csv_kinds(line: type[msgspec.Struct]) -> dict[str, str]:
-    """Field -> what a cell of it is: text, JSON, or either."""
-    return {
-        field.encode_name: _kind(field.type)
-        for field in msgspec.inspect.type_info(line).fields  # type: ignore[attr-defined]
-    }
 
 
 def row_line(row: Any) -> bytes:
@@ -64,29 +59,23 @@ def row_line(row: Any) -> bytes:
 class CsvRows:
     """Records of CSV with a header. A record's number is that of the line on which it starts."""
 
-    def __init__(
-        self,
-        lines: Iterator[Numbered],
-        *,
-        name: str,
-        fields: Mapping[str, str] | None,
-        ignore_unknown: bool,
-        max_line_bytes: int,
-    ) -> None:
+    def __init__(self, lines: Iterator[Numbered], *, name: str, options: ReadOptions) -> None:
         self._lines = lines
         self._name = name
-        self._fields = fields
-        self._ignore_unknown = ignore_unknown
-        self._max_line_bytes = max_line_bytes
+        self._options = options
+        self._cells = Cells(options)
+        self.renamed: set[str] = set()  # of the options' renames: those of the header
         # Of the record that is being read.
         self._start: tuple[int, int] | None = None
         self._bytes = 0
         self._fault: LineError | None = None
 
     def __iter__(self) -> Iterator[Numbered]:
+        limit = self._options.max_line_bytes
         # (Of the whole process; nothing else of it reads CSV.)
-        csv.field_size_limit(max(csv.field_size_limit(), self._max_line_bytes))
-        records = csv.reader(self._physical_lines(), strict=True)
+        csv.field_size_limit(max(csv.field_size_limit(), limit))
+        delimiter = self._delimiter()
+        records = csv.reader(self._physical_lines(), strict=True, delimiter=delimiter)
         columns: list[Column] = []
         while True:
             self._start, self._bytes, self._fault = None, 0, None
@@ -96,18 +85,19 @@ class CsvRows:
             except StopIteration:
                 return
             except csv.Error as error:
-                self._fault = self._fault or _fault(error, self._max_line_bytes)
+                self._fault = self._fault or _fault(error, limit)
             if self._start is None or not (self._fault or "".join(cells).strip()):
                 continue  # a blank line
             number, offset = self._start
             if not columns:
                 if self._fault:
                     raise UnreadableFile(f"{self._name}: its header: {self._fault.message}.")
-                columns = columns_of(self._name, cells, self._fields, self._ignore_unknown)
+                columns = columns_of(self._name, cells, self._options)
+                self.renamed = {c.header for c in columns} | {c.header.strip() for c in columns}
                 continue
             try:
-                if self._fault is None and self._bytes > self._max_line_bytes:
-                    self._fault = too_long(self._max_line_bytes)
+                if self._fault is None and self._bytes > limit:
+                    self._fault = too_long(limit)
                 if self._fault is not None:
                     raise self._fault
                 line: bytes | LineError = self._line(cells, columns)
@@ -115,6 +105,26 @@ class CsvRows:
                 error.line = number
                 line = error
             yield number, line, offset
+
+    def _delimiter(self) -> str:
+        """By Excel's own line, which is no record, or by the names of the header."""
+        ahead: list[Numbered] = []
+        delimiter = self._options.delimiter
+        for numbered in self._lines:
+            line = numbered[1]
+            if not isinstance(line, bytes) or not line.strip():
+                ahead.append(numbered)
+                if not isinstance(line, bytes):
+                    break
+                continue
+            if (found := _SEPARATOR_LINE.fullmatch(line)) and not delimiter:
+                delimiter = found[1].decode("ascii", "replace")
+                continue
+            ahead.append(numbered)
+            delimiter = delimiter or delimiter_of(line.decode(errors="replace"), self._options)
+            break
+        self._lines = chain(ahead, self._lines)
+        return delimiter or ","
 
     def _physical_lines(self) -> Iterator[str]:
         for number, line, offset in self._lines:
@@ -128,21 +138,50 @@ class CsvRows:
             try:
                 yield line.decode() + "\n"
             except UnicodeDecodeError as error:
-                self._fault = self._fault or LineError(
-                    "invalid_utf8", "", f"Invalid UTF-8 at byte {error.start} of the line"
-                )
+                message = f"Invalid UTF-8 at byte {error.start} of the line{hint(line)}"
+                self._fault = self._fault or LineError("invalid_utf8", "", message)
                 yield line.decode(errors="replace") + "\n"
 
     def _line(self, cells: list[str], columns: list[Column]) -> bytes:
         if len(cells) != len(columns):
-            count = f"{len(cells)} cells; the header has {len(columns)}"
-            raise LineError("malformed_csv", "", count)
-        row = {
-            name: cell if kind == TEXT else _cell(cell, name, kind)
-            for cell, (name, kind) in zip(cells, columns, strict=True)
-            if cell and name
-        }
+            if len(cells) < len(columns) or "".join(cells[len(columns) :]).strip():
+                count = f"{len(cells)} cells; the header has {len(columns)}"
+                raise LineError("malformed_csv", "", count)
+            del cells[len(columns) :]
+        row: dict[str, Any] = {}
+        for cell, column in zip(cells, columns, strict=True):
+            if not cell or (value := self._cells.value(cell, column)) is ABSENT:
+                continue
+            if len(column.path) == 1:
+                row[column.path[0]] = value
+            elif column.path:
+                put(row, column.path, value)
         return row_line(row)
+
+
+def header_names(line: bytes, options: ReadOptions) -> list[str]:
+    """The names of a header, if the line is one."""
+    text = line.decode(errors="replace")
+    try:
+        return next(csv.reader([text], delimiter=delimiter_of(text, options)), [])
+    except csv.Error:
+        return []
+
+
+def delimiter_of(header: str, options: ReadOptions) -> str:
+    """What stands between the names of a header: that which gives most names that are known."""
+    known = {plain(name) for name in (*(options.fields or ()), *options.renames)}
+
+    def names(delimiter: str) -> int:
+        try:
+            titles = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            return 0
+        if options.fields is None:
+            return len(titles)
+        return sum(plain(title) in known for title in titles)
+
+    return max(DELIMITERS, key=names)  # (the first of those that are as good)
 
 
 class ParquetRows:
@@ -153,9 +192,7 @@ class ParquetRows:
         found: Input,
         stack: ExitStack,
         *,
-        fields: Mapping[str, str] | None,
-        ignore_unknown: bool,
-        max_line_bytes: int,
+        options: ReadOptions,
     ) -> None:
         try:
             import pyarrow  # noqa: PLC0415  (165 MB that few need)
@@ -164,7 +201,8 @@ class ParquetRows:
             raise UnreadableFile(f"{found.name} is Parquet, which needs: {_INSTALL}") from error
         self._pyarrow = pyarrow
         self._name = found.name
-        self._max_line_bytes = max_line_bytes
+        self._max_line_bytes = options.max_line_bytes
+        self._cells = Cells(options)
         try:
             # (Read in pieces: a group of rows may be larger than memory.)
             self._file = stack.enter_context(
@@ -174,8 +212,17 @@ class ParquetRows:
             )
         except (pyarrow.ArrowException, OSError) as error:
             raise UnreadableFile(f"{found.name} is no Parquet that can be read: {error}") from error
-        names = list(self._file.schema_arrow.names)
-        self._columns = columns_of(found.name, names, fields, ignore_unknown)
+        schema = self._file.schema_arrow
+        columns = columns_of(found.name, list(schema.names), options)
+        for column in columns:
+            is_left_out = column.kind in (ROW_NUMBER, NOTHING)
+            if is_left_out and not pyarrow.types.is_integer(schema.field(column.header).type):
+                raise UnreadableFile(
+                    f"{found.name}: what is the column {column.header!r}? --map "
+                    f"{column.header}=FIELD names it, --map {column.header}= leaves it out."
+                )
+        self._columns = [column for column in columns if column.path]
+        self.renamed = {column.header for column in columns}
         self.rows_read = 0
         self.rows = self._file.metadata.num_rows
 
@@ -187,7 +234,7 @@ class ParquetRows:
         try:
             for batch in self._file.iter_batches(
                 batch_size=min(max(PARQUET_BYTES // bytes_each, 1), PARQUET_ROWS),
-                columns=[name for name, _ in self._columns if name],
+                columns=[column.header for column in self._columns],
                 use_threads=False,
             ):
                 for line in self._lines(batch):
@@ -203,7 +250,7 @@ class ParquetRows:
 
     def _lines(self, batch: Any) -> Iterator[bytes | LineError]:
         try:
-            rows = self._dicts(batch)
+            rows = list(self._rows(batch)) if self._columns else [()] * batch.num_rows
         except (ValueError, OverflowError, KeyError) as error:
             if batch.num_rows > 1:  # which of them?
                 for at in range(batch.num_rows):
@@ -211,11 +258,16 @@ class ParquetRows:
             else:
                 yield LineError("invalid_value", "", str(error))
             return
-        for row in rows:
+        for values in rows:
             try:
-                for name, kind in self._columns:
-                    if kind != TEXT and isinstance(row.get(name), str):
-                        row[name] = _cell(row[name], name, kind)
+                row: dict[str, Any] = {}
+                for value, column in zip(values, self._columns, strict=True):
+                    if value is None or (fitted := self._fitted(value, column)) is ABSENT:
+                        continue
+                    if len(column.path) == 1:
+                        row[column.path[0]] = fitted
+                    else:
+                        put(row, column.path, fitted)
                 line = row_line(row)
                 if len(line) > self._max_line_bytes:
                     raise too_long(self._max_line_bytes)
@@ -223,16 +275,22 @@ class ParquetRows:
             except LineError as error:
                 yield error
 
-    def _dicts(self, batch: Any) -> list[dict[str, Any]]:
-        names = batch.schema.names
-        columns = [self._values(column) for column in batch.columns]
-        return [
-            {name: value for name, value in zip(names, values, strict=True) if value is not None}
-            for values in zip(*columns, strict=True)
-        ]
+    def _fitted(self, value: Any, column: Column) -> Any:
+        return (
+            value
+            if column.kind == EITHER and isinstance(value, list)
+            else (self._cells.fitted(value, column))
+        )
+
+    def _rows(self, batch: Any) -> Iterator[tuple[Any, ...]]:
+        return zip(*(self._values(batch.column(c.header)) for c in self._columns), strict=True)
 
     def _values(self, column: Any) -> list[Any]:
         types = self._pyarrow.types
+        if isinstance(column.type, self._pyarrow.ExtensionType):  # (a uuid is one)
+            column = column.storage
+        if types.is_fixed_size_binary(column.type) and column.type.byte_width == _UUID_BYTES:
+            return [None if v is None else UUID(bytes=v) for v in column.to_pylist()]
         plain = self._plain(column.type)
         if plain != column.type:
             column = column.cast(plain, safe=False)
@@ -253,7 +311,9 @@ class ParquetRows:
             return arrow.timestamp("us", type_.tz)
         if types.is_float16(type_):
             return arrow.float32()
-        if types.is_binary(type_) or types.is_large_binary(type_):
+        if types.is_binary(type_) or types.is_large_binary(type_) or types.is_binary_view(type_):
+            return arrow.large_string()
+        if types.is_string_view(type_) or types.is_fixed_size_binary(type_):
             return arrow.large_string()
         if types.is_struct(type_):
             return arrow.struct([field.with_type(self._plain(field.type)) for field in type_])
@@ -264,50 +324,9 @@ class ParquetRows:
         return type_
 
 
-def columns_of(
-    name: str, header: list[str], fields: Mapping[str, str] | None, ignore_unknown: bool
-) -> list[Column]:
-    """The field and the kind of each column, "" for one left out. Raises: UnreadableFile."""
-    for place, field in enumerate(header, start=1):
-        if not field:
-            raise UnreadableFile(f"{name}: column {place} of its header has no name.")
-        if field in header[: place - 1]:
-            raise UnreadableFile(f"{name}: its header has the column {field[:80]!r} twice.")
-        if fields is not None and field not in fields and not ignore_unknown:
-            raise UnreadableFile(
-                f"{name}: there is no field {field[:80]!r} of its header; allowed, with commas "
-                f"between them: {', '.join(fields)}. (--ignore-unknown leaves other columns out.)"
-            )
-    if fields is None:
-        return [(field, TEXT) for field in header]
-    return [(field, fields[field]) if field in fields else ("", TEXT) for field in header]
-
-
 def too_long(max_line_bytes: int, *, line: int = 0) -> LineError:
     message = f"Over {max_line_bytes:,} bytes; --max-line allows longer lines"
     return LineError("line_too_long", "", message, line=line)
-
-
-def _kind(type_: Any) -> str:
-    parts = type_.types if isinstance(type_, msgspec.inspect.UnionType) else (type_,)
-    kinds = {
-        TEXT if isinstance(part, _TEXTUAL) else JSON
-        for part in parts
-        if not isinstance(part, msgspec.inspect.NoneType)
-    }
-    return kinds.pop() if len(kinds) == 1 else EITHER
-
-
-def _cell(cell: str, name: str, kind: str) -> Any:
-    """The text of a cell that is JSON, or may be. Raises: LineError."""
-    if kind == EITHER and not (cell.startswith("[") or _NUMBER.fullmatch(cell)):
-        return cell
-    try:
-        return _raw.decode(cell)
-    except msgspec.DecodeError as error:
-        raise LineError("malformed_json", name, f"Expected JSON: {error}") from error
-    except UnicodeEncodeError as error:
-        raise LineError("lone_surrogate", name, "Half of a surrogate pair") from error
 
 
 def _fault(error: csv.Error, max_line_bytes: int) -> LineError:

@@ -19,9 +19,8 @@ from accounts.console.forms import organization_choice
 from accounts.roles import permission
 from agentmem_site.api.bulk import SCOPED_BY, refusal_of
 from agentmem_site.bulk import LoadOptions, LoadReport, LoadStopped
-from agentmem_site.bulk.readers import UnreadableFile, source_of
+from agentmem_site.bulk.readers import UnreadableFile, read_options, source_of
 from agentmem_site.bulk.rejects import as_json
-from agentmem_site.bulk.tables import csv_kinds
 from agentmem_site.bulk.wording import reworded
 from agentmem_site.services.loads import RESOURCES, run_load
 from memories.models import Memory
@@ -81,15 +80,16 @@ def load_upload(request: HttpRequest, form: UploadForm) -> dict[str, Any]:
     chosen = form.cleaned_data
     options = LoadOptions(skips_bad=chosen["on_error"] == "skip", dry_run=chosen["dry_run"])
     resource, file = chosen["resource"], chosen["file"]
-    fields = csv_kinds(RESOURCES[resource].line)
+    reading = read_options(RESOURCES[resource])
     try:
-        with source_of(file, name=file.name, size=file.size, fields=fields) as source:
+        with source_of(file, name=file.name, size=file.size, options=reading) as source:
             report = run_load(
                 resource,
                 source.lines(),
                 organization=sole_organization(request) or chosen["organization"],
                 actor=actor_of(request),
                 options=options,
+                notices=source.notices,
             )
     except UnreadableFile as error:
         return {"stopped": str(error)}

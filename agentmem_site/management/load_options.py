@@ -10,9 +10,10 @@ from django.core.management.base import CommandError, CommandParser, DjangoHelpF
 from accounts.management.ending import USAGE
 from agentmem_site.bulk.faults import RETRIES
 from agentmem_site.bulk.options import MAX_WORKERS, LoadOptions
-from agentmem_site.bulk.readers import FORMATS, MAX_LINE_BYTES
+from agentmem_site.bulk.readers import read_options
+from agentmem_site.bulk.reading import FORMATS, MAX_LINE_BYTES, BadOption, ReadOptions
 from agentmem_site.bulk.times import DATE_ORDERS, zone_of
-from agentmem_site.services.loads import EMBED_FIRST, LINKS
+from agentmem_site.services.loads import EMBED_FIRST, LINKS, RESOURCES
 
 MAX_TIMEOUT_S = 2_147_483  # PostgreSQL counts milliseconds in 32 bits
 MAX_THROTTLE_MS = 3_600_000
@@ -129,9 +130,66 @@ def _zone(name: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def chosen_reading(options: dict[str, Any]) -> ReadOptions:
+    """Raises: CommandError, of what cannot be read so."""
+    try:
+        return read_options(
+            {**RESOURCES, **LINKS}[options["resource"]],
+            format=options["format"],
+            encoding=options["encoding"],
+            delimiter=options["delimiter"],
+            nulls=options["null"],
+            maps=options["map"],
+            sets=options["set"],
+            ignore_unknown=options["ignore_unknown"],
+            max_line_bytes=options["max_line"],
+            max_bytes=options["max_bytes"],
+        )
+    except BadOption as error:
+        raise CommandError(str(error), returncode=USAGE) from error
+
+
 def _add_reading(group: Any) -> None:
     group.add_argument(
-        "--format", choices=FORMATS, default="auto", help="default: by the file's name"
+        "--format",
+        choices=FORMATS,
+        default="auto",
+        help="default: by what the file holds and its name",
+    )
+    group.add_argument(
+        "--encoding",
+        default="",
+        metavar="NAME",
+        help="of a text file: cp1252, utf-16, ... (default: UTF-8, or UTF-16 where the file "
+        "begins so)",
+    )
+    group.add_argument(
+        "--delimiter",
+        default="auto",
+        metavar="CHARACTER",
+        help="between the cells of CSV: , or ; or tab or | (default auto: by the header)",
+    )
+    group.add_argument(
+        "--null",
+        action="append",
+        metavar="WORD",
+        help="a cell of this word is empty, as empty cells and \\N are; repeatable. Without it, "
+        "a word such as NULL where a name belongs is a bad line",
+    )
+    group.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="a column or a JSON key under another name; paths have points (user.id=user_id), "
+        "OLD= leaves it out; repeatable",
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="the same value in every line; repeatable",
     )
     group.add_argument(
         "--max-line",

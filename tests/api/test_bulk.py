@@ -1,8 +1,10 @@
 """POST <resource>/bulk: whole bodies loaded as they come, and each line answered for."""
 
 import gzip
+import io
 import json
 
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -190,10 +192,48 @@ def test_a_parameter_that_is_none_is_refused_before_the_body(api, acme, query, f
     assert stored(acme) == []
 
 
-@pytest.mark.parametrize("kind", ["text/csv", "application/x-www-form-urlencoded", "text/plain"])
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain"])
 def test_another_kind_of_body_is_refused_and_told_which_is_taken(api, kind):
     refused = problem(send(api, "users/bulk", lines(ANN), kind), 415)
     assert "application/x-ndjson" in refused["detail"]
+
+
+@pytest.mark.parametrize("kind", [NDJSON, ARRAY])
+def test_json_comes_in_any_shape(api, acme, kind):
+    body = json.dumps({"results": [ANN, BOB], "next": None}, indent=2).encode()
+    assert send(api, "users/bulk", body, kind).json()["inserted"] == 2
+    assert stored(acme) == ["u1", "u2"]
+
+
+def test_a_table_is_loaded_as_a_file_is(api, acme):
+    text = "sep=;\r\nExternal ID;Full name;city\r\nu1;Ann;Köln\r\nu2;NULL;\r\n"
+    query = "map=Full name=name,city=metadata.city&set=status=inactive&null=NULL&encoding=cp1252"
+    answer = send(api, f"users/bulk?{query}", text.encode("cp1252"), "text/csv").json()
+    assert (answer["inserted"], answer["rejects"]) == (2, [])
+    assert answer["notices"] == ["'External ID' of the header is read as external_id."]
+    with tenant(acme):
+        ann, bob = User.objects.for_organization(acme).order_by("external_id")
+    assert (ann.name, ann.metadata, ann.status) == ("Ann", {"city": "Köln"}, "inactive")
+    assert (bob.name, bob.metadata) == ("", {})
+
+
+def test_parquet_is_loaded(api, acme):
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"external_id": [1, 2]}), sink)
+    kind = "application/vnd.apache.parquet"
+    assert send(api, "users/bulk", sink.getvalue(), kind).json()["inserted"] == 2
+    assert stored(acme) == ["1", "2"]
+
+
+def test_advice_names_parameters(api):
+    refused = problem(send(api, "users/bulk", b"nmae\nx\n", "text/csv"), 400)
+    assert "`map` nmae=name" in refused["detail"]
+    assert "`ignore_unknown` leaves out" in refused["detail"]
+    assert "--" not in refused["detail"]
+    answer = send(api, "blocks/bulk", b"external_id,label,user_id\nb,l,NULL\n", "text/csv").json()
+    assert "`null` NULL reads it so" in answer["rejects"][0]["message"]
+    refused = problem(send(api, "users/bulk?map=a=nmae", lines(ANN)), 400)
+    assert refused["errors"][0]["field"] == "map"
 
 
 def test_another_packing_is_refused(api):
@@ -207,10 +247,10 @@ def test_another_packing_is_refused(api):
         (gzip.compress(lines(ANN) * 900, mtime=0)[:-9], NDJSON, "gzip", "cut off"),
         (lines(ANN), NDJSON, "gzip", "says gzip, and the body is not that"),
         (gzip.compress(lines(ANN), mtime=0)[:-8] + b"nonsense", NDJSON, "gzip", "damaged"),
-        (b'{"external_id": "u1"}', ARRAY, "identity", "at byte 0: the [ of a JSON array"),
+        (b'"u1"', ARRAY, "identity", "at byte 0: the [ of a JSON array or the { of an object"),
         (b'[{"external_id": "u1"}', ARRAY, "identity", "at byte 22: a comma or ] is expected"),
         (b'[{"external_id": "u1"},]', ARRAY, "identity", "a value is expected, ']' is there"),
-        (b"[] []", ARRAY, "identity", "at byte 3: nothing more after the array"),
+        (b"[] x", ARRAY, "identity", "at byte 3: the [ of a JSON array or the {"),
         (b"", ARRAY, "identity", "the end is there"),
         (b"PK\x03\x04....", NDJSON, "identity", "zip archive"),
     ],

@@ -45,7 +45,6 @@ from agentmem_site.bulk.report import (
     Unprepared,
     Unreadable,
 )
-from agentmem_site.bulk.tables import csv_kinds
 from agentmem_site.db import refusals
 from agentmem_site.management.load_options import (
     EMBED,
@@ -54,6 +53,7 @@ from agentmem_site.management.load_options import (
     Manual,
     add_load_options,
     chosen_options,
+    chosen_reading,
 )
 from agentmem_site.management.load_progress import counts_text, load_progress
 from agentmem_site.services.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
@@ -135,6 +135,7 @@ class Command(BaseCommand):
     @_denials_reported()
     def handle(self, *args: Any, **options: Any) -> None:
         load_options = chosen_options(options)
+        read = chosen_reading(options)
         try:
             organization = organization_by_slug(_writable(options["organization"]))
             actor = _actor(options["actor"] and _writable(options["actor"]), organization)
@@ -145,16 +146,7 @@ class Command(BaseCommand):
         try:
             with ExitStack() as stack:
                 stack.enter_context(_terminable())
-                source = stack.enter_context(
-                    open_source(
-                        options["file"],
-                        format=options["format"],
-                        fields=csv_kinds({**RESOURCES, **LINKS}[options["resource"]].line),
-                        ignore_unknown=options["ignore_unknown"],
-                        max_line_bytes=options["max_line"],
-                        max_bytes=options["max_bytes"],
-                    )
-                )
+                source = stack.enter_context(open_source(options["file"], read))
                 is_index_built_after = stack.enter_context(self._index_built_after(source, options))
                 show = stack.enter_context(
                     load_progress(self.stderr, source, is_silent=options["no_progress"])
@@ -170,6 +162,7 @@ class Command(BaseCommand):
                     on_batch=show,
                     on_reject=rejects.write if rejects else lambda errors: None,
                     embed_first=EMBED.get(options["embed"], EMBED_FIRST),
+                    notices=source.notices,
                     job=_job(options),
                     is_new=not options["resume"],
                     is_index_built_after=is_index_built_after,

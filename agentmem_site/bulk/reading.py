@@ -1,0 +1,74 @@
+"""What a caller says of a file."""
+
+import codecs
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agentmem_site.bulk.notices import Notices
+
+MAX_LINE_BYTES = 1024 * 1024
+FORMATS = ("auto", "jsonl", "json", "csv", "parquet")
+DELIMITERS = (",", ";", "\t", "|")
+_SPELLED = {"tab": "\t", "\\t": "\t", "auto": "", "comma": ",", "semicolon": ";", "pipe": "|"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a file is read. `fields` are those that a line may have, with their kinds
+    (`columns.kinds_of`); None: any, all of them text."""
+
+    format: str = "auto"
+    fields: Mapping[str, str] | None = None
+    resource: str = ""  # an object may hold the lines under this name
+    encoding: str = ""  # "": UTF-8, or UTF-16 where the file begins so
+    delimiter: str = ""  # of CSV; "": the one that gives columns that are known
+    nulls: frozenset[str] | None = None  # cells that say nothing, beside "" and \N
+    renames: Mapping[str, str] = field(default_factory=dict)  # old -> new; to "": left out
+    constants: Mapping[str, str] = field(default_factory=dict)  # field -> text
+    ignore_unknown: bool = False
+    max_line_bytes: int = MAX_LINE_BYTES
+    max_bytes: int | None = None  # unpacked
+    notices: Notices = field(default_factory=Notices)
+
+
+class BadOption(ValueError):
+    """An option cannot be had."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+def delimiter_named(name: str) -> str:
+    """Raises: BadOption."""
+    delimiter = _SPELLED.get(name.lower(), name)
+    if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
+        message = f"A delimiter is one character, or tab, or auto; not {name[:80]!r}"
+        raise BadOption("delimiter", message)
+    return delimiter
+
+
+def encoding_named(name: str) -> str:
+    """Raises: BadOption."""
+    try:
+        found = codecs.lookup(name) if name else None
+    except (LookupError, ValueError):
+        found = None
+    if name and not (found and found._is_text_encoding):
+        message = f"There is no encoding {name[:80]!r}; some are utf-8, cp1252, utf-16"
+        raise BadOption("encoding", message)
+    return found.name if found else ""
+
+
+def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+    """`a=b`, as often as it is given. Raises: BadOption."""
+    found: dict[str, str] = {}
+    for text in given:
+        key, sign, value = text.partition("=")
+        if not sign:
+            message = f"--{option} takes a name, = and another, not {text[:80]!r}"
+            raise BadOption(option, message)
+        if key in found:
+            raise BadOption(option, f"--{option} names {key[:80]!r} twice")
+        found[key] = value
+    return found
