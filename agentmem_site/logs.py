@@ -1,8 +1,8 @@
-"""Log lines as JSON objects, one a line, with the request they belong to.
+"""Log lines as JSON objects, one a line, with the id of their request.
 
-What people said stays out of them. A line of an exception has its class, its SQLSTATE and its
-frames (file, line, code), never its message, which may quote a value, nor its locals. What an
-address holds may be a person's name: lines about a request name its route.
+They contain nothing that people said. The line of an exception has its class, SQLSTATE and frames
+(file, line, code), never its message, which may quote a value, nor its locals. A path may contain
+a person's name, so lines about a request name its route.
 """
 
 import json
@@ -23,9 +23,8 @@ _PARAMETER = re.compile(r"<(?:[^>:]+:)?(\w+)>")
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, logger, message, request id; `fields` of the record; of an exception the class,
-    SQLSTATE and frames, and those of its causes. A request that was refused (4xx) has no frames:
-    nothing has failed."""
+    """Time, level, logger, message, request id; `fields` of the record; class, SQLSTATE and frames
+    of an exception and its causes. A refused request (4xx) has no frames: nothing failed."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -39,34 +38,35 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, "fields", {})
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and getattr(record, "status_code", 500) >= 500:
-            line |= described(error)
+            line |= _exception_fields(error)
         return json.dumps(line, default=str)
 
 
-def described(error: BaseException) -> dict[str, Any]:
-    """`exception`, `causes`, `sqlstate` and `frames`; nothing of its message."""
+def _exception_fields(error: BaseException) -> dict[str, Any]:
+    """`exception`, `causes`, `sqlstate` and `frames`, without the message."""
     chain = list(_chain(error))
-    found: dict[str, Any] = {"exception": _name(error)}
+    fields: dict[str, Any] = {"exception": _name(error)}
     if len(chain) > 1:
-        found["causes"] = [_name(cause) for cause in chain[1:]]
+        fields["causes"] = [_name(cause) for cause in chain[1:]]
     states = [state for cause in chain if (state := getattr(cause, "sqlstate", None))]
     if states:
-        found["sqlstate"] = states[0]
+        fields["sqlstate"] = states[0]
     frames = (
         f"{_name(cause)}\n{''.join(traceback.format_tb(cause.__traceback__))}" for cause in chain
     )
-    found["frames"] = "".join(frames)
-    return found
+    fields["frames"] = "".join(frames)
+    return fields
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, and what it came of."""
-    left: BaseException | None = error
+    """The exception and its causes."""
+    current: BaseException | None = error
     for _ in range(_CAUSES):
-        if left is None:
+        if current is None:
             return
-        yield left
-        left = left.__cause__ or (None if left.__suppress_context__ else left.__context__)
+        yield current
+        hidden = current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)
 
 
 def _name(error: BaseException) -> str:
@@ -74,7 +74,7 @@ def _name(error: BaseException) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Django's lines about a request quote its path: they get its route instead."""
+    """The message. Django's messages about a request quote its path, which the route replaces."""
     request = getattr(record, "request", None)
     path = getattr(request, "path", None)
     if path is None or not isinstance(record.args, tuple):
@@ -85,7 +85,7 @@ def _message(record: logging.LogRecord) -> str:
     return str(record.msg) % args if args else str(record.msg)
 
 
-@lru_cache(maxsize=1024)  # routes are few, and none is made of what is asked
+@lru_cache(maxsize=1024)  # there are few routes, whatever is requested
 def template_of(route: str) -> str:
     """`^api/v1/^agents/(?P<agent_id>[^/]+)/?$` -> `/api/v1/agents/{agent_id}`"""
     plain = _PARAMETER.sub(r"{\1}", simplify_regex(route))

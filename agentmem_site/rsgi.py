@@ -1,11 +1,11 @@
-"""What granian serves, in each of its processes."""
+"""The RSGI application that each of granian's processes serves."""
 
 from typing import Any
 
 from django.conf import settings
 
 from agentmem_site.serving.parent import end_with_parent
-from agentmem_site.wsgi import application as django  # makes the apps ready
+from agentmem_site.wsgi import application as django  # loads the apps
 
 from agentmem_site.serving.application import Application  # isort: skip
 

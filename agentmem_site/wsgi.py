@@ -1,4 +1,4 @@
-"""The application by itself, for a WSGI server of one's own; `serve` runs agentmem_site/rsgi.py."""
+"""The WSGI application, for your own WSGI server; `serve` runs agentmem_site/rsgi.py."""
 
 import os
 

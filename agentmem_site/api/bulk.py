@@ -1,5 +1,5 @@
-"""POST <resource>/bulk: the loader's door for HTTP. The body is loaded as it comes, batch by batch;
-what is committed stays, whatever becomes of the rest."""
+"""POST <resource>/bulk: the loader over HTTP. The body is loaded as it arrives, batch by batch;
+committed batches stay, whatever happens to the rest."""
 
 import logging
 import shutil
@@ -99,10 +99,11 @@ class BulkQuery(Query):
     on_error = serializers.ChoiceField(
         ["skip", "stop"],
         default="skip",
-        help_text="A bad line is left out and told in `rejects`; or it ends the load, with 422.",
+        help_text="A bad line is left out and reported in `rejects`; or it ends the load, with "
+        "422.",
     )
     max_rejects = serializers.IntegerField(
-        min_value=0, required=False, help_text="With `skip`: one more ends the load."
+        min_value=0, required=False, help_text="With `skip`: the load ends when more are rejected."
     )
     batch_size = serializers.IntegerField(
         min_value=1, max_value=MAX_BATCH_ROWS, default=5000, help_text="Rows per transaction."
@@ -111,7 +112,7 @@ class BulkQuery(Query):
         default=False, help_text="A line that names an unknown agent or user is a bad line."
     )
     ignore_unknown = serializers.BooleanField(
-        default=False, help_text="Fields that the resource does not have are passed over."
+        default=False, help_text="Fields that the resource does not have are ignored."
     )
     preserve_timestamps = serializers.BooleanField(
         default=False, help_text="`created_at` and `updated_at` are those of the lines."
@@ -152,11 +153,11 @@ class BulkQuery(Query):
     )
     restore = serializers.BooleanField(
         default=False,
-        help_text="A row that lies in the trash comes back, and so does what a line names there. "
-        "Needs the delete scope, too.",
+        help_text="A row in the trash is restored, and so is what a line names there. Requires "
+        "the delete scope, too.",
     )
     dry_run = serializers.BooleanField(
-        default=False, help_text="All of it is done, and then taken back."
+        default=False, help_text="Everything is done, then rolled back."
     )
 
 
@@ -164,16 +165,16 @@ class MemoryBulkQuery(BulkQuery):
     embed = serializers.ChoiceField(
         list(EMBED),
         required=False,
-        help_text="Memories without a vector get it with the load, or later, from a worker; "
-        f"where this is not given, those of the first {EMBED_FIRST:,} lines now.",
+        help_text="Memories without a vector get it during the load, or later from a worker. "
+        f"By default those of the first {EMBED_FIRST:,} lines get it now.",
     )
 
 
 class RejectSerializer(Strict):
-    line = serializers.IntegerField(help_text="From 1; in an array, which element.")
-    byte_offset = serializers.IntegerField(help_text="Where it begins in the unpacked body.")
+    line = serializers.IntegerField(help_text="From 1; in an array, the element.")
+    byte_offset = serializers.IntegerField(help_text="Where it begins in the decompressed body.")
     code = serializers.CharField()
-    field = serializers.CharField(help_text="Empty where it is the line as a whole.")
+    field = serializers.CharField(help_text="Empty if the whole line is bad.")
     message = serializers.CharField()
 
 
@@ -181,7 +182,7 @@ class CountsSerializer(Strict):
     inserted = serializers.IntegerField()
     updated = serializers.IntegerField()
     unchanged = serializers.IntegerField()
-    deleted = serializers.IntegerField(help_text="Met in the trash, and left there.")
+    deleted = serializers.IntegerField(help_text="In the trash, and left there.")
     duplicates = serializers.IntegerField(help_text="The same key again: the last one counts.")
 
 
@@ -192,7 +193,7 @@ class LoadReportSerializer(CountsSerializer):
     batches = serializers.IntegerField(help_text="Transactions.")
     retries = serializers.IntegerField()
     last_line = serializers.IntegerField(help_text="Every line up to it is committed.")
-    resumed_after = serializers.IntegerField(help_text="0: a request begins anew.")
+    resumed_after = serializers.IntegerField(help_text="Always 0: requests do not resume.")
     seconds = serializers.FloatField()
     rows_per_second = serializers.IntegerField()
     dry_run = serializers.BooleanField()
@@ -212,13 +213,13 @@ class BulkSchema(RecordSchema):
 
 
 class BulkViewSet(TenantViewSet):
-    """Subclasses name what is loaded, and the resource whose scope that takes."""
+    """Subclasses name what is loaded, and the resource whose scope is required."""
 
     schema = BulkSchema()
     loads = ""
     streams = True
     late_actions = ("create",)  # the loader opens a transaction for each batch
-    unread = "the report does not tell what was there before"
+    unread = "the report leaves out what existed before"
     http_method_names = ["post"]
     serializer_class = LoadReportSerializer
 
@@ -235,23 +236,22 @@ class BulkViewSet(TenantViewSet):
         responses={200: LoadReportSerializer, 207: LoadReportSerializer},
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """NDJSON, a JSON array, CSV or Parquet, gzip or not, of any length. A line is a whole row:
-        what it leaves out takes its default. New rows are inserted, rows that differ are updated,
-        the others stay untouched, so that the same body may be sent again. 207 tells that lines
-        were rejected; what ends a load on its way is told with the `report` of what is committed.
-        """
-        asked = dict(self.query)
-        if asked["restore"]:
+        """NDJSON, a JSON array, CSV or Parquet, compressed or not, of any length. A line is a whole
+        row: a field left out takes its default. New rows are inserted, rows that differ are
+        updated, the others stay untouched, so the same body may be sent again. 207 means that lines
+        were rejected. An error that ends the load carries the `report` of what is committed."""
+        query = dict(self.query)
+        if query["restore"]:
             require(self.actor, permission(self.resource, "delete"))
-        embed_first = EMBED.get(asked.pop("embed", None), EMBED_FIRST)
-        reading = self._reading(request, asked)
+        embed_first = EMBED.get(query.pop("embed", None), EMBED_FIRST)
+        reading = self._reading(request, query)
         options = LoadOptions(
-            skips_bad=asked.pop("on_error") == "skip",
-            min_batch_size=min(DEFAULTS.min_batch_size, asked["batch_size"]),
-            **asked,
+            skips_bad=query.pop("on_error") == "skip",
+            min_batch_size=min(DEFAULTS.min_batch_size, query["batch_size"]),
+            **query,
         )
         try:
-            # (A dry run is one transaction: it is not to wait for a client.)
+            # (A dry run is one transaction, which must not wait for a client.)
             with body_source(request._request, reading, is_whole=options.dry_run) as source:
                 report = run_load(
                     self.loads,
@@ -264,12 +264,12 @@ class BulkViewSet(TenantViewSet):
         except UnreadableFile as error:
             raise LoadRefusal(400, "unreadable_body", _worded(str(error))) from error
         except LoadStopped as stopped:
-            raise refusal_of(stopped, tells_counts=self.may_read) from stopped
-        told = described(report, tells_counts=self.may_read)
-        return Response(told, 207 if report.rejected else 200)
+            raise load_refusal(stopped, shows_counts=self.may_read) from stopped
+        body = report_fields(report, shows_counts=self.may_read)
+        return Response(body, 207 if report.rejected else 200)
 
-    def _reading(self, request: Request, asked: dict[str, Any]) -> ReadOptions:
-        """How the body is read, by its type and by what is asked for. (That is taken out.)"""
+    def _reading(self, request: Request, query: dict[str, Any]) -> ReadOptions:
+        """How to read the body, by its type and the parameters, which it removes from `query`."""
         kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind not in _FORMATS:
             raise _Unsupported(
@@ -280,12 +280,12 @@ class BulkViewSet(TenantViewSet):
             return read_options(
                 RESOURCES[self.loads],
                 format=_FORMATS[kind],
-                encoding=asked.pop("encoding"),
-                delimiter=asked.pop("delimiter"),
-                nulls=asked.pop("null", None),
-                maps=asked.pop("map", ()),
-                sets=asked.pop("set", ()),
-                ignore_unknown=asked["ignore_unknown"],
+                encoding=query.pop("encoding"),
+                delimiter=query.pop("delimiter"),
+                nulls=query.pop("null", None),
+                maps=query.pop("map", ()),
+                sets=query.pop("set", ()),
+                ignore_unknown=query["ignore_unknown"],
             )
         except BadOption as error:
             raise serializers.ValidationError({error.option: [_worded(str(error))]}) from error
@@ -293,13 +293,13 @@ class BulkViewSet(TenantViewSet):
 
 @contextmanager
 def body_source(request: HttpRequest, options: ReadOptions, *, is_whole: bool) -> Iterator[Source]:
-    """The request's body; `is_whole`: it is all here before the first line is read.
+    """The request's body; with `is_whole` all of it is received first.
 
     Raises: UnsupportedMediaType, UnreadableFile.
     """
     packing = request.headers.get("Content-Encoding", "identity").strip().lower()
     if packing not in _MAGIC:
-        raise _Unsupported(f"There is no {packing!r} here: `Content-Encoding` is gzip or zstd.")
+        raise _Unsupported(f"`Content-Encoding` is gzip or zstd, not {packing!r}.")
     with ExitStack() as stack:
         body = cast(IO[bytes], RequestBody(request))
         if is_whole:
@@ -311,12 +311,12 @@ def body_source(request: HttpRequest, options: ReadOptions, *, is_whole: bool) -
 
 @contextmanager
 def _spooled(body: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The body in a file without a name."""
+    """The body in an unnamed temporary file."""
     with TemporaryFile() as file:
         try:
             shutil.copyfileobj(body, file)
         except OSError as error:
-            if outage_of(error):  # it is not the body's fault
+            if outage_of(error):  # not the body's fault
                 raise
             raise UnreadableFile(f"{_NAME}: {error.strerror or error}") from error
         file.seek(0)
@@ -325,7 +325,7 @@ def _spooled(body: IO[bytes]) -> Iterator[IO[bytes]]:
 
 def _check_packing(source: Source, packing: str) -> None:
     if source.head and not source.head.startswith(_MAGIC[packing]):
-        raise UnreadableFile(f"`Content-Encoding` says {packing}, and the body is not that.")
+        raise UnreadableFile(f"`Content-Encoding` is {packing}, but the body is not.")
 
 
 class _Unsupported(UnsupportedMediaType):
@@ -375,22 +375,22 @@ class MemoryBulkViewSet(BulkViewSet):
     resource = "memory"
 
 
-# What is loaded, and the resource whose scope that takes.
+# What is loaded -> the resource whose scope is required.
 SCOPED_BY = {view.loads: view.resource for view in BulkViewSet.__subclasses__()}
 
 
-# -- what is answered -----------------------------------------------------------------------------
+# -- responses ------------------------------------------------------------------------------------
 
 
-def described(report: LoadReport, *, tells_counts: bool = True) -> dict[str, Any]:
-    """The report of the command, and which lines were rejected. The counts of rows (which were
-    there, and the same?) are for who may read them."""
-    told = report.as_dict()
-    if not tells_counts:
+def report_fields(report: LoadReport, *, shows_counts: bool = True) -> dict[str, Any]:
+    """The command's report and the rejected lines. Only callers that may read rows get their
+    counts, which show what existed before."""
+    fields = report.as_dict()
+    if not shows_counts:
         hidden = {*asdict(report.counts), *report.children}
-        told = {name: value for name, value in told.items() if name not in hidden}
+        fields = {name: value for name, value in fields.items() if name not in hidden}
     return {
-        **told,
+        **fields,
         "notices": [_worded(notice) for notice in report.notices],
         "rejects": [
             {**as_json(error), "message": _worded(error.message)} for error in report.rejects
@@ -402,20 +402,20 @@ def _worded(text: str) -> str:
     return reworded(text, _PARAMETERS)
 
 
-def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusal:
+def load_refusal(stopped: LoadStopped, *, shows_counts: bool = True) -> LoadRefusal:
     report = stopped.report
     committed = (
         f"Lines up to {report.last_line:,} are committed."
         if report.last_line and not report.dry_run
         else "Nothing is stored."
     )
-    members: dict[str, Any] = {"report": described(report, tells_counts=tells_counts)}
+    members: dict[str, Any] = {"report": report_fields(report, shows_counts=shows_counts)}
     match stopped:
         case BadLine(error=LineError() as error):
             message = _worded(error.message)
             problem = {"field": error.field, "code": error.code, "message": message}
             members |= {"line": error.line, "byte_offset": error.offset}
-            detail = f"{_worded(str(stopped))}. {committed} Mend the line and send it all again."
+            detail = f"{_worded(str(stopped))}. {committed} Correct the line and send it all again."
             return LoadRefusal(422, error.code, detail, problems=[problem], members=members)
         case BadLine():
             return LoadRefusal(422, "too_many_rejects", f"{stopped} {committed}", members=members)
@@ -427,14 +427,14 @@ def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusa
             detail = f"{outage.words} {committed} {_AGAIN}"
             return LoadRefusal(503, outage.code, detail, members=members, wait_s=outage.wait_s)
         case Interrupted() | Unprepared():
-            # (What is wrong, an address or a file, is for the server's log.)
+            # (The message, with an address or a file, is for the server's log.)
             is_encoder = isinstance(stopped.__cause__, PreparationFailed)
             cause = stopped.__cause__
-            # (What PostgreSQL says may quote a value.)
-            said = str(stopped)
+            # (PostgreSQL's message may quote a value.)
+            reason = str(stopped)
             if isinstance(cause, DatabaseError):
-                said = f"SQLSTATE {sqlstate(cause) or 'none'}"
-            logger.warning("A load stopped: %s", said)
+                reason = f"SQLSTATE {sqlstate(cause) or 'none'}"
+            logger.warning("A load stopped: %s", reason)
             what = "No encoder can be used" if is_encoder else "The database cannot answer"
             again = isinstance(stopped, Interrupted)
             return LoadRefusal(
@@ -445,7 +445,7 @@ def refusal_of(stopped: LoadStopped, *, tells_counts: bool = True) -> LoadRefusa
                 wait_s=RETRY_AFTER_S if again else 0,
             )
     logger.error("A load was refused by the database", exc_info=stopped)
-    detail = f"The database refused this; the log says why, under the request id. {committed}"
+    detail = f"The database refused this; the log has the reason by the request id. {committed}"
     return LoadRefusal(500, "error", detail, members=members)
 
 

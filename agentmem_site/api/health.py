@@ -1,4 +1,4 @@
-"""Whether this process lives, and whether it may be sent requests."""
+"""Liveness and readiness of this process."""
 
 import shutil
 import tempfile
@@ -25,7 +25,7 @@ MB = 1024 * 1024
 _LOCKED_MS = 200
 _FULL = "The disk is full: nothing can be saved. Make room."
 _AWAY = "The database cannot be reached."
-_WORDS = {DISK_FULL: _FULL, READ_ONLY: "The database is read-only: nothing can be saved."}
+_MESSAGES = {DISK_FULL: _FULL, READ_ONLY: "The database is read-only: nothing can be saved."}
 
 writes = WriteProbe()
 
@@ -33,21 +33,21 @@ writes = WriteProbe()
 @require_safe
 @never_cache
 def live(request: HttpRequest) -> JsonResponse:
-    """Asks nothing but this process."""
+    """Checks nothing but this process."""
     return JsonResponse({"status": "live"})
 
 
 @require_safe
 @never_cache
 def ready(request: HttpRequest) -> JsonResponse:
-    """503 with the reasons while requests would fail, or would not be walled in.
+    """503 with the reasons while requests would fail, or the walls would not hold.
 
-    `warnings` ask for an operator, and make nothing unready.
+    `warnings` are for the operator and do not make the server unready.
     """
-    reasons = reasons_not_ready(is_serving=True) or _reasons_not_to_write()
+    reasons = reasons_not_ready(is_serving=True) or _reasons_not_writable()
     warnings: list[str] = []
     if not reasons:
-        with suppress(Error):  # it is gone since
+        with suppress(Error):  # the database has gone away since
             warnings = [*database_warnings(), *_full_folders()]
     body = {"status": "unavailable" if reasons else "ready", "reasons": reasons}
     answer = JsonResponse({**body, "warnings": warnings}, status=503 if reasons else 200)
@@ -57,13 +57,13 @@ def ready(request: HttpRequest) -> JsonResponse:
 
 
 def reasons_not_ready(*, is_serving: bool = False) -> list[str]:
-    """What an operator has to mend before this serves. A few statements on the catalog, and the
-    list of migrations. A table that somebody has locked is waited for; not if it `is_serving`
-    already, for it was all in order then."""
+    """What an operator has to repair before this server can serve. A few statements on the
+    catalog, and the list of migrations. Waits for a locked table, unless it `is_serving` already:
+    then everything was in order at its start."""
     try:
         with limited(lock_timeout_ms=_LOCKED_MS if is_serving else None):
-            if without := vector_fault(connection):
-                return [without]
+            if fault := vector_fault(connection):
+                return [fault]
             reasons = database_faults()
             executor = MigrationExecutor(connection)
             if executor.migration_plan(executor.loader.graph.leaf_nodes()):
@@ -73,35 +73,38 @@ def reasons_not_ready(*, is_serving: bool = False) -> list[str]:
             return []
         if outage_of(error) is DISK_FULL:
             return [_FULL]
-        found = explained(error)
-        if found is None:
+        explanation = explained(error)
+        if explanation is None:
             return [_AWAY if is_serving or not isinstance(error, EmbeddedError) else str(error)]
-        return [found.refusal.words if is_serving else found.sentence]
+        return [explanation.refusal.words if is_serving else explanation.sentence]
     return reasons
 
 
-def _reasons_not_to_write() -> list[str]:
-    """Of a server that reads, and cannot save."""
+def _reasons_not_writable() -> list[str]:
+    """Why a server that can be read cannot be written."""
     try:
-        found = writes.ask(connection)
+        outage = writes.ask(connection)
     except Error:
         return [_AWAY]
-    return [f"{_WORDS[found[0]]} Seen since {found[1]:%Y-%m-%d %H:%M:%S} UTC."] if found else []
+    return (
+        [f"{_MESSAGES[outage[0]]} Seen since {outage[1]:%Y-%m-%d %H:%M:%S} UTC."] if outage else []
+    )
 
 
 def _wait_s(reasons: list[str]) -> int:
-    said = (outage for outage, words in _WORDS.items() if reasons[0].startswith(words))
-    return next(said, AWAY).wait_s
+    matching = (outage for outage, reason in _MESSAGES.items() if reasons[0].startswith(reason))
+    return next(matching, AWAY).wait_s
 
 
 def _full_folders() -> Iterator[str]:
-    """Disks of this machine on which little is left; the database's own is asked above."""
+    """Warnings about disks of this machine with little free space. (`_reasons_not_writable` checks
+    the database's own.)"""
     server = settings.EMBEDDED_SERVER
-    folders = {"for temporary files, which uploads go through,": Path(tempfile.gettempdir())}
+    folders = {"for temporary files, which uploads need,": Path(tempfile.gettempdir())}
     if server is not None:
         folders["of the database"] = server.root
-    for what, folder in folders.items():
+    for purpose, folder in folders.items():
         with suppress(OSError):
-            left = shutil.disk_usage(folder).free
-            if left < settings.DISK_LEAST_BYTES:
-                yield f"The folder {what} has {left // MB:,} MB left: make room."
+            free = shutil.disk_usage(folder).free
+            if free < settings.DISK_LEAST_BYTES:
+                yield f"The folder {purpose} has {free // MB:,} MB left: make room."

@@ -1,4 +1,4 @@
-"""What holds for every request: its id, the limits of its statements, the console's policy."""
+"""Middleware for every request: its id, the limits of its statements, the console's policy."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +12,12 @@ from agentmem_site.db.ids import uuid7
 from agentmem_site.db.limits import limited
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
-_SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-# The console's scripts are files of this host. Alpine, which unfold is built on, makes functions of
-# the expressions in attributes ('unsafe-eval'); unfold sets its colours in a <style> element and
-# shows JSON with style attributes ('unsafe-inline', for styles alone).
+# The console loads scripts only from this host. Alpine, which unfold is built on, compiles the
+# expressions in attributes ('unsafe-eval'). unfold sets its colours in a <style> element and shows
+# JSON with style attributes ('unsafe-inline', only for styles).
 CONSOLE_POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -34,11 +34,11 @@ CONSOLE_POLICY = "; ".join(
 
 
 def request_id_of(given: str) -> str:
-    return given if _SANE.fullmatch(given) else str(uuid7())
+    return given if _REQUEST_ID.fullmatch(given) else str(uuid7())
 
 
 class RequestIdMiddleware:
-    """Taken from X-Request-Id when it is one, minted otherwise, always answered."""
+    """Takes the id from a valid X-Request-Id, or generates one; the response always has it."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -55,7 +55,8 @@ class RequestIdMiddleware:
 
 
 class HostMiddleware(CommonMiddleware):
-    """Refuses a Host that is not of AGENTMEM_ALLOWED_HOSTS; not of probes, which ask by address."""
+    """Refuses a Host that is not in AGENTMEM_ALLOWED_HOSTS, except for probes, which use the
+    server's address."""
 
     def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
         if request.path_info.startswith("/health/"):
@@ -64,7 +65,7 @@ class HostMiddleware(CommonMiddleware):
 
 
 class StatementLimitsMiddleware:
-    """No statement of a request runs, or waits for a lock, for ever."""
+    """Limits how long a statement of a request may run, or wait for a lock."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -83,7 +84,7 @@ def _limited_parts(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class ConsolePolicyMiddleware:
-    """What the pages of the console may load and run: nothing that is not of this host."""
+    """Lets the console's pages load and run only what this host serves."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

@@ -1,4 +1,4 @@
-"""Every failure of the API as problem+json (RFC 9457)."""
+"""Every error of the API as problem+json (RFC 9457)."""
 
 import logging
 from collections.abc import Iterator
@@ -30,23 +30,24 @@ logger = logging.getLogger("agentmem.api")
 
 PROBLEM = "application/problem+json"
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 400, Forbidden: 403, Unavailable: 503}
-_PLAINER = {
+_MESSAGES = {  # in place of DRF's
     NotAuthenticated: "Send an API key: `X-API-Key: agm_...` or `Authorization: Bearer agm_...`.",
     UnsupportedMediaType: "Send JSON, with `Content-Type: application/json`.",
-    NotAcceptable: "The answer is JSON: `Accept: application/json`.",
+    NotAcceptable: "The response is JSON: send `Accept: application/json`.",
 }
 
 
 def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
-    """The answer to a failure in a view; None for a bug, which goes on to `server_error`."""
-    described = _describe(error)
-    if described is None:
+    """The response to an error in a view; None for a bug, which `server_error` handles."""
+    parts = _parts(error)
+    if parts is None:
         return None
-    status, headers, body = described
+    status, headers, body = parts
     return Response(body, status, headers=headers, content_type=PROBLEM)
 
 
-def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | None:
+def _parts(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | None:
+    """(status, headers, body)"""
     match error:
         case ValidationError():
             problems = list(_flatten(error.detail))
@@ -63,13 +64,13 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
             if wait := getattr(error, "wait", None):
                 headers["Retry-After"] = str(int(wait))
             code = _CODES.get(str(error.default_code), str(error.default_code))
-            detail = _PLAINER.get(type(error), str(error.detail))
+            detail = _MESSAGES.get(type(error), str(error.detail))
             return error.status_code, headers, _problem(error.status_code, code, detail)
         case NotFound() | Http404():
-            # One answer, whatever was looked for: unknown, deleted and foreign read the same.
+            # One answer for all: unknown, deleted and another organization's look the same.
             return 404, {}, _problem(404, NotFound.code, NotFound().args[0])
         case EncoderError():
-            # What is wrong (a file, an address) is the operator's to read, not the caller's.
+            # The message (a file, an address) is for the operator, not for the caller.
             logger.warning("%s", error)
             detail = f"{EncoderError.__doc__} The server's log says why."
             headers = {"Retry-After": "5"} if error.is_temporary else {}
@@ -88,12 +89,12 @@ def _describe(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | 
         case TooManyFieldsSent():
             return 400, {}, _problem(400, "invalid", "There are too many parameters.")
         case OperationalError() if sqlstate(error).startswith("54"):
-            # its own limits, e.g. 1 MB of words in a search document
+            # PostgreSQL's own limits, e.g. 1 MB of words in a search document
             detail = "A value is larger than PostgreSQL can hold or index."
             return 400, {}, _problem(400, "too_large", detail)
         case DataError():
             logger.warning("A value reached the database unchecked (SQLSTATE %s)", sqlstate(error))
-            return 400, {}, _problem(400, "invalid", "A value is outside what can be stored.")
+            return 400, {}, _problem(400, "invalid", "A value is out of the range of its column.")
     outage = outage_of(error)
     if outage is None:
         return None
@@ -111,24 +112,24 @@ _CODES = {
 
 
 def _flatten(detail: Any, path: str = "") -> Iterator[dict[str, Any]]:
-    """DRF's nest of errors by field -> one {field, code, message} each."""
+    """DRF's nested errors by field -> one {field, code, message} each."""
     if isinstance(detail, dict):
-        for name, below in detail.items():
-            is_whole = name == "non_field_errors"
-            yield from _flatten(below, path if is_whole else f"{path}.{name}".strip("."))
+        for name, nested in detail.items():
+            is_own = name == "non_field_errors"
+            yield from _flatten(nested, path if is_own else f"{path}.{name}".strip("."))
     elif isinstance(detail, list):
-        for index, below in enumerate(detail):
-            is_leaf = isinstance(below, ErrorDetail)
-            yield from _flatten(below, path if is_leaf else f"{path}.{index}".strip("."))
+        for index, nested in enumerate(detail):
+            is_leaf = isinstance(nested, ErrorDetail)
+            yield from _flatten(nested, path if is_leaf else f"{path}.{index}".strip("."))
     else:
         code = getattr(detail, "code", "invalid")
         yield {"field": path or None, "code": code, "message": str(detail)}
 
 
 def _summary(problems: list[dict[str, Any]]) -> str:
-    said = [f"{p['field']}: {p['message']}" if p["field"] else p["message"] for p in problems[:3]]
-    rest = len(problems) - len(said)
-    return " ".join(said) + (f" And {rest} more." if rest else "")
+    first = [f"{p['field']}: {p['message']}" if p["field"] else p["message"] for p in problems[:3]]
+    rest = len(problems) - len(first)
+    return " ".join(first) + (f" And {rest} more." if rest else "")
 
 
 def _problem(
@@ -145,7 +146,7 @@ def _problem(
     }
 
 
-# -- what fails outside the views: handler400 to handler500 of the URL configuration ---------------
+# -- errors outside the views: handler400 to handler500 of the URL configuration -------------------
 
 
 def _is_api(request: HttpRequest) -> bool:
@@ -159,18 +160,18 @@ def plain_problem(status: int, code: str, detail: str) -> HttpResponse:
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     if not _is_api(request):
         return defaults.bad_request(request, exception)
-    return plain_problem(400, "invalid", "This request cannot be understood.")
+    return plain_problem(400, "invalid", "This request is malformed.")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     if not _is_api(request):
         return defaults.page_not_found(request, exception)
-    return plain_problem(404, "no_such_route", "There is no such address: /api/docs/ lists them.")
+    return plain_problem(404, "no_such_route", "There is no such route: /api/docs/ lists them all.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     if not _is_api(request):
         return defaults.server_error(request)
     return plain_problem(
-        500, "error", "Something went wrong here; the log has it under the request id."
+        500, "error", "Something went wrong; the server's log has it under the request id."
     )

@@ -1,4 +1,4 @@
-"""The body of a request as it comes from the socket: nothing of it is kept."""
+"""The body of a request, streamed from the socket."""
 
 import io
 from typing import Any
@@ -11,8 +11,8 @@ class BodyCutShort(OSError):
 
 
 class RequestBody(io.RawIOBase):
-    """Readable once, from any one thread. A chunked body that breaks off looks like its end: the
-    server says no more; what stands last in it is no whole line then."""
+    """Readable once, from one thread. A chunked body that is cut short looks complete, since the
+    server does not report it; its last line is then incomplete."""
 
     def __init__(self, request: HttpRequest) -> None:
         self._input: Any = request.META["wsgi.input"]

@@ -18,17 +18,17 @@ from agentmem_site.services.sweep import MAX_COUNT, would_sweep
 class PreviewQuery(Query):
     preview = serializers.BooleanField(
         default=False,
-        help_text="Change nothing; count what the next sweep would take under the new "
-        f"settings.retention. Needs {SET_RETENTION} and organization:read, too.",
+        help_text="Changes nothing; counts what the next sweep would remove under the new "
+        f"settings.retention. Also requires {SET_RETENTION} and organization:read.",
     )
 
 
 class SweepCounts(serializers.Serializer[Any]):
-    expired = serializers.IntegerField(help_text="Memories whose expires_at has come.")
+    expired = serializers.IntegerField(help_text="Memories past their expires_at.")
     aged = serializers.IntegerField(help_text="Older than memory_days.")
-    unfound = serializers.IntegerField(help_text="Of unfound_days.")
+    unfound = serializers.IntegerField(help_text="Not found for unfound_days.")
     purged = serializers.DictField(
-        child=serializers.IntegerField(), help_text="For good, of the trash, by kind."
+        child=serializers.IntegerField(), help_text="Deleted for good from the trash, by kind."
     )
     cached_vectors = serializers.IntegerField()
     abandoned_loads = serializers.IntegerField()
@@ -36,10 +36,10 @@ class SweepCounts(serializers.Serializer[Any]):
 
 class RetentionPreview(serializers.Serializer[Any]):
     preview = serializers.BooleanField()
-    would_take = SweepCounts(help_text=f"Counts stop at {MAX_COUNT + 1:,}: it is more, then.")
+    would_take = SweepCounts(help_text=f"Counts stop at {MAX_COUNT + 1:,}.")
 
 
-_ANSWER = extend_schema(
+_RESPONSE = extend_schema(
     responses=PolymorphicProxySerializer(
         component_name="OrganizationOrPreview",
         serializers=[OrganizationSerializer, RetentionPreview],
@@ -48,15 +48,15 @@ _ANSWER = extend_schema(
 )
 
 
-@extend_schema_view(update=_ANSWER, partial_update=_ANSWER)
+@extend_schema_view(update=_RESPONSE, partial_update=_RESPONSE)
 class SweptOrganizationViewSet(OrganizationViewSet):
     def query_class(self) -> type[Query]:
         is_change = self.action in ("update", "partial_update")
         return PreviewQuery if is_change else super().query_class()
 
     def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Changing `settings.retention` needs `organization:retention`. With `preview=true` nothing
-        changes: the answer is what the next sweep would take."""
+        """Changing `settings.retention` requires `organization:retention`. With `preview=true`
+        nothing changes; the response counts what the next sweep would remove."""
         if not self.query["preview"]:
             return super().update(request, *args, **kwargs)
         for scope in (SET_RETENTION, permission("organization", "read")):
@@ -68,5 +68,5 @@ class SweptOrganizationViewSet(OrganizationViewSet):
         serializer.is_valid(raise_exception=True)
         settings = serializer.values().get("settings", row.settings)
         counts = would_sweep(organization=row, settings=settings).as_dict()
-        shown = RetentionPreview({"preview": True, "would_take": counts})
-        return Response(shown.data)
+        preview = RetentionPreview({"preview": True, "would_take": counts})
+        return Response(preview.data)

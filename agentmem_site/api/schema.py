@@ -1,4 +1,4 @@
-"""What the OpenAPI schema says of every operation alike."""
+"""What every operation of the OpenAPI schema has in common: the shape of its errors."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ _PROBLEM_SCHEMA = {
 
 
 def describe_problems(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Adds the shape of failures to every operation of the schema."""
+    """Adds the shape of errors to every operation of the schema."""
     result["components"]["schemas"]["Problem"] = _PROBLEM_SCHEMA
     answer = {
         "description": "What went wrong.",

@@ -17,7 +17,7 @@ from unfold.widgets import (
 from accounts.console.context import actor_of, member_of, sole_organization
 from accounts.console.forms import organization_choice
 from accounts.roles import permission
-from agentmem_site.api.bulk import SCOPED_BY, refusal_of
+from agentmem_site.api.bulk import SCOPED_BY, load_refusal
 from agentmem_site.bulk import LoadOptions, LoadReport, LoadStopped
 from agentmem_site.bulk.readers import UnreadableFile, read_options, source_of
 from agentmem_site.bulk.rejects import as_json
@@ -94,7 +94,7 @@ def load_upload(request: HttpRequest, form: UploadForm) -> dict[str, Any]:
     except UnreadableFile as error:
         return {"stopped": str(error)}
     except LoadStopped as stopped:
-        return {"stopped": str(refusal_of(stopped).detail), **_shown(stopped.report)}
+        return {"stopped": str(load_refusal(stopped).detail), **_shown(stopped.report)}
     return _shown(report)
 
 

@@ -1,6 +1,6 @@
-"""Exports: an organization as files of lines, from which `bulk_upsert --preserve-ids` restores it.
+"""Exports: an organization as files of lines that `bulk_upsert --preserve-ids` restores.
 
-What is not in them: members, keys, the audit log, and the memories' earlier versions.
+Members, keys, the audit log and the memories' earlier versions are not exported.
 """
 
 import hashlib
@@ -32,17 +32,21 @@ from memories.models import Memory
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = {resource: f"{resource}.jsonl" for resource in EXPORTED}
-# What says of a vector whose it is, beside the vector.
-_OF_VECTORS = ("embedding", "embedding_model", "embedding_state")
-_OF_EMBEDDING = (*_OF_VECTORS, "embedding_attempts", "embedding_error")
+_EMBEDDING_COLUMNS = (
+    "embedding",
+    "embedding_model",
+    "embedding_state",
+    "embedding_attempts",
+    "embedding_error",
+)
 _APPS = ("accounts", "memories", "agent_sessions")
-_MAX_RUN_BYTES = 1024 * 1024  # on one line of a session; the others are on more lines of it
+_MAX_RUN_BYTES = 1024 * 1024  # per line of a session; further runs are on more lines of it
 
 Manifest = dict[str, Any]
 
 
 class NotExported(Exception):
-    """The export cannot be written there."""
+    """The export cannot be written to this folder."""
 
 
 def write_export(
@@ -54,13 +58,13 @@ def write_export(
     with_deleted: bool,
     on_file: Callable[[str, int], None] = lambda name, rows: None,
 ) -> Manifest:
-    """Writes one file per resource, all as they were at one moment, and the manifest last.
+    """Writes one file per resource, all from one snapshot, and the manifest last.
 
-    Raises: NotExported; OSError. Then nothing is left in the folder.
+    Raises: NotExported, OSError; then nothing is left in the folder.
     """
     make_folder(folder)
     if any(folder.iterdir()):
-        raise NotExported(f"{folder} holds something already: give an empty or a new directory.")
+        raise NotExported(f"{folder} is not empty: choose an empty or a new directory.")
     manifest: Manifest = {
         "format": FORMAT,
         "migrations": _migrations(),
@@ -77,12 +81,12 @@ def write_export(
             for resource, name in FILES.items():
                 spec = restoring({**RESOURCES, **LINKS}[resource])
                 with closing(_lines(spec, organization, with_vectors, with_deleted)) as lines:
-                    described = _write(folder / name, lines)
-                manifest["files"][name] = {"resource": resource, **described}
-                on_file(resource, described["rows"])
+                    entry = _write(folder / name, lines)
+                manifest["files"][name] = {"resource": resource, **entry}
+                on_file(resource, entry["rows"])
         _write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
     except BaseException:
-        for file in folder.iterdir():  # it was empty: all in it is ours
+        for file in folder.iterdir():  # the folder was empty: all files are ours
             file.unlink()
         raise
     with tenant(organization):
@@ -98,13 +102,13 @@ def write_export(
 
 
 def _migrations() -> dict[str, str]:
-    """The newest one of each app: the shape of the tables that this was read from."""
-    found = MigrationRecorder(connection).applied_migrations()
-    return {app: name for app, name in sorted(found) if app in _APPS}
+    """App -> its newest migration, which determines the shape of its tables."""
+    applied = MigrationRecorder(connection).applied_migrations()
+    return {app: name for app, name in sorted(applied) if app in _APPS}
 
 
 def _encoders(organization: Organization) -> dict[str, int]:
-    """How many vectors are whose."""
+    """Encoder -> its number of vectors."""
     ready = Memory.objects.for_organization(organization).filter(embedding__isnull=False)
     counted = ready.order_by().values_list("embedding_model").annotate(Count("pk"))
     return dict(counted)
@@ -113,35 +117,35 @@ def _encoders(organization: Organization) -> dict[str, int]:
 def _lines(
     spec: LoadSpec, organization: Organization, with_vectors: bool, with_deleted: bool
 ) -> Generator[tuple[dict[str, Any], bool], None, None]:
-    """(line, whether its row has not been there yet), in the order of the ids."""
-    # Closed as soon as nobody reads on: a cursor of the server's that the garbage collector closes,
-    # in the middle of a statement of the same connection, waits for itself.
+    """(line, whether it is its row's first), in the order of the ids."""
+    # Cursors are closed explicitly. If the garbage collector closed a server-side cursor during a
+    # statement of the same connection, it would deadlock with itself.
     with ExitStack() as cursors:
         rows, columns = _select(spec, organization, with_vectors, with_deleted)
-        found = cursors.enter_context(closing(read(rows.order_by("pk"), columns)))
+        lines = cursors.enter_context(closing(read(rows.order_by("pk"), columns)))
         if spec.children is None:
-            yield from ((line, True) for line in found)
+            yield from ((line, True) for line in lines)
             return
-        below = spec.children.spec
-        run_rows, run_columns = _select(below, organization, with_vectors, with_deleted)
-        parent = below.parent_column
+        child = spec.children.spec
+        run_rows, run_columns = _select(child, organization, with_vectors, with_deleted)
+        parent = child.parent_column
         run_rows = run_rows.order_by(parent, "position", "pk")
         runs = cursors.enter_context(closing(read(run_rows, {parent: parent, **run_columns})))
         groups = groupby(runs, key=itemgetter(parent))
-        ahead = next(groups, None)
-        for line in found:
-            is_ahead = ahead is not None and ahead[0] == line["id"]
-            own: Iterable[Any] = ahead[1] if ahead and is_ahead else ()
+        group = next(groups, None)
+        for line in lines:
+            has_runs = group is not None and group[0] == line["id"]
+            own: Iterable[Any] = group[1] if group and has_runs else ()
             is_first = True
             for part in _parts({n: v for n, v in run.items() if n != parent} for run in own):
                 yield {**line, spec.children.source: part}, is_first
                 is_first = False
-            if is_ahead:
-                ahead = next(groups, None)
+            if has_runs:
+                group = next(groups, None)
 
 
 def _parts(runs: Iterable[dict[str, Any]]) -> Iterator[list[Raw]]:
-    """The runs in lists that a line can hold; one empty list for none."""
+    """The runs in lists that fit on a line; one empty list if there are none."""
     part, size = list[Raw](), 0
     for run in map(encode, runs):
         if part and size + len(run) > _MAX_RUN_BYTES:
@@ -155,7 +159,7 @@ def _parts(runs: Iterable[dict[str, Any]]) -> Iterator[list[Raw]]:
 def _select(
     spec: LoadSpec, organization: Organization, with_vectors: bool, with_deleted: bool
 ) -> tuple[Any, Any]:
-    columns = columns_of(spec, leave_out=() if with_vectors else _OF_EMBEDDING)
+    columns = columns_of(spec, leave_out=() if with_vectors else _EMBEDDING_COLUMNS)
     model: Any = spec.model
     rows = model.objects.for_organization(organization)
     if with_deleted:
@@ -165,7 +169,7 @@ def _select(
 
 
 def _write(file: Path, lines: Iterable[tuple[dict[str, Any], bool]]) -> dict[str, Any]:
-    """The file's rows, lines and SHA-256; of sessions the runs too."""
+    """The file's rows, lines and SHA-256; for sessions the runs too."""
     part, digest = file.with_suffix(".part"), hashlib.sha256()
     counts = {"rows": 0, "lines": 0}
     with open_private(part, "xb") as out:
@@ -193,17 +197,17 @@ def _write_whole(file: Path, data: bytes) -> None:
 
 
 class NotAnExport(Exception):
-    """The directory holds no whole export."""
+    """The directory holds no complete export."""
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a whole export: each of its files is as it was written.
+    """The manifest of a complete export, whose files are all unchanged.
 
     Raises: NotAnExport, OSError.
     """
     file = folder / MANIFEST
     if not file.is_file():
-        raise NotAnExport(f"{file} is missing: this is no export, or one that was not finished.")
+        raise NotAnExport(f"{file} is missing: this is not an export, or an incomplete one.")
     try:
         manifest: Manifest = json.loads(file.read_bytes())
         version, files = manifest["format"], manifest["files"]
@@ -211,11 +215,11 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotAnExport(f"{file} cannot be read as a manifest.") from error
     if version != FORMAT:
-        raise NotAnExport(f"{file} is of format {version}; this version reads {FORMAT}.")
+        raise NotAnExport(f"{file} has format {version}; this version reads {FORMAT}.")
     for file in map(folder.joinpath, FILES.values()):
         if file.name not in named or not file.is_file():
             raise NotAnExport(f"{file} is missing.")
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != named[file.name]:
-                raise NotAnExport(f"{file} is not as it was exported (SHA-256).")
+                raise NotAnExport(f"{file} has changed since the export (SHA-256).")
     return manifest

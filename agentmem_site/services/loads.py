@@ -1,4 +1,4 @@
-"""Loads: a resource's lines for an organization, by an actor. All doors come through here."""
+"""Loads: a resource's lines for an organization, by an actor. All doors use this module."""
 
 import logging
 import time
@@ -53,7 +53,7 @@ from sessions.services.conversations import messages, runs, sessions
 logger = logging.getLogger("agentmem.loads")
 
 LOGGED_EVERY_S = 10.0
-# What has no scope of its own, of all that lines refer to.
+# Models that lines refer to and that have no scope of their own.
 _SCOPED_BY: dict[type[Model], str] = {Run: "session", Block: "agent", Tool: "agent"}
 SUCCESS, FAILURE = AuditEvent.Status.SUCCESS, AuditEvent.Status.FAILURE
 EMBED_FIRST = 10_000  # a small load is searchable at once, a large one does not wait for vectors
@@ -61,9 +61,9 @@ EMBED_FIRST = 10_000  # a small load is searchable at once, a large one does not
 RESOURCES = {
     spec.resource: spec for spec in (USERS, AGENTS, BLOCKS, TOOLS, SESSIONS, MESSAGES, MEMORIES)
 }
-# What an export has beside them; loaded with their ids alone.
+# What an export has in addition; loaded only with ids.
 LINKS = {spec.resource: spec for spec in (AGENT_BLOCKS, AGENT_TOOLS)}
-# In the order in which they refer to each other.
+# Referenced resources first.
 EXPORTED = ["users", "agents", "blocks", "tools", *LINKS, "sessions", "messages", "memories"]
 
 _RECORDS: tuple[Records[Any], ...] = (
@@ -94,11 +94,11 @@ def run_load(
     is_index_built_after: bool = False,
     notices: Notices | None = None,
 ) -> LoadReport:
-    """Loads and leaves one audit event with the counts. Of memories, those of the file's first
-    `embed_first` lines (None: all) get their vectors with the load, the others from a worker.
+    """Loads, and records one audit event with the counts. Memories of the file's first
+    `embed_first` lines (None: all) get their vectors during the load, the others from a worker.
 
-    A load with the name `job` goes on where the last one of that name was interrupted, unless it
-    `is_new`; with `is_index_built_after` the caller builds the index of vectors after it
+    A load with the name `job` resumes where the last one of that name was interrupted, unless it
+    `is_new`. With `is_index_built_after` the caller builds the index of vectors afterwards
     (memories/services/vector_index.py). Called outside `tenant()`. Raises: LoadStopped.
     """
     parts = LoadParts(
@@ -124,8 +124,8 @@ def run_load(
                 organization_id=organization.pk,
                 actor_id=actor.id,
                 options=options,
-                on_begin=_both(log.begins, on_begin),
-                on_batch=_both(log.goes_on, on_batch),
+                on_begin=_both(log.started, on_begin),
+                on_batch=_both(log.progressed, on_batch),
                 on_reject=on_reject,
                 checkpoint=None if options.dry_run else parts,
                 may_create=lambda r: actor.may(permission(str(r.model._meta.model_name), "write")),
@@ -145,53 +145,54 @@ def run_load(
             raise
         if not options.dry_run:
             _end(parts, organization, actor, report, True, SUCCESS)
-        log.ends(report)
+        log.finished(report)
     return report
 
 
 def _both(
-    log: Callable[[LoadReport], None], tell: Callable[[LoadReport], None]
+    first: Callable[[LoadReport], None], second: Callable[[LoadReport], None]
 ) -> Callable[[LoadReport], None]:
-    def told(report: LoadReport) -> None:
-        log(report)
-        tell(report)
+    def call_both(report: LoadReport) -> None:
+        first(report)
+        second(report)
 
-    return told
+    return call_both
 
 
 class _LoadLog:
-    """The lines of a load in the log: its counts, nothing of its lines."""
+    """Logs a load's counts, and nothing of its lines."""
 
-    def __init__(self, **of_load: Any) -> None:
-        self._of_load = of_load
+    def __init__(self, **load_fields: Any) -> None:
+        self._load_fields = load_fields
         self._report: LoadReport | None = None
-        self._said_s = 0.0
+        self._logged_s = 0.0
 
-    def begins(self, report: LoadReport) -> None:
+    def started(self, report: LoadReport) -> None:
         self._report = report
-        self._said_s = time.monotonic()
-        self._say("A load of %s begins", report)
+        self._logged_s = time.monotonic()
+        self._log("A load of %s started", report)
 
-    def goes_on(self, report: LoadReport) -> None:
-        """At most every 10 s."""
-        if time.monotonic() - self._said_s >= LOGGED_EVERY_S:
-            self._said_s = time.monotonic()
-            self._say("A load of %s goes on", report)
+    def progressed(self, report: LoadReport) -> None:
+        """Logs at most every 10 s."""
+        if time.monotonic() - self._logged_s >= LOGGED_EVERY_S:
+            self._logged_s = time.monotonic()
+            self._log("A load of %s is in progress", report)
 
-    def ends(self, report: LoadReport) -> None:
-        self._say("A load of %s is done", report)
+    def finished(self, report: LoadReport) -> None:
+        self._log("A load of %s is done", report)
 
-    def stops(self, error: BaseException) -> None:
+    def stopped(self, error: BaseException) -> None:
         report = error.report if isinstance(error, LoadStopped) else self._report
-        # (Not its message: that of a bad line may quote it.)
+        # (Without the message: that of a bad line may quote it.)
         cause = error.__cause__.__cause__ if error.__cause__ else None
         state = getattr(cause, "sqlstate", None)
         why = {"stopped_by": type(error).__name__, **({"sqlstate": state} if state else {})}
-        self._say("A load of %s stopped", report or LoadReport(self._of_load["resource"]), **why)
+        resource = self._load_fields["resource"]
+        self._log("A load of %s stopped", report or LoadReport(resource), **why)
 
-    def _say(self, words: str, report: LoadReport, **more: Any) -> None:
-        fields = {**self._of_load, **report.as_dict(), **more}
-        logger.info(words, report.resource, extra={"fields": fields})
+    def _log(self, message: str, report: LoadReport, **more: Any) -> None:
+        fields = {**self._load_fields, **report.as_dict(), **more}
+        logger.info(message, report.resource, extra={"fields": fields})
 
 
 @contextmanager
@@ -204,7 +205,7 @@ def _logged(
     try:
         yield log
     except BaseException as error:  # Ctrl-C, too
-        log.stops(error)
+        log.stopped(error)
         raise
 
 
@@ -216,11 +217,12 @@ def _end(
     is_over: bool,
     status: str,
 ) -> None:
-    """Leaves the audit event, if anything was stored; of what may go on, the checkpoint stays."""
+    """Records the audit event, if anything was stored. Unless the load `is_over`, its checkpoint
+    stays."""
     try:
         with tenant(organization):
             if is_over:
-                # (A mended file is another: its lines are looked at from the first on.)
+                # (A corrected file is another file, and is read from its first line.)
                 parts.forget()
             if report.batches or status == SUCCESS:
                 record_event(
@@ -235,13 +237,13 @@ def _end(
     except DatabaseError:
         if status == SUCCESS:
             raise
-        # It is away, which is what the caller is being told.
+        # The database is away, which the caller's error says already.
 
 
 def _restore(
     organization: Organization, actor: Actor, model: type[Model], ids: Sequence[UUID]
 ) -> None:
-    """Brings rows back from the trash, each with what went there with it."""
+    """Restores rows from the trash, each with the rows that were deleted with it."""
     records = next(records for records in _RECORDS if records.model is model)
     rows = model._default_manager.filter(pk__among=ids)
     try:
@@ -266,10 +268,10 @@ def _for_memories(
             wake_worker(organization)
 
     own: dict[str, Any] = {"transaction": waking_workers}
-    if not options.preserve_ids:  # an export says both of each row
+    if not options.preserve_ids:  # an export has both for each row
         own["constants"] = {"language": language_of(organization.settings)}
         own["preparation"] = Preparation(complete, until_line=embed_first)
-    if options.dry_run:  # one transaction: nothing can be encoded meanwhile
+    if options.dry_run:  # one transaction, in which nothing may be encoded
         own.pop("preparation", None)
         own["transaction"] = partial(tenant, organization)
     return own

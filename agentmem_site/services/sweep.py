@@ -1,7 +1,7 @@
-"""What time removes: expired memories, and what an organization does not want to keep for longer.
+"""The sweep removes expired memories, and what an organization's retention rules select.
 
 Batch by batch, each in its own transaction, through the same `Records` as a person's deletions:
-with history, and with one audit event per batch. Rows that somebody else is at are left to them.
+with history, and with one audit event per batch. Rows that others have locked are skipped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +26,10 @@ from memories.services.memories import memories
 from sessions.services.conversations import messages, runs, sessions
 
 BATCH_SIZE = 1000
-MAX_COUNT = 100_000  # how far a preview counts
-ABANDONED_AFTER = timedelta(days=30)  # an interrupted load that did not go on
+MAX_COUNT = 100_000  # a preview stops counting here
+ABANDONED_AFTER = timedelta(days=30)  # an interrupted load that was not resumed
 
-# Children first: purging a parent then finds none of its own to take along in one statement.
+# Children first: purging a parent then has no dependent rows to purge in the same statement.
 _PURGED: tuple[Records[Any], ...] = (
     messages,
     runs,
@@ -47,7 +47,7 @@ _PURGED: tuple[Records[Any], ...] = (
 
 @dataclass(slots=True)
 class Swept:
-    """How many rows of an organization went, or would go."""
+    """How many rows of an organization were removed, or would be."""
 
     organization: str
     expired: int = 0
@@ -55,7 +55,7 @@ class Swept:
     unfound: int = 0
     purged: dict[str, int] = field(default_factory=dict)  # by model
     cached_vectors: int = 0
-    abandoned_loads: int = 0  # workers of loads that nobody went on with
+    abandoned_loads: int = 0  # workers of loads that nobody resumed
 
     @property
     def total(self) -> int:
@@ -67,7 +67,7 @@ class Swept:
 
 
 class _Rule(NamedTuple):
-    """Live memories that go to the trash, and the indexed column that they are walked by."""
+    """Which live memories go to the trash, and the indexed column for finding them in batches."""
 
     name: str
     condition: Q
@@ -75,14 +75,14 @@ class _Rule(NamedTuple):
 
 
 def sweep(*, organization: Organization, actor: Actor, is_dry_run: bool = False) -> Swept:
-    """Outside tenant(). Raises: Invalid (settings.retention)."""
+    """Called outside tenant(). Raises: Invalid (settings.retention)."""
     take = partial(_count if is_dry_run else _walk, organization)
     return _sweep(organization, actor, retention_of(organization.settings), take)
 
 
 def would_sweep(*, organization: Organization, settings: Mapping[str, Any]) -> Swept:
-    """What a sweep under these settings would take now; MAX_COUNT + 1 stands for more. Within the
-    context; changes nothing. Raises: Invalid (settings.retention)."""
+    """What a sweep with these settings would remove now; MAX_COUNT + 1 means more. Called within
+    the context; changes nothing. Raises: Invalid (settings.retention)."""
     nobody = Actor(kind="system", name="preview")
     return _sweep(organization, nobody, retention_of(settings), _count_some)
 
@@ -98,7 +98,7 @@ def _sweep(
     for rule in _rules(retention, now):
         number = take(rows.filter(rule.condition), rule.key, partial(memories.delete, **by))
         setattr(swept, rule.name, number)
-        rows = rows.exclude(rule.condition)  # a memory counts with the first rule that takes it
+        rows = rows.exclude(rule.condition)  # a memory counts only for the first matching rule
 
     for records, deleted in _overdue(organization, retention, now):
         if number := take(deleted, "deleted_at", partial(records.purge, **by)):
@@ -106,11 +106,11 @@ def _sweep(
 
     since = now - timedelta(days=retention.cached_vector_days)
     vectors = CachedVector.objects.for_organization(organization).filter(created_at__lt=since)
-    # (Nothing that a person would name: no event.)
-    swept.cached_vectors = take(vectors, "created_at", lambda found: found._raw_delete(found.db))
+    # (No audit event: these are not rows that a person would name.)
+    swept.cached_vectors = take(vectors, "created_at", lambda batch: batch._raw_delete(batch.db))
     loads = LoadPart.objects.for_organization(organization)
     loads = loads.filter(created_at__lt=now - ABANDONED_AFTER, updated_at__lt=now - ABANDONED_AFTER)
-    swept.abandoned_loads = take(loads, "created_at", lambda found: found._raw_delete(found.db))
+    swept.abandoned_loads = take(loads, "created_at", lambda batch: batch._raw_delete(batch.db))
     return swept
 
 
@@ -121,7 +121,7 @@ def _rules(retention: Retention, now: datetime) -> Iterator[_Rule]:
         yield _Rule("aged", Q(created_at__lt=since), "created_at")
     if retention.unfound_days is not None:
         since = now - timedelta(days=retention.unfound_days)
-        # What was imported or changed lately had no time to be found, however old it is.
+        # Memories that were imported or changed recently had no time to be found.
         condition = Q(
             Q(last_accessed__lt=since) | Q(last_accessed__isnull=True),
             importance__lt=retention.unfound_below_importance,
@@ -134,7 +134,7 @@ def _rules(retention: Retention, now: datetime) -> Iterator[_Rule]:
 def _overdue(
     organization: Organization, retention: Retention, now: datetime
 ) -> Iterator[tuple[Records[Any], Any]]:
-    """What lies in the trash for too long, by model."""
+    """Rows that have been in the trash for too long, by model."""
     if retention.trash_days is None:
         return
     since = now - timedelta(days=retention.trash_days)
@@ -153,18 +153,18 @@ def _count_some(rows: Any, key: str, take: Callable[[Any], Any]) -> int:
 
 
 def _walk(organization: Organization, rows: Any, key: str, take: Callable[[Any], Any]) -> int:
-    """Hands `rows`, which are none of them afterwards, to `take` in the order of `key`: locked, a
-    batch per transaction. How many."""
+    """Locks `rows` and passes them to `take`, which removes them from the queryset: a batch per
+    transaction, in the order of `key`. Returns their number."""
     done, after = 0, None
     while True:
         with tenant(organization):
             rest = rows if after is None else rows.filter(**{f"{key}__gte": after})
-            # (Not by id beside: of a million that went at one moment, each batch would sort all.)
+            # (Not ordered by id too: each batch would sort all of a million rows with equal keys.)
             locked = rest.order_by(key).select_for_update(skip_locked=True, of=("self",))
-            found = list(locked.values_list(key, "pk")[:BATCH_SIZE])
-            if not found:
+            batch = list(locked.values_list(key, "pk")[:BATCH_SIZE])
+            if not batch:
                 return done
             own = rows.model.objects.for_organization(organization)
-            take(own.filter(pk__among=[pk for _, pk in found]))
-        done += len(found)
-        after = found[-1][0]
+            take(own.filter(pk__among=[pk for _, pk in batch]))
+        done += len(batch)
+        after = batch[-1][0]

@@ -245,7 +245,7 @@ def test_another_packing_is_refused(api):
     ("body", "kind", "packing", "message"),
     [
         (gzip.compress(lines(ANN) * 900, mtime=0)[:-9], NDJSON, "gzip", "cut off"),
-        (lines(ANN), NDJSON, "gzip", "says gzip, and the body is not that"),
+        (lines(ANN), NDJSON, "gzip", "is gzip, but the body is not"),
         (gzip.compress(lines(ANN), mtime=0)[:-8] + b"nonsense", NDJSON, "gzip", "damaged"),
         (b'"u1"', ARRAY, "identity", "at byte 0: the [ of a JSON array or the { of an object"),
         (b'[{"external_id": "u1"}', ARRAY, "identity", "at byte 22: a comma or ] is expected"),

@@ -239,8 +239,8 @@ def test_a_load_tells_its_begin_its_progress_and_its_end(
     load(tmp_path, "users", rows, batch_size=2, job="nightly")
     said = lines.of("agentmem.loads")
     assert [line["message"].removeprefix("A load of users ") for line in said] == [
-        "begins",
-        *["goes on"] * 3,
+        "started",
+        *["is in progress"] * 3,
         "is done",
     ]
     assert [line["read"] for line in said] == [0, 2, 4, 5, 5]
@@ -256,7 +256,7 @@ def test_a_load_tells_at_most_every_ten_seconds(acme, tmp_path, lines, told_of_l
     assert [
         line["message"].removeprefix("A load of users ") for line in lines.of("agentmem.loads")
     ] == [
-        "begins",
+        "started",
         "is done",
     ]
 

@@ -164,7 +164,7 @@ def test_a_disk_that_is_nearly_full_is_a_warning(client, db, settings, monkeypat
     response = client.get("/health/ready")
     assert response.status_code == 200
     warnings = response.json()["warnings"]
-    assert warnings[0].startswith("The folder for temporary files, which uploads go through,")
+    assert warnings[0].startswith("The folder for temporary files, which uploads need,")
     assert all("has 100 MB left: make room." in warning for warning in warnings)
 
 
