@@ -339,10 +339,10 @@ def test_an_import_tells_who_was_erased_since_the_export(acme, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda out: (out / "manifest.json").unlink(), "was not finished"),
+        (lambda out: (out / "manifest.json").unlink(), "incomplete one"),
         (lambda out: (out / "manifest.json").write_text("{"), "cannot be read as a manifest"),
         (lambda out: (out / "tools.jsonl").unlink(), "tools.jsonl is missing"),
-        (lambda out: (out / "tools.jsonl").write_text("\n"), "not as it was exported"),
+        (lambda out: (out / "tools.jsonl").write_text("\n"), "has changed since the export"),
         (
             lambda out: (out / "manifest.json").write_text('{"format": 2, "files": {}}'),
             "format 2; this version reads 1",
