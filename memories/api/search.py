@@ -89,6 +89,7 @@ class WeightsBody(Strict):
     importance = serializers.FloatField(required=False, min_value=0, max_value=100)
 
 
+@extend_schema_serializer(component_name="SearchBody")  # not the inherited one
 class SearchBody(MemoryFilterBody):
     query: Any = serializers.CharField(
         required=False,
