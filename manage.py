@@ -14,7 +14,7 @@ def main() -> None:
     from django.db import InternalError, OperationalError, ProgrammingError
 
     from agentmem_site.db.outages import outage_of
-    from agentmem_site.db.refusals import told
+    from agentmem_site.db.refusals import outage_message
     from agentmem_site.variables import exit_on_refusal
 
     try:
@@ -24,7 +24,7 @@ def main() -> None:
     except (OperationalError, InternalError) as error:
         if outage_of(error) is None or "--traceback" in sys.argv:
             raise
-        sys.stderr.write(f"Error: {told(error)}\n")
+        sys.stderr.write(f"Error: {outage_message(error)}\n")
         sys.exit(TEMPORARY)
     except ProgrammingError as error:
         state = getattr(error.__cause__, "sqlstate", None)

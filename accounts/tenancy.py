@@ -18,7 +18,7 @@ from psycopg import sql
 
 from agentmem_site.db.fields import OrganizationKey
 from agentmem_site.db.ids import uuid7
-from agentmem_site.db.limits import said
+from agentmem_site.db.limits import transaction_limits
 from agentmem_site.db.roles import ADMIN
 from agentmem_site.db.walls import CONTEXT, TenantWall
 
@@ -57,7 +57,7 @@ def platform() -> Iterator[None]:
 
 
 def _context(enter: sql.Composed, leave: sql.SQL | sql.Composed) -> Iterator[None]:
-    with transaction.atomic(durable=True), said() as limits:
+    with transaction.atomic(durable=True), transaction_limits() as limits:
         _execute(limits + enter)
         token = _is_inside.set(True)
         try:

@@ -68,7 +68,7 @@ def database_warnings(alias: str = "default") -> list[str]:
     Raises: django.db.Error, when it cannot be asked.
     """
     with connections[alias].cursor() as cursor:
-        cursor.execute(quiet.ASKED)
+        cursor.execute(quiet.CURRENT_SETTINGS)
         loud = quiet.loud(dict(zip(quiet.QUIET, cursor.fetchone(), strict=True)))
     if not loud:
         return []

@@ -1,6 +1,6 @@
-"""Files and folders that are their owner's alone, whatever the umask: what people said, secrets.
+"""Files and folders that only their owner can read, whatever the umask: they have data and secrets.
 
-Whatever this project writes to a disk is opened here.
+Everything that this project writes to a disk is opened here.
 """
 
 import os
@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import IO, Any
 
 FILE, FOLDER = 0o600, 0o700
-PASSAGE = 0o711  # others may pass through to what they know of, and list or write nothing
+PASSAGE = 0o711  # others may pass through, but not list or write
 
 
 def open_private(path: Path, mode: str) -> IO[Any]:
-    """`path.open(mode)` of a file of 0600, also where it was there already with more.
+    """`path.open(mode)` with file mode 0600. An existing file loses further permissions; pipes and
+    devices stay as they are.
 
-    Not of a pipe or a device. Raises: OSError; PermissionError too where it is another user's, who
-    alone could close it.
+    Raises: OSError; PermissionError if another user owns the file.
     """
     return open(path, mode, opener=descriptor)
 
 
 def descriptor(path: "str | Path", flags: int) -> int:
-    """`os.open` in the same way. Raises: OSError."""
+    """`os.open`, likewise. Raises: OSError."""
     fd = os.open(path, flags, FILE)
     try:
-        found = os.fstat(fd)
-        # More than one name: it may be somebody's trap for root.
-        is_safe = os.geteuid() != 0 or found.st_nlink == 1
-        if stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) & ~FILE and is_safe:
+        status = os.fstat(fd)
+        # As root: a second hard link may be an attack.
+        is_safe = os.geteuid() != 0 or status.st_nlink == 1
+        if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) & ~FILE and is_safe:
             os.fchmod(fd, FILE)
     except BaseException:
         os.close(fd)
@@ -37,15 +37,17 @@ def descriptor(path: "str | Path", flags: int) -> int:
 
 
 def make_folder(path: Path, mode: int = FOLDER) -> None:
-    """The folder and those above it, as far as they are missing. One that is there stays as it is:
-    somebody else has settled who may enter it. Raises: OSError."""
+    """Creates the folder and its missing parents. Existing ones keep their permissions.
+
+    Raises: OSError.
+    """
     for folder in (*reversed(path.parents), path):
         if folder.is_dir():
             continue
         try:
             folder.mkdir(mode)
-        except FileExistsError:  # made by another process just now, or no folder
+        except FileExistsError:  # another process has created it just now, or it is no folder
             if not folder.is_dir():
                 raise
         else:
-            folder.chmod(mode)  # the umask may have taken from it
+            folder.chmod(mode)  # the umask may have removed permissions

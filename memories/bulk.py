@@ -13,7 +13,7 @@ from accounts.bulk import USER
 from agentmem_site.bulk.spec import (
     ABSENT,
     Column,
-    Gone,
+    Expiry,
     Key,
     KeyText,
     Line,
@@ -357,7 +357,7 @@ MEMORIES = LoadSpec(
         "is_indexed": _KEPT,
     },
     journal=_write_history,
-    gone=Gone("{row}expires_at <= {now}", SAID_AGAIN),
+    expiry=Expiry("{row}expires_at <= {now}", SAID_AGAIN),
     restored_line=RestoredMemoryLine,
     restored_columns=[
         "version",

@@ -197,7 +197,7 @@ MESSAGES = LoadSpec(
         "metadata",
     ],
     keys=[Key(("external_id",))],
-    together=["session_id", "user_id"],
+    grouped_by=["session_id", "user_id"],
     references=[
         USER,
         AGENT,

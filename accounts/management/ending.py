@@ -29,4 +29,5 @@ def command_errors(state: str) -> Iterator[None]:
     except (OperationalError, InternalError) as error:
         if outage_of(error) is None:
             raise
-        raise CommandError(f"{refusals.told(error)}\n{state}", returncode=TEMPORARY) from error
+        message = f"{refusals.outage_message(error)}\n{state}"
+        raise CommandError(message, returncode=TEMPORARY) from error

@@ -423,8 +423,8 @@ def load_refusal(stopped: LoadStopped, *, shows_counts: bool = True) -> LoadRefu
             detail = f"{_worded(str(stopped))} {committed}"
             return LoadRefusal(400, "unreadable_body", detail, members=members)
         case LoadStopped() if (outage := outage_of(stopped.__cause__)) in (DISK_FULL, READ_ONLY):
-            logger.warning("A load stopped: %s", outage.words)
-            detail = f"{outage.words} {committed} {_AGAIN}"
+            logger.warning("A load stopped: %s", outage.message)
+            detail = f"{outage.message} {committed} {_AGAIN}"
             return LoadRefusal(503, outage.code, detail, members=members, wait_s=outage.wait_s)
         case Interrupted() | Unprepared():
             # (The message, with an address or a file, is for the server's log.)

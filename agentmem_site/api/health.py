@@ -17,7 +17,7 @@ from psycopg.errors import LockNotAvailable
 from agentmem_site.checks import database_faults, database_warnings
 from agentmem_site.db.limits import limited
 from agentmem_site.db.outages import AWAY, DISK_FULL, READ_ONLY, WriteProbe, outage_of
-from agentmem_site.db.refusals import explained
+from agentmem_site.db.refusals import connection_failure
 from agentmem_site.db.setup import vector_fault
 from agentmem_site.embedded import EmbeddedError
 
@@ -73,10 +73,10 @@ def reasons_not_ready(*, is_serving: bool = False) -> list[str]:
             return []
         if outage_of(error) is DISK_FULL:
             return [_FULL]
-        explanation = explained(error)
-        if explanation is None:
+        failure = connection_failure(error)
+        if failure is None:
             return [_AWAY if is_serving or not isinstance(error, EmbeddedError) else str(error)]
-        return [explanation.refusal.words if is_serving else explanation.sentence]
+        return [failure.refusal.message if is_serving else failure.explanation]
     return reasons
 
 

@@ -98,9 +98,9 @@ def _parts(error: Exception) -> tuple[int, dict[str, str], dict[str, Any]] | Non
     outage = outage_of(error)
     if outage is None:
         return None
-    logger.warning("%s (%s)", outage.words, reason(error))
+    logger.warning("%s (%s)", outage.message, reason(error))
     headers = {"Retry-After": str(outage.wait_s)}
-    return 503, headers, _problem(503, outage.code, outage.words)
+    return 503, headers, _problem(503, outage.code, outage.message)
 
 
 _CODES = {

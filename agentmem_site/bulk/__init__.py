@@ -1,22 +1,22 @@
-"""The bulk loader: lines of JSON into a table, in batches, exactly counted. Knows no app.
+"""The bulk loader: lines of JSON into a table, in batches, with exact counts. Knows no app.
 
 packing.py, encoding.py, readers.py   files and streams -> text -> numbered lines of JSON
-json_array.py, tables.py, columns.py   other JSON, CSV and Parquet; what their columns are
-reading.py, mapping.py   what a caller says of a file; other names for its fields
-spec.py, checks.py   what a resource's line looks like and where it goes; what no line may hold
-lines.py    what a line is on its way, and how far a file is done
-times.py    what msgspec does not read as a time; notices.py, wording.py   what callers are told
+json_array.py, tables.py, columns.py   other JSON, CSV and Parquet; the types of their columns
+reading.py, mapping.py   how the caller describes a file; other names for its fields
+spec.py, checks.py   a resource's lines and columns; what no line may contain
+lines.py    the forms of a line on its way; checkpoints
+times.py    times that msgspec cannot read; notices.py, wording.py   messages to callers
 encode.py   lines -> rows in PostgreSQL's binary COPY format (binary.py)
-feed.py     a thread that does so a batch ahead, for all workers
-options.py  what the caller of a load chooses, prepares and keeps
+feed.py     a thread that does so one batch ahead, for all workers
+options.py  what the caller of a load provides
 loader.py   a load: its workers, its report (report.py), its checkpoint
-worker.py   a batch: committed once, whatever comes between (faults.py)
+worker.py   commits each batch once, with retries (faults.py)
 writing.py  a batch's transaction; its statements are in sql.py
-references.py, copying.py   what lines name -> ids; rows -> a temp table
-growth.py   the planner is told of tables that grow from nothing
-rejects.py  the file of bad lines
-inserting.py   a request: new rows alone -> which was inserted, which was there
-export.py   rows -> the lines that they would be loaded from
+references.py, copying.py   names in lines -> ids; rows -> a staging table
+growth.py   planner statistics for tables that grow from nothing
+rejects.py  the file of rejected lines
+inserting.py   inserts the new rows of a request, and finds the existing ones
+export.py   rows -> the lines that they could be loaded from
 """
 
 from agentmem_site.bulk.library import bulk_upsert

@@ -1,7 +1,6 @@
-"""Values in PostgreSQL's binary COPY format: each a four-byte length, then its bytes.
+"""Values in PostgreSQL's binary COPY format: a four-byte length, then the bytes.
 
-Source: PostgreSQL manual, COPY, "Binary Format"; the payloads are what each type's send function
-gives.
+Source: PostgreSQL manual, COPY, "Binary Format". The bytes are those of each type's send function.
 """
 
 import struct
@@ -47,7 +46,7 @@ def uuid(value: Any) -> bytes:
 
 
 def jsonb(raw: bytes) -> bytes:
-    """From JSON as bytes: the version byte, then the text as it stands."""
+    """JSON as bytes: the version byte, then the unchanged text."""
     return _jsonb_head(len(raw) + 1, 1) + raw
 
 
@@ -57,7 +56,7 @@ def timestamptz(value: datetime) -> bytes:
 
 
 def moment_of(at_us: int) -> bytes:
-    """A timestamptz from microseconds since 1970."""
+    """A timestamptz, from microseconds since 1970."""
     return _int8(8, at_us - _EPOCH_US)
 
 
@@ -95,6 +94,6 @@ def varchar_array(values: list[str]) -> bytes:
 
 
 def halfvec(halves: bytes) -> bytes:
-    """pgvector's halfvec, from big-endian half-precision floats: its dimension, an unused short,
-    then these."""
+    """pgvector's halfvec: the dimension, an unused short, then `halves`, which are big-endian
+    half-precision floats."""
     return _halfvec_head(4 + len(halves), len(halves) // 2, 0) + halves

@@ -1,8 +1,7 @@
-"""What a line of JSON must not hold, whatever resource it is of. Called for every line.
+"""What a line of JSON must not contain, for every resource. Called for every line.
 
-First come filters that are cheap and sound: they let a good line through, or cannot tell. What
-they cannot tell, and what is wrong with a line and where, an exact reading says, at ten times the
-price.
+Cheap filters come first. They pass most good lines, and never a bad one. An exact parse, at ten
+times the cost, decides about the rest and says what is wrong and where.
 """
 
 import json
@@ -17,20 +16,20 @@ from agentmem_site.bulk.spec import LineError
 
 MAX_DEPTH = 64
 MAX_DIGITS = 38
-MAX_DECIMALS = 16_383  # as many as PostgreSQL keeps behind the point
+MAX_DECIMALS = 16_383  # PostgreSQL's limit after the decimal point
 _VECTOR_BYTES = 512
 _PATH_CHARACTERS = 200
 
 _ESCAPE = re.compile(rb"\\(u[0-9a-fA-F]{4}|.)")
 # NUL, half of a surrogate pair, a colon.
-_TELLING_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F]|003[aA])")
+_CRITICAL_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F]|003[aA])")
 _NUMBER = re.compile(r"-?(\d+)(?:\.(\d+))?(?:[eE]([-+]?)(\d+))?")
-_UNKEPT = re.compile("[\0\ud800-\udfff]")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _TOO_MANY_DIGITS = b"0" * (MAX_DIGITS + 1)
 _COLON = 0x3A
-_EVERY = 6  # of that many digits at least six are every sixth byte
+_EVERY = 6  # a run of too many digits has at least six in every sixth byte
 _SAMPLE = b"0" * ((MAX_DIGITS + 1) // _EVERY)
 _NO_OPENERS = bytes(set(range(256)) - set(b"[{"))
 _OF_NUMBERS = b"0123456789+-.eE, "
@@ -38,7 +37,7 @@ _TOO_DEEP = b"\n" + b" " * MAX_DEPTH
 
 
 def check_line(line: bytes) -> None:
-    """Refuses what PostgreSQL cannot keep, or Python cannot read back, or says two things.
+    """Refuses what PostgreSQL cannot store or Python cannot read back, and duplicate keys.
 
     Raises: LineError.
     """
@@ -49,19 +48,19 @@ def check_line(line: bytes) -> None:
             raise LineError(
                 "invalid_utf8", "", f"Invalid UTF-8 at byte {error.start} of the line{hint(line)}"
             ) from error
-    if b"\\" in line and _TELLING_ESCAPE.search(line) and not _has_only_pairs(line):
+    if b"\\" in line and _CRITICAL_ESCAPE.search(line) and not _has_only_pairs(line):
         _refuse_inexact(line)
         return
     body = _without_vectors(line) if len(line) > 2 * _VECTOR_BYTES else line
     if _has_many_digits(body):
         _refuse_inexact(line)
     try:
-        said = _encode(_decode(body))
+        encoded = _encode(_decode(body))
     except (msgspec.DecodeError, RecursionError) as error:
         _refuse_inexact(line, error)
         return
-    # A key that comes twice is decoded once, with its colon. (Nothing else loses one.)
-    if said != body and said.count(b":") != body.count(b":"):
+    # A duplicate key is decoded once, so that one colon is lost. (Nothing else loses one.)
+    if encoded != body and encoded.count(b":") != body.count(b":"):
         _refuse_inexact(line)
     if len(body.translate(None, _NO_OPENERS)) > MAX_DEPTH and _TOO_DEEP in msgspec.json.format(
         line, indent=1
@@ -70,8 +69,8 @@ def check_line(line: bytes) -> None:
 
 
 def number_fault(text: str) -> str:
-    """Why JSON's number cannot be kept, or "": jsonb would keep one of a hundred thousand digits,
-    and Python refuse to read it back."""
+    """Why a JSON number is refused, or "". jsonb stores numbers of a hundred thousand digits, but
+    Python refuses to read them back."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         return "NaN and Infinity are not JSON"
@@ -83,14 +82,14 @@ def number_fault(text: str) -> str:
     if len(whole) > MAX_DIGITS or size > (MAX_DIGITS if digits else MAX_DECIMALS):
         return f"A number has more than {MAX_DIGITS} digits"
     if len(decimals) - power > MAX_DECIMALS:
-        return f"A number has more than {MAX_DECIMALS:,} digits behind the point"
+        return f"A number has more than {MAX_DECIMALS:,} digits after the decimal point"
     return ""
 
 
 def _real(text: str) -> msgspec.Raw:
     if ("e" in text or "E" in text or len(text) > MAX_DIGITS) and number_fault(text):
-        raise ValueError("(told by the exact reading)")
-    return msgspec.Raw(text.encode())  # as it is written
+        raise ValueError("(the exact parse says why)")
+    return msgspec.Raw(text.encode())  # unchanged
 
 
 _decode = msgspec.json.Decoder(float_hook=_real).decode
@@ -98,8 +97,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _has_only_pairs(line: bytes) -> bool:
-    """Of the escapes that tell something, only whole surrogate pairs: an emoji, in most lines."""
-    expected = -1  # where the low half of a pair has to start
+    """Whether all critical escapes are complete surrogate pairs: emoji, in most lines."""
+    expected = -1  # where the low half of a pair must start
     for escape in _ESCAPE.finditer(line):
         code = int(escape[1][1:], 16) if len(escape[1]) == 5 else -1
         if code in (0, _COLON) or (0xDC00 <= code <= 0xDFFF) != (expected == escape.start()):
@@ -115,14 +114,14 @@ def _has_many_digits(text: bytes) -> bool:
 
 
 def _without_vectors(line: bytes) -> bytes:
-    """The line with its long arrays of harmless numbers emptied: reading them costs the most.
+    """The line with its long arrays of harmless numbers emptied: they cost the most to parse.
 
-    Only arrays that are a key's: its quote follows a letter, so it closes the key, and does not
-    open a text that looks like an array.
+    Only arrays that are a key's value. The key's quote follows a letter, so it closes the key and
+    does not open a string that looks like an array.
     """
     sample = line[:: _VECTOR_BYTES // 8]
     if 2 * len(sample.translate(None, _OF_NUMBERS)) > len(sample):
-        return line  # few numbers are in it
+        return line  # it has few numbers
     kept, done, start = [], 0, 0
     while (start := line.find(b"[", start) + 1) > 0:
         before = line[max(start - 6, 0) : start - 1].rstrip()
@@ -145,22 +144,22 @@ def _is_harmless(numbers: bytes) -> bool:
     place = -1
     for sign in b"eE":
         while (place := numbers.find(sign, place + 1)) >= 0:
-            # -0.5e-05 and the like: one or two digits below nothing
+            # As in -0.5e-05: a negative exponent of one or two digits.
             exponent = numbers[place + 1 : place + 5].split(b",")[0].strip()
             if not (exponent.startswith(b"-") and len(exponent) <= 3):
                 return False
     return True
 
 
-# -- the exact reading ---------------------------------------------------------------------------
+# -- the exact parse -----------------------------------------------------------------------------
 
 
 class _Object(list[tuple[str, Any]]):
-    """The keys and values of an object, a key that comes twice too."""
+    """The keys and values of an object, including duplicate keys."""
 
 
 class _Number(str):
-    """As it is written."""
+    """A number as it is written."""
 
 
 _exactly = json.JSONDecoder(
@@ -169,17 +168,17 @@ _exactly = json.JSONDecoder(
 
 
 def _refuse_inexact(line: bytes, cause: Exception | None = None) -> None:
-    """Raises: LineError, with the path of what is wrong. Returns where nothing is, and no `cause`
-    is known."""
+    """Raises: LineError, with the path of the fault. Returns if there is neither a fault nor a
+    `cause`."""
     try:
-        found = next(_faults(_exactly.decode(line.decode()), (), 1), None)
+        fault = next(_faults(_exactly.decode(line.decode()), (), 1), None)
     except RecursionError as error:
         raise LineError("too_deep", "", _DEPTH) from error
     except json.JSONDecodeError as error:
         message = str(cause) if cause else f"{error.msg} (byte {error.pos})"
         raise LineError("malformed_json", "", message) from error
-    if found is not None:
-        raise found from cause
+    if fault is not None:
+        raise fault from cause
     if cause is not None:
         raise LineError("malformed_json", "", str(cause)) from cause
 
@@ -188,7 +187,7 @@ _DEPTH = f"Nested deeper than {MAX_DEPTH} levels"
 
 
 def _faults(value: Any, path: tuple[str, ...], depth: int) -> Iterator[LineError]:
-    """Every fault of a value, in the order of the line. At depth 1 stands the line itself."""
+    """Every fault of a value, in the order of the line. The line itself has depth 1."""
     if isinstance(value, _Number):
         if reason := number_fault(value):
             code = "not_finite" if value.lstrip("-")[0] in "NI" else "number_too_long"
@@ -214,8 +213,8 @@ def _faults(value: Any, path: tuple[str, ...], depth: int) -> Iterator[LineError
 
 
 def _text_faults(text: str, path: tuple[str, ...]) -> Iterator[LineError]:
-    if found := _UNKEPT.search(text):
-        if found[0] == "\0":
+    if match := _UNSTORABLE.search(text):
+        if match[0] == "\0":
             message = "Text cannot hold the character \\u0000"
             yield LineError("nul_character", _named(path), message)
         else:
@@ -223,6 +222,6 @@ def _text_faults(text: str, path: tuple[str, ...]) -> Iterator[LineError]:
 
 
 def _named(path: tuple[str, ...]) -> str:
-    """runs[0].metadata.key: what it cannot be printed with is left out."""
+    """A name like runs[0].metadata.key, with unprintable characters replaced."""
     name = "".join(path).removeprefix(".")[:_PATH_CHARACTERS]
     return _UNPRINTABLE.sub("\ufffd", name)

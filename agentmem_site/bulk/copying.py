@@ -1,4 +1,4 @@
-"""Encoded rows into a temp table, by binary COPY."""
+"""Copies encoded rows into a staging table, by binary COPY."""
 
 import re
 from collections.abc import Sequence
@@ -10,20 +10,24 @@ from psycopg import sql
 from agentmem_site.bulk import binary
 from agentmem_site.bulk.faults import LIMIT_EXCEEDED
 from agentmem_site.bulk.spec import LineError
-from agentmem_site.bulk.sql import Stage
+from agentmem_site.bulk.sql import Staging
 
 _VALUE_REFUSED = ("22", LIMIT_EXCEEDED)  # 22: data exception
 _ROWS = 256  # rows joined for one write: about a megabyte
-# Where a COPY failed, whatever the server's language: "COPY load_x, line 1, column state".
+# Where a COPY failed, in any language of the server: "COPY load_x, line 1, column state".
 _PLACE = re.compile(r"COPY [^,]*, \S+ (\d+), \S+ (\w+)")
 
 
 def copy_rows(
-    cursor: Any, create: sql.Composable, stage: Stage, rows: Sequence[bytes], lines: Sequence[int]
+    cursor: Any,
+    create: sql.Composable,
+    stage: Staging,
+    rows: Sequence[bytes],
+    lines: Sequence[int],
 ) -> None:
-    """Creates the stage's tables and fills the one for rows; `lines` has the number of each.
+    """Creates the tables and fills the staging table; `lines` has the line number of each row.
 
-    Raises: LineError, of a value that only PostgreSQL can tell to be too large.
+    Raises: LineError, for a value that only PostgreSQL knows to be too large.
     """
     cursor.execute(create)
     try:

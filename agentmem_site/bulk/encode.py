@@ -1,8 +1,8 @@
-"""Lines into rows of binary COPY, a batch at a time. Knows no database: it runs in a thread of its
-own, a batch ahead of the one that the database is busy with.
+"""Encodes lines as rows of binary COPY, one batch at a time. Uses no database: it runs in a
+separate thread, one batch ahead of the database.
 
-What a line refers to is not known here: its column keeps the name, and `Batch.finish` puts the id
-in its place.
+The ids of what lines refer to are not known here. Reference columns hold names, which
+`Batch.finish` replaces with ids.
 """
 
 import os
@@ -34,7 +34,7 @@ from agentmem_site.bulk.lines import (
     RawLine,
     Reject,
     Row,
-    Seen,
+    UnchangedLine,
     refuse,
 )
 from agentmem_site.bulk.report import Counts
@@ -58,42 +58,42 @@ _OPENINGS: dict[binary.Encode, bytes] = {json_object: b"{", json_array: b"["}
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _QUOTED = re.compile(r"`(.*)`")
 _ID_BYTES = slice(4, 20)  # of an encoded uuid, behind its length
-# Of a row's parts: its id, and when its line says that it was made. They come first.
+# The first columns among a row's parts: `id` and `line_at`.
 _IDENTITY = slice(1, 3)
 _START = len(binary.row_header(0))
-_PARENT = _START + 20 + 12  # of a child's row: where its parent's id starts, behind its identity
+_PARENT = _START + 20 + 12  # where the parent's id starts in a child's row, after these two
 _REST = _PARENT + 20
 
 
 @dataclass(slots=True)
 class Batch:
-    """A batch of lines, encoded but for the ids of what they refer to. It can be written again,
-    and in pieces."""
+    """A batch of lines, encoded except for the ids of what they refer to. It can be written
+    repeatedly, and in pieces."""
 
     encoder: "Encoder"
     rows: list[Parts]
-    end: Mark = START  # once it is stored
+    end: Mark = START  # the checkpoint once it is stored
     rejected: list[LineError] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
-    # Of the rows that `finish` gave: the line of each.
+    unchanged: list[UnchangedLine] = field(default_factory=list)
+    # The line numbers of the rows that `finish` returned.
     row_lines: list[int] = field(default_factory=list)
     child_lines: list[int] = field(default_factory=list)
     child_duplicates: int = 0
 
     @property
     def read(self) -> int:
-        return len(self.rows) + len(self.rejected) + len(self.seen)
+        return len(self.rows) + len(self.rejected) + len(self.unchanged)
 
     @property
-    def seen_below(self) -> Counts:
-        """The children of the lines seen."""
+    def unchanged_children(self) -> Counts:
+        """The counts of the children of unchanged lines."""
         return Counts(
-            unchanged=sum(line.children for line in self.seen),
-            duplicates=sum(line.repeated for line in self.seen),
+            unchanged=sum(line.children for line in self.unchanged),
+            duplicates=sum(line.repeated for line in self.unchanged),
         )
 
     def wanted(self, column: str) -> dict[Name, int]:
-        """What the lines call rows of that column: the first line that names each."""
+        """The names in a reference column, each with the number of the first line that has it."""
         place = self.encoder.place_of[column]
         names: dict[Name, int] = {}
         for row in self.rows:
@@ -102,17 +102,17 @@ class Batch:
         return names
 
     def named(self) -> Iterator[tuple[int, str, Name]]:
-        """(line, column, name) of everything that a line refers to."""
+        """(line, column, name) of everything that the lines refer to."""
         for row in self.rows:
             for place, column in self.encoder.reference_places:
                 if row.parts[place] is not None:
                     yield row.number, column, row.parts[place]
 
     def finish(self, known: Known) -> tuple[list[bytes], list[bytes]]:
-        """The rows and their children's rows, the last of each key; every name is in `known`.
+        """The rows and their children's rows, the last of each key. Every name must be in `known`.
 
-        A row met twice is what it would be if its lines were in two batches: it keeps the place
-        of its first line, and the children that its last does not name.
+        Two lines with the same key have the same result as in two batches: the row keeps the
+        identity of the first, and the children that the last one does not have.
         """
         key_of = self.encoder.key_of
         rows: dict[Any, tuple[int, list[bytes], Children]] = {}
@@ -120,25 +120,25 @@ class Batch:
         for row in self.rows:
             parts = self.encoder.complete(row.parts, known)
             key = key_of(parts)
-            below = row.children
+            children = row.children
             self.child_duplicates += row.repeated
             if key in rows:
                 _, first, earlier = rows[key]
-                self.encoder.take_place(parts, first)
-                self.child_duplicates += len(earlier.keys() & below.keys())
-                below = earlier | {
-                    name: _handed_to(parts[1], child, earlier.get(name, child))
-                    for name, child in below.items()
+                self.encoder.keep_identity(parts, first)
+                self.child_duplicates += len(earlier.keys() & children.keys())
+                children = earlier | {
+                    name: _moved_to(parts[1], child, earlier.get(name, child))
+                    for name, child in children.items()
                 }
-            rows[key] = row.number, parts, below
-        all_below = [child for *_, children in rows.values() for child in children.values()]
+            rows[key] = row.number, parts, children
+        all_children = [child for *_, children in rows.values() for child in children.values()]
         self.row_lines = [number for number, *_ in rows.values()]
         self.child_lines = [number for number, _, children in rows.values() for _ in children]
-        return [b"".join(parts) for _, parts, _ in rows.values()], all_below
+        return [b"".join(parts) for _, parts, _ in rows.values()], all_children
 
     def finish_each(self, known: Known, *, without: Container[int]) -> Iterator[Row]:
-        """A row per line, in order, but for those lines; every name of the others is in `known`.
-        (For a spec without children.)"""
+        """A row per line, in order, except for the lines in `without`. Every name of the others
+        must be in `known`, and the spec must have no children."""
         for row in self.rows:
             if row.number not in without:
                 parts = self.encoder.complete(row.parts, known)
@@ -146,22 +146,22 @@ class Batch:
                 yield Row(row.number, row_id, self.encoder.key_of(parts), b"".join(parts))
 
     def cut(self, size: int) -> "list[Batch]":
-        """Its first `size` rows, and the rest; both of at least one row. Stored in this order they
-        do what the whole would."""
+        """Two batches: the first `size` rows, and the rest. Both have rows. Stored in this order,
+        they have the same result as the whole batch."""
         first, rest = self.rows[:size], self.rows[size:]
         last = first[-1].number
         middle = self.end._replace(line=last, checked_line=0, digest=b"")
         early = [error for error in self.rejected if error.line <= last]
         late = [error for error in self.rejected if error.line > last]
-        seen = [line for line in self.seen if line.number <= last]
-        seen_later = [line for line in self.seen if line.number > last]
+        unchanged = [line for line in self.unchanged if line.number <= last]
+        unchanged_later = [line for line in self.unchanged if line.number > last]
         return [
-            replace(self, rows=first, end=middle, rejected=early, seen=seen),
-            replace(self, rows=rest, rejected=late, seen=seen_later),
+            replace(self, rows=first, end=middle, rejected=early, unchanged=unchanged),
+            replace(self, rows=rest, rejected=late, unchanged=unchanged_later),
         ]
 
     def reject(self, *errors: LineError) -> None:
-        """The lines of `errors` are none of the rows any more."""
+        """Moves the lines of `errors` from the rows to the rejects."""
         by_line = {error.line: error for error in errors}
         kept = []
         for row in self.rows:
@@ -174,10 +174,10 @@ class Batch:
 
 
 class Encoder:
-    """Lines of one spec into rows. `columns` are those of a row, in the order they are copied.
+    """Encodes lines of one spec as rows. `columns` are in the order in which they are copied.
 
-    New rows are in the order of their lines, whoever writes them and whenever: each is made a
-    microsecond after that of the line before, from `begun` on, and its id is of that moment.
+    New rows are in the order of their lines, whichever worker writes them. Each is created a
+    microsecond after the row of the previous line, from `started` on, and its id has that time.
     """
 
     def __init__(
@@ -185,26 +185,26 @@ class Encoder:
         spec: LoadSpec,
         *,
         keeps_time: bool,
-        notes_lines: bool = False,
+        keeps_line_hash: bool = False,
         times: Times | None = None,
     ) -> None:
         self.spec = spec
         self._times = times or Times()
         self._decoder = msgspec.json.Decoder(spec.line)
-        # Of lines whose times msgspec does not read. (Made when the first comes.)
+        # For lines with times that msgspec cannot read. (Created when the first comes.)
         self._decoder_of_written_times: msgspec.json.Decoder[Any] | None = None
         parent = [spec.parent_column] if spec.parent_column else []
         stamps = ["created_at", "updated_at"] if keeps_time else []
-        note = [LINE_HASH] if notes_lines else []
+        line_hash = [LINE_HASH] if keeps_line_hash else []
         own = (column.name for column in spec.all_columns)
-        self.columns = ("id", LINE_AT, *parent, *own, *stamps, *note)
+        self.columns = ("id", LINE_AT, *parent, *own, *stamps, *line_hash)
         self._sources = [column.name for column in spec.all_columns] + stamps
         get = attrgetter(*self._sources)
         self._values = get if len(self._sources) > 1 else lambda line: (get(line),)
         self._encoders = [self._encoder(column) for column in spec.all_columns]
         self._encoders += [(self._times.encoder(name), binary.NULL) for name in stamps]
-        # Times that are read and not kept.
-        self._passed_over = [
+        # Times that are checked and not kept.
+        self._ignored_times = [
             (name, self._times.encoder(name))
             for name in ("created_at", "updated_at")
             if name in spec.line.__struct_fields__ and not keeps_time
@@ -217,28 +217,28 @@ class Encoder:
             (r.column, self.place_of[r.column], r.within) for r in spec.references if r.within
         ]
         self.key_of = _key_of([[self.place_of[n] for n in key.columns] for key in spec.keys])
-        self._note_place = self.place_of.get(LINE_HASH, 0)
-        self._made_place = self.place_of.get("created_at", 0)
+        self._line_hash_place = self.place_of.get(LINE_HASH, 0)
+        self._created_at_place = self.place_of.get("created_at", 0)
         self._probe = _probe(spec)
         columns = [reference.column for reference in spec.references]
-        self._together = [columns.index(column) for column in spec.together]
-        # (An export's runs bear their times, those of a file the load's.)
-        below = spec.children and spec.children.spec
+        self._grouped_by = [columns.index(column) for column in spec.grouped_by]
+        # (Only an export's runs have timestamps; those of a file get the load's.)
+        child_spec = spec.children and spec.children.spec
         self.children = (
-            Encoder(below, keeps_time=keeps_time and spec.keeps_ids, times=self._times)
-            if below
+            Encoder(child_spec, keeps_time=keeps_time and spec.keeps_ids, times=self._times)
+            if child_spec
             else None
         )
-        self.begun = datetime.now(UTC)
+        self.started = datetime.now(UTC)
 
-    def begun_at(self, moment: datetime) -> Self:
-        """The same for the lines of a load that began then."""
+    def started_at(self, moment: datetime) -> Self:
+        """A copy for the lines of a load that started at that time."""
         other = copy(self)
-        other.begun = moment
+        other.started = moment
         return other
 
     def decode(self, lines: Iterable[RawLine], reject: Reject = refuse) -> list[DecodedLine]:
-        """The lines as the spec has them; a bad one goes to `reject`, which raises or notes it."""
+        """The lines as instances of the spec's line. Bad ones go to `reject`, which may raise."""
         decoded = []
         for raw in lines:
             try:
@@ -251,13 +251,13 @@ class Encoder:
         return decoded
 
     def encode(self, decoded: Sequence[DecodedLine], reject: Reject = refuse) -> Batch:
-        """The batch of these lines; a bad one goes to `reject`."""
+        """The batch of these lines. Bad ones go to `reject`."""
         source = self.spec.children.source if self.spec.children else ""
-        begun_us = binary.microseconds(self.begun)
+        started_us = binary.microseconds(self.started)
         random = os.urandom(8 * len(decoded))
         rows = []
         for index, (number, line, offset, digest) in enumerate(decoded):
-            at_us = begun_us + number
+            at_us = started_us + number
             chance = int.from_bytes(random[8 * index : 8 * index + 8])
             if self.spec.keeps_ids:
                 row_id = binary.uuid(line.id)
@@ -274,41 +274,41 @@ class Encoder:
                 error.line, error.offset = number, offset
                 reject(error)
                 continue
-            if self._note_place:
+            if self._line_hash_place:
                 parts.append(digest)
             rows.append(Parts(number, offset, parts, children, repeated))
         return Batch(self, rows)
 
     def probes(self, lines: Sequence[RawLine]) -> tuple[list[Probe], list[RawLine]]:
-        """Those that can be asked for by their key, each key once; the others have to be decoded.
+        """Probes for lines that can be looked up by their key; and the lines that must be decoded.
 
-        (Of a key met twice, the last line counts and the children of all.)
+        (These include all lines of a key that occurs twice: their children are combined.)
         """
         decode, split = self._probe
         by_key: dict[str, Probe] = {}
-        again: set[str] = set()
+        repeated: set[str] = set()
         others = []
         for raw in lines:
             try:
-                key, names, below = split(decode(raw.line))  # type: ignore[arg-type]
-                different = len(set(map(msgspec.structs.astuple, below))) if below else 0
+                key, names, children = split(decode(raw.line))  # type: ignore[arg-type]
+                different = len(set(map(msgspec.structs.astuple, children))) if children else 0
             except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
                 key = None
             if key is None:
                 others.append(raw)
             elif key in by_key:
-                again.add(key)
+                repeated.add(key)
                 others.append(raw)
             else:
-                by_key[key] = Probe(raw, key, names, different, len(below) - different)
-        others += [by_key.pop(key).raw for key in again]
+                by_key[key] = Probe(raw, key, names, different, len(children) - different)
+        others += [by_key.pop(key).raw for key in repeated]
         return list(by_key.values()), sorted(others)
 
     def part_of(self, raw: RawLine, parts: int) -> tuple[bytes, int]:
-        """The key of a line not decoded yet, and which of so many workers it is for; any one for a
-        line that cannot be decoded.
+        """The key of a line that is not decoded yet, and the index of its worker among `parts`.
 
-        All lines of a key are for the same; where lines belong `together`, all of a name are.
+        Lines with the same key, or with the same name in `grouped_by`, go to the same worker. A
+        line that cannot be decoded goes to the first.
         """
         decode, split = self._probe
         try:
@@ -316,8 +316,8 @@ class Encoder:
             key = self._second_key(raw) if name is None else name.encode()
         except (msgspec.MsgspecError, LineError, TypeError, ValueError, RecursionError):
             return b"", 0
-        home = next((names[place] for place in self._together if names[place] is not None), None)
-        return key, zlib.crc32(key if home is None else home.encode()) % parts  # type: ignore[union-attr]
+        group = next((names[i] for i in self._grouped_by if names[i] is not None), None)
+        return key, zlib.crc32(key if group is None else group.encode()) % parts  # type: ignore[union-attr]
 
     def _second_key(self, raw: RawLine) -> bytes:
         line = self._decode(raw.line)
@@ -325,22 +325,22 @@ class Encoder:
         return value if isinstance(value, bytes) else str(value).encode()
 
     def complete(self, parts: list[Any], known: Known) -> list[bytes]:
-        """The parts with ids in place of names."""
+        """The parts with ids instead of names."""
         parts = parts.copy()
         for place, column in self.reference_places:
             name = parts[place]
             parts[place] = binary.NULL if name is None else known[column][name]
-        if self._note_place:
-            digest = parts[self._note_place]
+        if self._line_hash_place:
+            digest = parts[self._line_hash_place]
             referred = [parts[place] for place, _ in self.reference_places]
-            parts[self._note_place] = binary.data(line_hash(digest, referred))
+            parts[self._line_hash_place] = binary.data(line_hash(digest, referred))
         return parts
 
-    def take_place(self, parts: list[bytes], first: Sequence[bytes]) -> None:
-        """Makes a row's parts those of the row whose first line gave `first`."""
+    def keep_identity(self, parts: list[bytes], first: Sequence[bytes]) -> None:
+        """Gives a row the id and creation time of `first`, the row of its key's first line."""
         parts[_IDENTITY] = first[_IDENTITY]
-        if self._made_place and parts[self._made_place] == binary.NULL:
-            parts[self._made_place] = first[self._made_place]
+        if self._created_at_place and parts[self._created_at_place] == binary.NULL:
+            parts[self._created_at_place] = first[self._created_at_place]
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -363,7 +363,7 @@ class Encoder:
             self._decoder_of_written_times = msgspec.json.Decoder(with_written_times(self.spec))
         return self._decoder_of_written_times.decode(line)
 
-    def _parts(self, line: Any, row_id: bytes, made_at: bytes, *parent: bytes) -> list[Any]:
+    def _parts(self, line: Any, row_id: bytes, created_at: bytes, *parent: bytes) -> list[Any]:
         """The header and the encoded columns; references stay names. Raises: LineError."""
         values = self._values(line)
         try:
@@ -373,10 +373,10 @@ class Encoder:
             ]
         except Exception as error:
             raise self._fault(values) from error
-        for name, encode in self._passed_over:
+        for name, encode in self._ignored_times:
             if (given := getattr(line, name)) is not None:
-                self._check_passed_over(name, given, encode)
-        parts[:0] = (self._header, row_id, made_at, *parent)
+                self._check_ignored_time(name, given, encode)
+        parts[:0] = (self._header, row_id, created_at, *parent)
         for column, place, outer in self._within:
             if parts[place] is not None:
                 if getattr(line, outer) is None:
@@ -384,8 +384,8 @@ class Encoder:
                 parts[place] = (getattr(line, outer), parts[place])
         return parts
 
-    def _check_passed_over(self, name: str, given: Any, encode: Callable[[Any], bytes]) -> None:
-        """It has to be a time all the same. Raises: LineError."""
+    def _check_ignored_time(self, name: str, given: Any, encode: Callable[[Any], bytes]) -> None:
+        """Checks a time that is not kept. Raises: LineError."""
         try:
             encode(given)
         except ValueError as error:
@@ -396,12 +396,12 @@ class Encoder:
         )
 
     def _children(self, lines: Sequence[Any], parent: bytes, at_us: int) -> tuple[Children, int]:
-        """The rows of the lines within a line, the last of each key; how many that leaves out."""
+        """The rows of a line's children, the last of each key; the number of repeated keys."""
         encoder = self.children
         rows: Children = {}
         if encoder is None:
             return rows, 0
-        made_at, random = binary.moment_of(at_us), os.urandom(8 * len(lines))
+        created_at, random = binary.moment_of(at_us), os.urandom(8 * len(lines))
         for position, line in enumerate(lines):
             if encoder.spec.keeps_ids:
                 row_id = binary.uuid(line.id)
@@ -409,7 +409,7 @@ class Encoder:
                 chance = int.from_bytes(random[8 * position : 8 * position + 8])
                 row_id = binary.data(uuid7_among(at_us, position + 1, chance))
             try:
-                parts = encoder._parts(line, row_id, made_at, parent)
+                parts = encoder._parts(line, row_id, created_at, parent)
             except LineError as error:
                 error.field = f"{self.spec.children.source}[{position}].{error.field}"  # type: ignore[union-attr]
                 raise
@@ -417,9 +417,9 @@ class Encoder:
         return rows, len(lines) - len(rows)
 
     def _encoder(self, column: Column) -> tuple[binary.Encode, bytes | None]:
-        """How a column's values are encoded, and what stands for a missing one: its default."""
+        """The encoding of a column's values, and the encoded default for missing ones."""
         if any(column.name == reference.column for reference in self.spec.references):
-            return _as_it_is, None
+            return _unchanged, None
         fields = self.spec.model._meta.concrete_fields
         field = next(f for f in fields if f.column == column.name)
         is_time = field.get_internal_type() == "DateTimeField"
@@ -431,7 +431,7 @@ class Encoder:
         return encode, binary.NULL if default is None else encode(default)
 
     def _fault(self, values: Iterable[Any]) -> LineError:
-        """The first column that cannot be encoded. (Found again: the fast path does not count.)"""
+        """The first column that cannot be encoded. (The fast path does not know which it was.)"""
         for source, (encode, _), value in zip(self._sources, self._encoders, values, strict=True):
             try:
                 if value is not None:
@@ -442,7 +442,7 @@ class Encoder:
 
 
 def _key_of(keys: list[list[int]]) -> Callable[[Sequence[Any]], Any]:
-    """What tells a row's parts apart: the first key whose first column it fills."""
+    """A function from a row's parts to its key: the first one whose first column it fills."""
     first, *others = [itemgetter(*places) for places in keys]
     if not others:
         return first
@@ -451,18 +451,17 @@ def _key_of(keys: list[list[int]]) -> Callable[[Sequence[Any]], Any]:
     return lambda parts: rest(parts) if parts[lead] == binary.NULL else first(parts)
 
 
-def _handed_to(parent: bytes, row: bytes, first: bytes) -> bytes:
-    """A child's row under another parent, with the identity of `first`, a row of its key."""
+def _moved_to(parent: bytes, row: bytes, first: bytes) -> bytes:
+    """A child's row with another parent, and the id and creation time of `first`."""
     return row[:_START] + first[_START:_PARENT] + parent + row[_REST:]
 
 
-def _as_it_is(name: Any) -> Any:
+def _unchanged(name: Any) -> Any:
     return name
 
 
 def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
-    """For a JSON column: absent and null are its default, never JSON null."""
-
+    """Encodes a JSON column. Absent values and null become its default, never JSON null."""
     opening = _OPENINGS.get(encode)
 
     def encode_raw(value: msgspec.Raw) -> bytes:
@@ -475,16 +474,15 @@ def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
 
 
 def line_hash(digest: bytes, referred: Iterable[bytes]) -> bytes:
-    """What tells a line that says the same of the same rows: the ids that its names stand for may
-    be others tomorrow."""
+    """Equal for equal lines that refer to the same rows. A name may refer to another row later."""
     return sha256(digest + b"".join(referred)).digest()[:DIGEST_BYTES]
 
 
 def _probe(
     spec: LoadSpec,
 ) -> tuple[Callable[[bytes], Any], Callable[[Any], tuple[Any, tuple[Name | None, ...], list[Any]]]]:
-    """How a line's key, names and children's keys are read out of it, at a fraction of what
-    decoding it costs."""
+    """Functions that read a line's key, names and children's keys, at a fraction of the cost of
+    decoding it."""
     key = spec.keys[0].columns[0]
     columns = [r.column for r in spec.references]
     fields: list[Any] = [(name, KeyText | None, None) for name in dict.fromkeys([key, *columns])]
@@ -502,7 +500,7 @@ def _probe(
     def split(line: Any) -> tuple[Any, tuple[Name | None, ...], list[Any]]:
         key, *names = get(line) if columns else (get(line),)
         if "\0" in "".join(filter(None, (key, *names))):
-            raise ValueError("PostgreSQL cannot be asked for that")  # (decoding will refuse it)
+            raise ValueError("NUL in a name")  # (decoding will refuse the line)
         for place, outer in within:
             if names[place] is not None:
                 names[place] = (names[outer] or "", names[place])
@@ -512,12 +510,12 @@ def _probe(
 
 
 def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:
-    """msgspec's sentence as field, code and message."""
+    """The LineError for msgspec's error."""
     match = _PATH.fullmatch(str(error))
     message, path = (match[1], match[2] or "") if match else (str(error), "")
     quoted = _QUOTED.search(message)
     cause = error.__cause__.__cause__ if error.__cause__ else None
-    if isinstance(cause, LineError):  # what a line says of itself (its __post_init__)
+    if isinstance(cause, LineError):  # raised by the line's __post_init__
         field_name = ".".join(part for part in (path, cause.field) if part)
         return LineError(cause.code, field_name, cause.message)
     if quoted and message.startswith("Object contains unknown field"):

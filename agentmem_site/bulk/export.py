@@ -1,4 +1,4 @@
-"""Rows back into the lines that the loader reads. Streaming: a table of any size costs a page."""
+"""Rows as lines that the loader can read. Streamed: memory holds one page, whatever the table."""
 
 from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from agentmem_site.bulk.spec import LoadSpec
 from agentmem_site.db.fields import TenantForeignKey
 
 PAGE_ROWS = 200  # of 256 KiB at most: 50 MiB
-# As the database has it: Python would round the numbers of a jsonb.
+# Selected as text: Python would round the numbers of a jsonb.
 _VERBATIM = ("JSONField", "HalfVectorField")
 
 Columns = dict[str, Any]  # a line's field -> what to select for it
 
 
 def columns_of(spec: LoadSpec, *, leave_out: Collection[str] = ()) -> Columns:
-    """What to select for each field of the spec's lines. References go by id."""
+    """What to select for each field of the spec's lines. References are ids."""
     fields: dict[str, Any] = {str(f.column): f for f in spec.model._meta.concrete_fields}
     within = {r.column: r.key for r in spec.references if r.within}
     columns: Columns = {}
@@ -37,8 +37,8 @@ def columns_of(spec: LoadSpec, *, leave_out: Collection[str] = ()) -> Columns:
 
 
 def without_trash(spec: LoadSpec, columns: Columns) -> tuple[Q, Columns]:
-    """Which rows neither lie in the trash nor hang on one that does; and the columns, without
-    references to such rows."""
+    """A filter for rows that are not in the trash, nor below a row in the trash; and the columns,
+    without references to such rows."""
     kept = dict(columns)
     for field in _references(spec.model):
         if field.column in columns and field.remote_field.on_delete is not models.CASCADE:
@@ -61,8 +61,8 @@ def _references(model: Any) -> Iterator[Any]:
 
 
 def read(rows: Any, columns: Columns) -> Generator[dict[str, Any], None, None]:
-    """The rows as lines, NULLs left out. Through a cursor of the server's: within one transaction;
-    who does not read to the end closes it."""
+    """The rows as lines, without NULLs. Uses a server-side cursor: it needs one transaction, and
+    must be closed if it is not read to the end."""
     names = list(columns)
     verbatim = {name for name, column in columns.items() if isinstance(column, Cast)}
     for values in rows.values_list(*columns.values()).iterator(chunk_size=PAGE_ROWS):

@@ -1,4 +1,4 @@
-"""What to do about an error of the database, by SQLSTATE and never by message; how often, when."""
+"""What to do about a database error, by SQLSTATE and never by message; how often to retry, when."""
 
 import random
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ _CONNECTION = "08"
 _TOO_SLOW = "57014"
 LIMIT_EXCEEDED = "54"  # the class of SQLSTATEs
 _OF_A_ROW = ("22", "23", LIMIT_EXCEEDED)  # data exception, integrity constraint
-GONE = "23503"  # foreign_key_violation
+FOREIGN_KEY_VIOLATION = "23503"  # foreign_key_violation
 _NOT_PERMITTED = ("28", "3D", "42501")
 
 
 class Verdict(Enum):
-    AGAIN = auto()  # in a new transaction
-    AGAIN_LATER = auto()  # the disk is full, or all is read-only: somebody may be mending that
-    SMALLER = auto()  # it took too long
+    RETRY = auto()  # in a new transaction
+    RETRY_LATER = auto()  # the disk is full or the database read-only: an operator may fix that
+    HALVE = auto()  # it took too long
     FIND_ROW = auto()  # one of the rows is to blame
     NOT_PERMITTED = auto()
     GIVE_UP = auto()
@@ -36,13 +36,13 @@ def verdict(error: DatabaseError) -> Verdict:
     state = sqlstate(error)
     if not state:  # libpq's own: no server, or it went away
         lost = isinstance(error, InterfaceError) or error.__class__.__name__ == "OperationalError"
-        return Verdict.AGAIN if lost else Verdict.GIVE_UP
+        return Verdict.RETRY if lost else Verdict.GIVE_UP
     if state in _TRANSIENT or state.startswith(_CONNECTION):
-        return Verdict.AGAIN
+        return Verdict.RETRY
     if state in (DISK_FULL_STATE, READ_ONLY_STATE):
-        return Verdict.AGAIN_LATER
+        return Verdict.RETRY_LATER
     if state == _TOO_SLOW:
-        return Verdict.SMALLER
+        return Verdict.HALVE
     if state.startswith(_OF_A_ROW):
         return Verdict.FIND_ROW
     if state.startswith(_NOT_PERMITTED):
@@ -55,8 +55,8 @@ def sqlstate(error: BaseException) -> str:
 
 
 def raise_interrupt(error: BaseException) -> None:
-    """A signal that comes while a COMMIT waits ends up behind an error of Django's, who wants to
-    roll back: raises it again."""
+    """Raises the KeyboardInterrupt that caused the error. If a signal interrupts a COMMIT, Django
+    tries to roll back, and raises the error of that."""
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, KeyboardInterrupt):
@@ -66,7 +66,7 @@ def raise_interrupt(error: BaseException) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Tries of a batch after transient failures. They count anew after each commit."""
+    """How often a batch is retried after transient errors, and how long to wait before."""
 
     tries: int
     base_s: float
@@ -74,12 +74,12 @@ class RetryPolicy:
     cap_s: float
 
     def pause_s(self, attempt: int) -> float:
-        """Before the try after the `attempt`th failure (from 1): anything up to an exponential.
+        """A random pause after the `attempt`th failure (from 1), up to an exponential limit.
 
         Source: M. Brooker, "Exponential Backoff And Jitter" (2015), full jitter.
         """
         longest = min(self.cap_s, self.base_s * self.factor ** (attempt - 1))
-        return random.uniform(0, longest)  # noqa: S311  (nobody is to guess it)
+        return random.uniform(0, longest)  # noqa: S311  (no secret)
 
 
 RETRIES = {

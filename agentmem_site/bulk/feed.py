@@ -1,8 +1,8 @@
-"""Lines into batches, a batch ahead of the connections that write them.
+"""Reads lines into batches, one batch ahead of the connections that write them.
 
-One thread reads, decodes and encodes for all workers. A line goes to the worker of its key, so that
-lines of one key stay in their order; or to that of its conversation, so that what is stored of one
-has no gaps. On two cores Python's share is less than PostgreSQL's, with two connections too
+One thread reads, decodes and encodes for all workers. Lines with the same key go to the same
+worker, so that they stay in order. So do lines of the same conversation, so that a stored one has
+no gaps. On two cores Python takes less time than PostgreSQL, even with two connections
 (docs/decisions/0007).
 """
 
@@ -20,11 +20,10 @@ from agentmem_site.bulk.lines import DIGEST_BYTES, DecodedLine, Mark, Probe, Raw
 from agentmem_site.bulk.readers import NumberedLine
 from agentmem_site.bulk.spec import LineError
 
-# A batch takes at most so many bytes of lines, that its cost in memory does not hang on the file.
-MAX_BATCH_BYTES = 12 * 1024 * 1024
-LEAST_BYTES = 400  # of a line: as a row it takes more than a short one is long
-FIRST_ROWS = 500  # of a load: it tells what is coming, and shows soon that it goes on
-MAX_KEYS = 200_000  # that are kept in mind, to see one that comes to another worker
+MAX_BATCH_BYTES = 12 * 1024 * 1024  # of lines: bounds memory whatever the file
+LEAST_BYTES = 400  # counted for each line: a short one takes more memory as a row
+FIRST_ROWS = 500  # in the first batch: it shows progress early, and whether to probe
+MAX_KEYS = 200_000  # remembered, to notice one whose lines go to different workers
 
 
 class FileChanged(Exception):
@@ -33,7 +32,7 @@ class FileChanged(Exception):
 
 @dataclass(slots=True)
 class Chunk:
-    """Lines that their worker looks at before they are encoded."""
+    """Lines that the worker looks up or prepares before it encodes them."""
 
     lines: list[RawLine]
     probes: list[Probe]
@@ -47,7 +46,7 @@ class _Pending:
 
 
 class Feed:
-    """The batches of `lines` for as many workers as there are `marks`, each from its mark on."""
+    """The batches of `lines`, for one worker per mark. Each worker starts at its mark."""
 
     def __init__(
         self,
@@ -70,52 +69,51 @@ class Feed:
         self._queues: list[queue.Queue[Batch | Chunk | BaseException | None]] = [
             queue.Queue() for _ in marks
         ]
-        # Of each worker: one batch is made while another is written, and no third.
+        # Per worker: one batch is read while another is written, and no third.
         self._is_wanted = [threading.Semaphore(1) for _ in marks]
         self._stopped = threading.Event()
-        # Of keys whose lines may be for several workers: which had the last line of each. Batches
-        # that were handed over and are not stored.
+        # The worker of each key's last line, for keys whose lines may go to several workers.
         self._part_of_key: dict[bytes, int] = {}
-        self._unstored = 0
+        self._unstored = 0  # batches handed over and not stored
         self._stored = threading.Condition()
-        # Whether lines are looked up before they are decoded: the workers say from what they see.
-        self.probes = encoder.spec.notes_lines
+        # Whether lines are looked up before they are decoded. The workers decide.
+        self.probes = encoder.spec.keeps_line_hash
         self._is_first = True
-        self._knows_what_comes = threading.Event()
+        self._is_probing_decided = threading.Event()
 
     @property
     def parts(self) -> int:
         return len(self._marks)
 
     def batches(self, part: int) -> Iterator[Batch | Chunk]:
-        """Those of one worker. Raises what reading them raised."""
+        """The batches of one worker. Raises what reading them raised."""
         while (item := self._queues[part].get()) is not None:
             self._is_wanted[part].release()
             if isinstance(item, BaseException):
                 raise item
             yield item
-            with self._stored:  # (whoever wants the next has stored this one)
+            with self._stored:  # (a worker that asks for the next has stored this one)
                 self._unstored -= 1
                 self._stored.notify_all()
 
     def start(self) -> None:
-        # A daemon: after an error it may still sit in front of a silent pipe.
+        # A daemon: after an error it may still wait for a pipe.
         threading.Thread(target=self._run, name="feed", daemon=True).start()
 
     def stop(self) -> None:
-        """No worker is given anything any more."""
+        """Ends the batches of all workers."""
         self._stopped.set()
-        self._knows_what_comes.set()
+        self._is_probing_decided.set()
         with self._stored:
             self._stored.notify_all()
         for part, is_wanted in enumerate(self._is_wanted):
             self._queues[part].put(None)
             is_wanted.release()
 
-    def go_on(self, *, probing: bool) -> None:
-        """A worker has seen the first batch, or the kind of the lines has changed."""
-        self.probes = probing and self._encoder.spec.notes_lines
-        self._knows_what_comes.set()
+    def set_probing(self, is_on: bool) -> None:
+        """Called by a worker after the first batch, and when the lines have changed in kind."""
+        self.probes = is_on and self._encoder.spec.keeps_line_hash
+        self._is_probing_decided.set()
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -135,9 +133,9 @@ class Feed:
         to_check = {mark.checked_line: mark.digest for mark in self._marks if mark.checked_line}
         limit = MAX_BATCH_BYTES // parts
         file_digest = self._seed.copy()
-        is_shared = parts > 1 and bool(self._encoder.spec.together)
-        if is_shared:  # (how lines are dealt out is a part of what a mark says)
-            file_digest.update(repr(self._encoder.spec.together).encode())
+        is_grouped = parts > 1 and bool(self._encoder.spec.grouped_by)
+        if is_grouped:  # (a mark is only valid with the same distribution of lines)
+            file_digest.update(repr(self._encoder.spec.grouped_by).encode())
         number = 0
         for number, line, offset in self._lines:
             digest = self._digest(line)
@@ -150,8 +148,8 @@ class Feed:
             key, part = self._encoder.part_of(raw, parts) if parts > 1 else (b"", 0)
             if number <= self._marks[part].line:
                 continue
-            if is_shared and self._is_in_between(key, part):
-                self._store_all(pending)
+            if is_grouped and self._must_flush_before(key, part):
+                self._flush(pending)
             mine = pending[part]
             mine.lines.append(raw)
             mine.bytes += max(len(line), LEAST_BYTES) if isinstance(line, bytes) else LEAST_BYTES
@@ -162,25 +160,25 @@ class Feed:
                 if self._stopped.is_set():
                     return
         if to_check:
-            raise FileChanged(f"It ends before line {max(to_check):,}, which was read before")
+            raise FileChanged(f"It ends before line {max(to_check):,}, which was read earlier")
         for part, rest in enumerate(pending):
             if rest.lines:
                 self._hand_over(part, rest.lines, Mark(number, number, file_digest.digest()))
 
-    def _is_in_between(self, key: bytes, part: int) -> bool:
-        """Whether the line before of this key may be another worker's, and not stored yet."""
-        is_others = self._part_of_key.setdefault(key, part) != part
-        if is_others or len(self._part_of_key) > MAX_KEYS:
+    def _must_flush_before(self, key: bytes, part: int) -> bool:
+        """Whether the previous line with this key may be another worker's, and not yet stored."""
+        has_moved = self._part_of_key.setdefault(key, part) != part
+        if has_moved or len(self._part_of_key) > MAX_KEYS:
             self._part_of_key = {key: part}
             return True
         return False
 
-    def _store_all(self, pending: list[_Pending]) -> None:
-        """Waits until all lines so far are stored."""
+    def _flush(self, pending: list[_Pending]) -> None:
+        """Hands over all pending lines, and waits until they are stored."""
         for part, waiting in enumerate(pending):
             if waiting.lines:
                 pending[part] = _Pending()
-                # (In the middle of a batch, the digest of the file is that of the batch before.)
+                # (In the middle of a batch, the digest of the file is that of the previous batch.)
                 self._hand_over(part, waiting.lines, Mark(waiting.lines[-1].number))
         with self._stored:
             self._stored.wait_for(lambda: not self._unstored or self._stopped.is_set())
@@ -192,9 +190,9 @@ class Feed:
 
     @staticmethod
     def _check(to_check: dict[int, bytes], number: int, digest: bytes) -> None:
-        """(A line that the reader leaves out, blank now, ends no batch.)"""
+        """Raises: FileChanged. (Also if a line to check was left out, because it is blank now.)"""
         if to_check.pop(number, digest) != digest or any(line < number for line in to_check):
-            raise FileChanged(f"Up to line {number:,} it is not what it was")
+            raise FileChanged(f"Its lines up to {number:,} have changed")
 
     def _hand_over(self, part: int, lines: list[RawLine], end: Mark) -> None:
         self._is_wanted[part].acquire()
@@ -210,14 +208,14 @@ class Feed:
             self._queues[part].put(batch)
         if self._is_first:
             self._is_first = False
-            if self._encoder.spec.notes_lines:
-                self._knows_what_comes.wait()
+            if self._encoder.spec.keeps_line_hash:
+                self._is_probing_decided.wait()
 
 
 def decoded(
     encoder: Encoder, lines: Sequence[RawLine], *, skips_bad: bool
 ) -> tuple[list[DecodedLine], list[LineError]]:
-    """The lines, and those that are bad. Raises: LineError, unless bad lines are skipped."""
+    """The decoded lines and the rejected ones. Raises: LineError, unless bad lines are skipped."""
     rejected: list[LineError] = []
     return encoder.decode(lines, _rejecting(rejected, skips_bad)), rejected
 
@@ -225,10 +223,10 @@ def decoded(
 def encoded(encoder: Encoder, lines: Sequence[RawLine], end: Mark, *, skips_bad: bool) -> Batch:
     """The batch of these lines. Raises: LineError, unless bad lines are skipped."""
     rows, rejected = decoded(encoder, lines, skips_bad=skips_bad)
-    return finished(encoder, rows, rejected, end, skips_bad=skips_bad)
+    return batch_of(encoder, rows, rejected, end, skips_bad=skips_bad)
 
 
-def finished(
+def batch_of(
     encoder: Encoder,
     rows: Sequence[DecodedLine],
     rejected: list[LineError],
@@ -252,14 +250,14 @@ _counting = threading.Lock()
 
 @contextmanager
 def busy_interpreter() -> Iterator[None]:
-    """Settings of the interpreter for as long as any load is at work.
+    """Sets the interpreter up for loads, as long as any is running.
 
-    Threads take turns often: the one that talks to the database needs the interpreter often and
-    briefly, and waiting 5 ms for it each time it lost a tenth of the rows per second. And the
-    garbage collector, which would walk all rows of a batch again and again and finds nothing in
-    them, took a quarter of the encoder's time (2 cores, Python 3.11).
+    The thread that talks to the database needs the interpreter often and briefly: waiting 5 ms for
+    it each time cost a tenth of the rows per second. The garbage collector, which walks all rows of
+    a batch again and again and finds nothing, took a quarter of the encoder's time (2 cores,
+    Python 3.11).
     """
-    global _loads  # noqa: PLW0603  (as the settings are)
+    global _loads  # noqa: PLW0603  (the settings are global, too)
     with _counting:
         _loads += 1
         sys.setswitchinterval(0.0005)

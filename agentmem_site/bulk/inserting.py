@@ -1,6 +1,6 @@
-"""New rows inserted, rows whose key is taken left as they are, unless they are gone: for doors that
-answer line by line.
-(A file goes through loader.py.)
+"""Inserts new rows and leaves existing ones as they are, unless they have expired.
+
+For requests that are answered row by row; files go through loader.py.
 """
 
 from collections.abc import Sequence
@@ -14,76 +14,79 @@ from psycopg import sql
 from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.copying import copy_rows
 from agentmem_site.bulk.lines import Row
-from agentmem_site.bulk.sql import Stage, Stamp
+from agentmem_site.bulk.sql import Staging, Stamp
 
 _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """The row that stands where a staged one would, and what its compared column holds."""
+class ConflictingRow:
+    """The existing row with a staged row's key, and the value of its compared column."""
 
     id: UUID
     is_deleted: bool
-    is_gone: bool
+    is_expired: bool
     compared: Any
 
 
 @dataclass(slots=True)
-class Inserted:
-    """Of rows by their ids: those that are new; those that were written over a row that was gone
-    (spec.Gone), with its id; of the others, the row that has their key.
+class InsertResult:
+    """Staged ids: of new rows; of rows written over an expired one (spec.Expiry), with its id; of
+    rows not written, with the row that has their key.
 
-    A row that is nowhere lost its key to one that was purged before it could be read.
+    A row in none of them conflicted with one that was purged before it could be read.
     """
 
     new: set[UUID] = field(default_factory=set)
-    again: dict[UUID, UUID] = field(default_factory=dict)
-    taken: dict[UUID, Taken] = field(default_factory=dict)
+    overwritten: dict[UUID, UUID] = field(default_factory=dict)
+    conflicts: dict[UUID, ConflictingRow] = field(default_factory=dict)
 
     def id_of(self, row_id: UUID) -> UUID | None:
-        """That of the row in which a row was written."""
-        return row_id if row_id in self.new else self.again.get(row_id)
+        """The id under which a staged row was written."""
+        return row_id if row_id in self.new else self.overwritten.get(row_id)
 
 
-def insert_new(rows: Sequence[Row], stage: Stage, stamp: Stamp, *, compare: str) -> Inserted:
+def insert_new(rows: Sequence[Row], stage: Staging, stamp: Stamp, *, compare: str) -> InsertResult:
     """Writes rows of different keys within the open transaction.
 
-    Raises: LineError, of a value that only PostgreSQL can tell to be too large.
+    Raises: LineError, for a value that only PostgreSQL knows to be too large.
     """
-    done = Inserted()
-    own = {row.id for row in rows}
-    over: set[UUID] = set()  # ids of the rows that were written over
+    result = InsertResult()
+    staged = {row.id for row in rows}
+    overwritten: set[UUID] = set()  # ids of existing rows
     with connection.cursor() as cursor:
-        create = sql.SQL("{}; {}").format(stage.create_rows(), statements.LOOK_UPS)
+        create = sql.SQL("{}; {}").format(stage.create_rows(), statements.INDEX_SCANS_ONLY)
         copy_rows(cursor, create, stage, [row.data for row in rows], [row.number for row in rows])
         for _ in range(_ATTEMPTS):
             for key in stage.spec.keys:
                 cursor.execute(statements.insert_new(stage, key, stamp))
-                done.new |= {row_id for (row_id,) in cursor.fetchall()}
-            if len(done.new) == len(rows):
+                result.new |= {row_id for (row_id,) in cursor.fetchall()}
+            if len(result.new) == len(rows):
                 break
-            met = _met(cursor, stage, stamp, compare)
-            if gone := [n for n, there in met.items() if there.is_gone and there.id not in over]:
+            conflicts = _conflicts(cursor, stage, stamp, compare)
+            expired = [i for i, r in conflicts.items() if r.is_expired and r.id not in overwritten]
+            if expired:
                 for key in stage.spec.keys:
-                    cursor.execute(statements.insert_over_gone(stage, key, stamp, gone))
+                    cursor.execute(statements.insert_over_expired(stage, key, stamp, expired))
                     written = {row_id for (row_id,) in cursor.fetchall()}
-                    done.new |= written & own
-                    over |= written - own
-                met = _met(cursor, stage, stamp, compare)
-            met = {n: there for n, there in met.items() if n not in done.new}
-            done.again = {n: there.id for n, there in met.items() if there.id in over}
-            done.taken = {n: there for n, there in met.items() if n not in done.again}
-            if len(done.new) + len(met) == len(rows):
+                    result.new |= written & staged
+                    overwritten |= written - staged
+                conflicts = _conflicts(cursor, stage, stamp, compare)
+            conflicts = {i: r for i, r in conflicts.items() if i not in result.new}
+            result.overwritten = {i: r.id for i, r in conflicts.items() if r.id in overwritten}
+            result.conflicts = {i: r for i, r in conflicts.items() if r.id not in overwritten}
+            if len(result.new) + len(conflicts) == len(rows):
                 break
-        cursor.execute(sql.SQL("DROP TABLE {}; {}").format(stage.rows, statements.ANY_PLANS))
-    return done
+        cursor.execute(sql.SQL("DROP TABLE {}; {}").format(stage.rows, statements.ALL_SCANS))
+    return result
 
 
-def _met(cursor: Any, stage: Stage, stamp: Stamp, compare: str) -> dict[UUID, Taken]:
-    """Staged id -> the row that stands there."""
-    met: dict[UUID, Taken] = {}
+def _conflicts(
+    cursor: Any, stage: Staging, stamp: Stamp, compare: str
+) -> dict[UUID, ConflictingRow]:
+    """Staged id -> the existing row with its key."""
+    conflicts: dict[UUID, ConflictingRow] = {}
     for key in stage.spec.keys:
-        cursor.execute(statements.met_rows(stage, key, stamp, compare=compare))
-        met |= {staged_id: Taken(*there) for staged_id, *there in cursor.fetchall()}
-    return met
+        cursor.execute(statements.conflicting_rows(stage, key, stamp, compare=compare))
+        conflicts |= {staged_id: ConflictingRow(*row) for staged_id, *row in cursor.fetchall()}
+    return conflicts

@@ -23,11 +23,11 @@ def bulk_upsert(
     on_batch: Callable[[LoadReport], None] = lambda report: None,
     on_reject: Callable[[Sequence[LineError]], None] = lambda errors: None,
 ) -> LoadReport:
-    """Inserts the rows that are new, updates those that really differ, and reports exactly.
+    """Inserts new rows, updates those that really differ, and reports exact counts.
 
-    `rows` are dicts with the fields of the spec's lines, from any iterable, which is read as it
-    goes; dates, UUIDs, decimals and numpy arrays are fine. "Lines" of the report are rows, counted
-    from 1. `transaction` opens one in the organization's context, again for each batch:
+    `rows` are dicts with the fields of the spec's lines, from any iterable, which is read batch by
+    batch. Dates, UUIDs, decimals and numpy arrays are fine. "Lines" of the report are rows, counted
+    from 1. `transaction` opens a transaction in the organization's context, for each batch:
 
         from functools import partial
         from accounts.tenancy import tenant
@@ -42,9 +42,9 @@ def bulk_upsert(
         )
         print(report.counts.inserted, report.counts.updated)
 
-    No audit event is left, nothing is embedded and no checkpoint kept: the command and the doors
-    have these from `agentmem_site.services.loads`. Called outside a transaction.
-    Raises: LoadStopped; its report tells what is committed.
+    It writes no audit event, embeds nothing and keeps no checkpoint: `agentmem_site.services.loads`
+    adds these for the doors. Called outside a transaction.
+    Raises: LoadStopped; its report has what is committed.
     """
     return load(
         source_of_rows(rows).lines(),

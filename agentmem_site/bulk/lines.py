@@ -1,4 +1,4 @@
-"""What a line is on its way from the file to its row, and how far a file is done."""
+"""The forms of a line on its way from the file to its row, and the position in a file."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from agentmem_site.bulk.spec import LineError
 
 DIGEST_BYTES = 16
 
-# What a line calls another row: its key or id, or (the outer row's name, its key).
+# How a line names another row: by its key or id, or by (the outer row's name, its key).
 Name = str | tuple[str, str]
 Children = dict[Any, bytes]  # key within the parent -> row
 Known = dict[str, dict[Name, bytes]]  # column -> name -> the encoded id
@@ -16,16 +16,16 @@ Reject = Callable[[LineError], None]
 
 
 def refuse(error: LineError) -> None:
-    """One bad line stops it all."""
+    """Stops at the first bad line."""
     raise error
 
 
 class RawLine(NamedTuple):
-    """A line as it was read, or why it could not be; where it starts, and its digest."""
+    """A line as it was read, or why it could not be read."""
 
     number: int
     line: bytes | LineError
-    offset: int | None = None
+    offset: int | None = None  # of its first byte
     digest: bytes | None = None
 
 
@@ -37,25 +37,25 @@ class DecodedLine(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What tells whether a line has been seen before: its key, the names that it refers to."""
+    """What is needed to find out whether a line is unchanged since its last load."""
 
     raw: RawLine
     key: str
-    names: tuple[Name | None, ...]  # by the spec's references
-    children: int  # of different keys
-    repeated: int  # children more
+    names: tuple[Name | None, ...]  # of what it refers to, in the order of the spec's references
+    children: int  # with different keys
+    repeated: int  # further children
 
 
-class Seen(NamedTuple):
-    """A line that the table has as it is."""
+class UnchangedLine(NamedTuple):
+    """A line whose row exists and is as the line says."""
 
     number: int
-    children: int  # of different keys
-    repeated: int  # children more
+    children: int  # with different keys
+    repeated: int  # further children
 
 
 class Row(NamedTuple):
-    """One line, encoded: its key is what tells it from other rows."""
+    """One line, encoded. Rows with the same `key` are the same row."""
 
     number: int
     id: UUID
@@ -64,7 +64,7 @@ class Row(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """One line's row: the header, then its columns; references stay names."""
+    """One line's row: the header, then its columns. References are still names."""
 
     number: int
     offset: int | None
@@ -74,8 +74,8 @@ class Parts(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """How far a part of the file is done: all of its lines up to `line`; of the whole file up to
-    `checked_line` the digest is known."""
+    """A checkpoint in a part of the file: all of its lines up to `line` are committed. `digest` is
+    that of the whole file up to `checked_line`."""
 
     line: int = 0
     checked_line: int = 0

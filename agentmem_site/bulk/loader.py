@@ -1,13 +1,13 @@
 """The loader: numbered lines -> validated rows -> COPY -> upsert -> exact counts, batch by batch.
 
-    feed.py     reads, decodes and encodes, a batch ahead
-    worker.py   commits batches, over one connection: retries, smaller batches, the line to blame
+    feed.py     reads, decodes and encodes, one batch ahead
+    worker.py   commits batches on one connection: retries, smaller batches, bad rows
     writing.py  what a batch's transaction does
-    options.py  what the caller chooses, prepares and keeps
+    options.py  what the caller provides
     load()      here: the workers of one load, and their report
 
-Per batch one transaction, opened by the caller's `transaction` (it holds the organization's
-context); what a batch wrote, and how far the file is done, is there for good before the next line.
+Each batch has one transaction, opened by the caller's `transaction`, which sets the organization's
+context. It commits the batch together with its checkpoint.
 """
 
 import threading
@@ -52,13 +52,7 @@ from agentmem_site.bulk.report import (
 )
 from agentmem_site.bulk.spec import LineError, LoadSpec, Reference, restoring, tolerant
 from agentmem_site.bulk.times import Times
-from agentmem_site.bulk.worker import (
-    Shared,
-    TooManyRejects,
-    TooSlow,
-    Worker,
-    WorkTaken,
-)
+from agentmem_site.bulk.worker import Shared, TooManyRejects, TooSlow, Worker, WorkTaken
 from agentmem_site.bulk.writing import Restore, Writer
 
 
@@ -81,38 +75,40 @@ def load(
     may_restore: Callable[[Reference], bool] = lambda reference: True,
     notices: Notices | None = None,
 ) -> LoadReport:
-    """Upserts `lines` and reports. `transaction` opens one transaction in the organization's
-    context; `on_begin` sees what earlier runs have done, `on_batch` the report after each commit,
-    `on_reject` the bad lines of a batch before it (again, when the batch is done again); new rows
-    bear `constants`, by column. The report has the `notices` of whoever reads the lines.
+    """Upserts `lines` and reports.
 
-    Raises: LoadStopped; its report tells what is committed.
+    `transaction` opens a transaction in the organization's context. `on_begin` gets the report of
+    earlier runs, `on_batch` the report after each commit, `on_reject` the rejected lines of a batch
+    before its commit (again in a retry). `constants` are columns of new rows; `notices` those of
+    the reader of `lines`.
+
+    Raises: LoadStopped; its report has what is committed.
     """
     spec = tolerant(spec) if options.ignore_unknown else spec
     spec = restoring(spec) if options.preserve_ids else spec
-    begun = datetime.now(UTC)
+    started = datetime.now(UTC)
     report = LoadReport(spec.resource, dry_run=options.dry_run, notices=notices or Notices())
     is_parted = options.workers > 1 and not options.dry_run
     states = [(Mark(), Tally())] * (options.workers if is_parted else 1)
-    with _told(report), busy_interpreter():
+    with _as_load_stopped(report), busy_interpreter():
         if checkpoint:
-            begun, states = checkpoint.begin(len(states))
+            started, states = checkpoint.begin(len(states))
         encoder = Encoder(
             spec,
             keeps_time=options.preserve_timestamps,
-            notes_lines=spec.notes_lines,
+            keeps_line_hash=spec.keeps_line_hash,
             times=Times(
                 zone=options.timezone,
                 date_order=options.date_order,
                 has_options=True,
                 notices=report.notices,
             ),
-        ).begun_at(begun)
+        ).started_at(started)
         feed = Feed(
             lines,
             encoder,
             [mark for mark, _ in states],
-            seed=options.as_seed(spec),
+            seed=options.digest_seed(spec),
             batch_size=options.batch_size,
             skips_bad=options.skips_bad,
             prepares_until=_prepares_until(preparation),
@@ -176,7 +172,7 @@ class _Progress:
         report.resumed_after = report.last_line = min(self._lines)
 
     def add(self, part: int, line: int, tally: Tally, rejected: Sequence[LineError]) -> None:
-        """What a worker has committed, up to that line of its part."""
+        """Adds what a worker has committed, up to that line of its part."""
         report = self._report
         with self._lock:
             self._lines[part] = line
@@ -215,7 +211,7 @@ def _run_side_by_side(workers: Sequence[Worker], feed: Feed) -> None:
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(0.2)  # (a join without an end would not hear a signal)
+                thread.join(0.2)  # (a join without a timeout would delay signals)
     except BaseException:
         feed.stop()
         for worker in workers:
@@ -227,7 +223,7 @@ def _run_side_by_side(workers: Sequence[Worker], feed: Feed) -> None:
         raise errors[0]
 
 
-# What stops a load, and what that is called outside. (Of the database's errors `verdict` says.)
+# What callers get for an exception that stops a load. (For a database error it is up to `verdict`.)
 _STOPPED: dict[type[Exception], type[LoadStopped]] = {
     LineError: BadLine,
     TooManyRejects: BadLine,
@@ -245,8 +241,8 @@ _STOPPED_BY_DATABASE: dict[Verdict, type[LoadStopped]] = {
 
 
 @contextmanager
-def _told(report: LoadReport) -> Iterator[None]:
-    """Turns what stops a load into the LoadStopped that says so."""
+def _as_load_stopped(report: LoadReport) -> Iterator[None]:
+    """Turns what stops a load into a LoadStopped."""
     try:
         yield
     except PreparationFailed as error:

@@ -1,4 +1,4 @@
-"""What the caller of a load chooses, prepares and keeps."""
+"""What the caller of a load provides: options, preparation of lines, checkpoints."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ MAX_WORKERS = 32
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load. `as_seed` are those that change what a line means."""
+    """How to load."""
 
     batch_size: int = 5000  # rows, at most
-    min_batch_size: int = 500  # a batch that takes too long is halved down to it
-    timeout_s: float = 30  # per statement; 0: none
+    min_batch_size: int = 500  # a batch that takes too long is halved, but not below this
+    timeout_s: float = 30  # per statement; 0: no limit
     throttle_ms: float = 0  # between batches
-    workers: int = 1  # connections; lines of one key, or one conversation, go to the same
+    workers: int = 1  # connections; lines with one key, or of one conversation, share a worker
     retry: RetryPolicy = RETRIES["default"]
-    skips_bad: bool = False  # rejects a bad line and goes on; otherwise it stops the load
+    skips_bad: bool = False  # rejects bad lines; otherwise a bad line stops the load
     max_rejects: int | None = None
     preserve_timestamps: bool = False
-    preserve_ids: bool = False  # restores an export: the command's alone, never a request's
-    restore: bool = False  # brings back what lies in the trash
-    strict_references: bool = False
-    ignore_unknown: bool = False  # fields
-    timezone: str = ""  # IANA name: of times that name none
-    date_order: str = ""  # "dmy" or "mdy": of dates like 01/02/2026
+    preserve_ids: bool = False  # restores an export: for the command only, never for a request
+    restore: bool = False  # restores rows from the trash
+    strict_references: bool = False  # rejects lines that name unknown rows
+    ignore_unknown: bool = False  # skips unknown fields
+    timezone: str = ""  # IANA name, for times without a zone
+    date_order: str = ""  # "dmy" or "mdy", for dates like 01/02/2026
     dry_run: bool = False
 
-    def as_seed(self, spec: LoadSpec) -> bytes:
-        """What the digests of lines begin with: the same line means the same only with it."""
+    def digest_seed(self, spec: LoadSpec) -> bytes:
+        """The start of the digests of lines: the options that change what a line means."""
         meaning: list[Any] = [
             spec.resource,
             [column.name for column in spec.all_columns],
@@ -53,15 +53,15 @@ DEFAULTS = LoadOptions()
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """Completes decoded lines before they are encoded, outside any transaction: it may take long,
-    and look into the database."""
+    """Completes decoded lines before they are encoded, outside any transaction. It may take long
+    and query the database."""
 
     complete: Callable[[Sequence[Any]], None]
     until_line: int | None = None  # of the file; None: all
 
 
 class PreparationFailed(Exception):
-    """What a Preparation raises; `is_temporary`: the same lines may well be prepared later."""
+    """Raised by a Preparation. `is_temporary`: a retry may succeed."""
 
     def __init__(self, message: str, *, is_temporary: bool) -> None:
         super().__init__(message)
@@ -69,15 +69,15 @@ class PreparationFailed(Exception):
 
 
 class Checkpoint(Protocol):
-    """Where the caller keeps how far a load is: a mark and a tally for each worker."""
+    """How the caller stores checkpoints: a mark and a tally for each worker."""
 
     def begin(self, workers: int) -> tuple[datetime, list[tuple[Mark, Tally]]]:
-        """When the load began, and the state of each worker; of a load begun before, of as many
-        as that had."""
+        """When the load started, and the state of each worker. A resumed load has as many workers
+        as before."""
 
     def save(self, part: int, before: Mark, after: Mark, tally: Tally) -> bool:
-        """Notes it within the open transaction of a batch; False where the mark is not `before`
-        any more: another process has taken the load over."""
+        """Saves the state in the open transaction of a batch. False if the mark is not `before`:
+        another process has taken over the load."""
 
     def read(self, part: int) -> Mark:
-        """The mark that is committed."""
+        """The committed mark."""

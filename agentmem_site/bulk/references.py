@@ -1,4 +1,5 @@
-"""The ids of what lines name: looked up set-wise, unknown ones created, kept between batches."""
+"""The ids of the rows that lines refer to: looked up in sets, created if missing, kept between
+batches."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,24 +21,24 @@ _MAX_KNOWN = 200_000  # per column
 
 
 class References:
-    """What the lines of one spec refer to, in one organization. `holds`: what is found stays out of
-    the trash until the transaction ends."""
+    """What the lines of one spec refer to, in one organization. With `locks`, rows that are found
+    stay out of the trash until the transaction ends."""
 
-    def __init__(self, spec: LoadSpec, *, holds: bool = False) -> None:
-        self._holds = holds
+    def __init__(self, spec: LoadSpec, *, locks: bool = False) -> None:
+        self._locks = locks
         self.known: Known = {reference.column: {} for reference in spec.references}
-        # (column, name) of rows that lie in the trash; they are known as well.
+        # (column, name) of rows in the trash; they are in `known` as well.
         self.deleted: set[tuple[str, Name]] = set()
         self.created: dict[str, int] = {}  # rows by model
 
     def forget(self) -> None:
-        """What a transaction that is taken back has made is gone with it."""
+        """Called after a rollback: rows that the transaction created do not exist."""
         self.deleted.clear()
         for known in self.known.values():
             known.clear()
 
     def find(self, reference: Reference, names: Sequence[Name], stamp: Stamp) -> list[Name]:
-        """Makes known those of `names` that are there; the others."""
+        """Looks up the ids of `names`. Returns those that have no row."""
         known = self.known[reference.column]
         if len(known) > _MAX_KNOWN:
             known.clear()
@@ -49,20 +50,20 @@ class References:
         return [name for name in unknown if name not in known]
 
     def restored(self, reference: Reference, names: Sequence[Name]) -> None:
-        """They lie in the trash no more."""
+        """Records that these are no longer in the trash."""
         self.deleted -= {(reference.column, name) for name in names}
 
     def create(self, reference: Reference, names: Mapping[Any, int], stamp: Stamp) -> None:
-        """Makes rows of these keys, and known; each is made when the line is that names it first,
-        whose number is given."""
+        """Creates rows with these keys. `names` has the number of the first line that names each,
+        which determines its `created_at`."""
         if not names:
             return
-        begun_us = binary.microseconds(stamp.begun)
+        started_us = binary.microseconds(stamp.started)
         rows = [
             (
-                UUID(bytes=uuid7_at(begun_us + number, int.from_bytes(os.urandom(8)))),
+                UUID(bytes=uuid7_at(started_us + number, int.from_bytes(os.urandom(8)))),
                 name,
-                stamp.begun + timedelta(microseconds=number),
+                stamp.started + timedelta(microseconds=number),
             )
             for name, number in names.items()
         ]
@@ -74,12 +75,12 @@ class References:
 
     def _find(self, reference: Reference, names: Sequence[str], stamp: Stamp) -> None:
         rows = _rows(
-            statements.find_references(reference, stamp.organization_id, names, holds=self._holds)
+            statements.find_references(reference, stamp.organization_id, names, locks=self._locks)
         )
         by_key = {key: row_id for key, row_id, _ in rows}
         is_deleted = {row_id: deleted for _, row_id, deleted in rows}
         for name in names:
-            # The caller's own key comes first: it may look like an id of ours.
+            # The caller's own key takes precedence: it may look like an id of ours.
             own_id = statements.as_uuid(name)
             row_id: Any = own_id
             if name in by_key and not (reference.by_id and own_id in is_deleted):
@@ -99,10 +100,10 @@ class References:
                 reference, stamp.organization_id, list(pairs.values())
             )
         )
-        found = {(outer_id, key): (row_id, deleted) for outer_id, key, row_id, deleted in rows}
+        by_pair = {(outer_id, key): (row_id, deleted) for outer_id, key, row_id, deleted in rows}
         for name, pair in pairs.items():
-            if pair in found:
-                row_id, is_deleted = found[pair]
+            if pair in by_pair:
+                row_id, is_deleted = by_pair[pair]
                 self.known[reference.column][name] = binary.uuid(row_id)
                 if is_deleted:
                     self.deleted.add((reference.column, name))

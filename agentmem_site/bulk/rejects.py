@@ -1,4 +1,4 @@
-"""The file of rejected lines: JSON lines, each reject once, whatever interrupts the load."""
+"""The file of rejected lines: JSON lines, each reject once, even if the load is interrupted."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def as_json(error: LineError) -> dict[str, Any]:
 
 
 class RejectsUnwritable(Exception):
-    """Rejected lines have nowhere to go."""
+    """Rejected lines cannot be written."""
 
 
 @contextmanager
@@ -35,11 +35,11 @@ def _named(path: Path) -> Iterator[None]:
 
 
 class RejectFile:
-    """Written before the batch of the rejected lines is committed: what is committed is named
-    here. A load that goes on leaves out what stands here already."""
+    """Rejects are written before their batch is committed, so that none is missing. A resumed load
+    skips those that the file has already."""
 
     def __init__(self, path: Path) -> None:
-        """Raises: RejectsUnwritable, as all of it does."""
+        """Raises: RejectsUnwritable, as all methods do."""
         self._path = path
         self._known: set[int] = set()
         with _named(path):
@@ -54,21 +54,21 @@ class RejectFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with suppress(OSError):  # what is worth keeping is written
+        with suppress(OSError):  # everything of value is flushed
             self._file.close()
 
     def begin(self, *, is_resumed: bool) -> None:
-        """A new load begins a new file."""
-        whole = 0
+        """Truncates the file; for a resumed load, only an incomplete last line."""
+        complete = 0  # bytes
         with _named(self._path):
             if is_resumed:
                 for line in self._path.read_bytes().splitlines(keepends=True):
                     if not line.endswith(b"\n"):
                         break  # the write that was interrupted
-                    whole += len(line)
+                    complete += len(line)
                     self._known.update(_number(line))
             if self._path.is_file():  # not a pipe
-                self._file.truncate(whole)
+                self._file.truncate(complete)
 
     def write(self, errors: Sequence[LineError]) -> None:
         new = [error for error in errors if error.line not in self._known]

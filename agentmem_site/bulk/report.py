@@ -1,4 +1,4 @@
-"""What became of a load's lines, and the ways in which a load ends early."""
+"""The report of a load, and the reasons why one stops early."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -12,13 +12,13 @@ MAX_REJECTS_KEPT = 1_000
 
 @dataclass(slots=True)
 class Counts:
-    """Rows. Each line is one of them, or rejected."""
+    """Numbers of rows. Each line is counted in one of them, or rejected."""
 
     inserted: int = 0
     updated: int = 0
     unchanged: int = 0
-    deleted: int = 0  # met in the trash, and left there
-    duplicates: int = 0  # the same key again in a batch: the last one counts
+    deleted: int = 0  # existing rows in the trash, left there
+    duplicates: int = 0  # earlier lines with the same key in a batch: the last one counts
 
     def add(self, other: "Counts") -> None:
         for item in fields(other):
@@ -27,7 +27,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Tally:
-    """The exact counts of what is committed; as JSON it stands in a job's checkpoint."""
+    """The exact counts of what is committed. A job's checkpoint has it as JSON."""
 
     read: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -62,16 +62,16 @@ class Tally:
 
 @dataclass(slots=True)
 class LoadReport:
-    """What happened to the lines that are committed; of a resumed load, through all its runs."""
+    """The result of the committed lines, in all runs of a resumed load."""
 
     resource: str
     tally: Tally = field(default_factory=Tally)
-    resumed_after: int = 0  # the line after which this run began
+    resumed_after: int = 0  # the line after which this run started
     read_here: int = 0  # lines read by this run
     last_line: int = 0  # every line up to it is committed
     seconds: float = 0.0  # of this run
     dry_run: bool = False
-    rejects: list[LineError] = field(default_factory=list)  # the first of this run
+    rejects: list[LineError] = field(default_factory=list)  # the first ones of this run
     notices: Notices = field(default_factory=Notices)  # of this run
 
     @property
@@ -117,7 +117,7 @@ class LoadReport:
 
 
 class LoadStopped(Exception):
-    """The load stopped before its end. The batches reported are committed."""
+    """The load stopped before its end. The reported batches are committed."""
 
     def __init__(self, message: str, report: LoadReport) -> None:
         super().__init__(message)
@@ -125,8 +125,8 @@ class LoadStopped(Exception):
 
 
 class BadLine(LoadStopped):
-    """A line cannot be loaded; nothing of its batch is stored. (Of too many rejected lines it has
-    no `error`.)"""
+    """A line cannot be loaded; nothing of its batch is stored. (If too many lines are rejected,
+    there is no `error`.)"""
 
     @property
     def error(self) -> LineError | None:
@@ -138,24 +138,24 @@ class Unreadable(LoadStopped):
 
 
 class ChangedFile(LoadStopped):
-    """The file is not the one that the job has read so far."""
+    """The file has changed since the job read it."""
 
 
 class Interrupted(LoadStopped):
-    """The database went away or was too slow; the same command goes on where this one stopped."""
+    """The database went away or was too slow. The same command resumes the load."""
 
 
 class Refused(LoadStopped):
-    """The database refused what it should not have."""
+    """The database refused a statement that it should accept."""
 
 
 class NotPermitted(LoadStopped):
-    """The database lets this role not do that."""
+    """The database role lacks a privilege."""
 
 
 class Unprepared(LoadStopped):
-    """What the lines lack could not be made; not for a moment only."""
+    """The lines could not be prepared, and a retry will not help."""
 
 
 class CannotWriteRejects(LoadStopped):
-    """The rejected lines have nowhere to go."""
+    """The rejected lines cannot be written."""

@@ -1,7 +1,7 @@
-"""What a loader has to know of a resource: its line, its columns, its keys, what it refers to.
+"""What the loader knows about a resource: its line, its columns, its keys, its references.
 
-A line is a `msgspec.Struct`: its types and limits are the validation, its properties derive what
-is not in the file. JSON columns are `msgspec.Raw`: their bytes go through untouched.
+A line is a `msgspec.Struct`. Its types and limits are the validation; its properties derive columns
+that are not in the file. JSON columns are `msgspec.Raw`: their bytes are passed on unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ Name = Annotated[str, msgspec.Meta(max_length=255)]
 KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)] | int | float  # numbers: seconds since 1970
 ABSENT = msgspec.Raw()
-LINE_HASH = "line_hash"  # the column that notes a row's last line
-LINE_AT = "line_at"  # beside a staged row: when it was made, where its line does not say
+LINE_HASH = "line_hash"  # the column with the hash of the line that a row was last loaded from
+LINE_AT = "line_at"  # a column of staging tables: created_at of a row whose line has none
 OVERWRITE = "{new}.{column}"
 DIFFERENT = "{old}.{column} IS DISTINCT FROM {new}.{column}"
 MAX_ECHOED = 200  # characters
@@ -41,7 +41,7 @@ class LineError(Exception):
         self.offset = offset  # of the line's first byte, where lines are bytes of a file
 
     def bare(self) -> Self:
-        """Without what led to it: a traceback keeps the whole batch in memory."""
+        """The error without its causes: a traceback keeps the whole batch in memory."""
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self
 
@@ -59,7 +59,7 @@ class LineErrors(Exception):
 
 
 def echoed(content: str) -> str:
-    """What is said again of what a line holds: a reject is no copy of it."""
+    """A line's content, shortened for a message: a reject must not be a copy of the line."""
     return content if len(content) <= MAX_ECHOED else f"{content[: MAX_ECHOED - 3]}..."
 
 
@@ -75,8 +75,8 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
 class Reference:
     """A column that holds another row's id; the file names that row by its key or its id.
 
-    `within` names another reference column of the same line that the key is unique in.
-    `creates`: an unknown key becomes a new row. `by_id`: a name that is an id goes before a key.
+    `within`: the key is unique only within the row that this other reference column names.
+    `creates`: an unknown key becomes a new row. `by_id`: an id takes precedence over a key.
     """
 
     column: str
@@ -89,9 +89,9 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that comes from the file, where its name alone does not say all.
+    """A column that comes from the file and needs more than its name.
 
-    `encode` stands in for what the model's field says (`encoder_of`). `update` and `differs` are
+    `encode` replaces the encoding of the model's field (`encoder_of`). `update` and `differs` are
     SQL over {old} and {new} for columns that are not simply overwritten and compared.
     """
 
@@ -103,10 +103,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A unique index that tells rows apart, the organization before `columns`.
+    """A conflict key: a unique index over the organization and `columns`.
 
-    A line goes by the first key whose first column it fills. `partial` is the index's own
-    predicate, with {row} before each column; with `has_nulls` two NULLs are the same.
+    A line uses the first key whose first column it fills. `partial` is the predicate of the index,
+    with {row} before each column. `has_nulls`: NULLS NOT DISTINCT.
     """
 
     columns: tuple[str, ...]
@@ -115,11 +115,11 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """Which live rows are there no more for anybody, though nobody has taken them away yet. What is
-    added under their key is written over them, as if it were new.
+class Expiry:
+    """When live rows have expired: nobody sees them, though they still exist. A row with the same
+    key is written over them as if it were new.
 
-    `when` is SQL over {row}, before each column, and {now}; `reason` is for the journal.
+    `when` is SQL over {now} and {row}, which precedes each column. `reason` is for the journal.
     """
 
     when: str
@@ -128,14 +128,14 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """Lines inside a line (the runs of a session), rows of their own in another table."""
+    """Lines inside a line (the runs of a session), which are rows of another table."""
 
     source: str
     spec: "LoadSpec"
 
 
-# What to note of the rows written, in their transaction. Called with SQL that gives their (id,
-# change_type, reason) and with organization_id, actor_id and now.
+# Records the rows written, in their transaction. Called with SQL that returns (id, change_type,
+# reason) of each, and with organization_id, actor_id and now.
 Journal = Callable[..., None]
 
 
@@ -150,18 +150,18 @@ class LoadSpec:
     keys: Sequence[Key]
     references: Sequence[Reference] = ()
     children: Children | None = None
-    # Reference columns: lines that name the same in the first that they fill are one worker's.
-    together: Sequence[str] = ()
-    # Of a child: the column that holds its parent's id, first in its key.
+    # Reference columns. Lines with the same name in the first one that they fill go to one worker.
+    grouped_by: Sequence[str] = ()
+    # For children: the column with the parent's id, which is first in the key.
     parent_column: str = ""
-    # SQL over {old} and {new}: columns that the server keeps and a real change moves.
+    # SQL over {old} and {new}: columns of the server's that a real change updates.
     server_columns: dict[str, str] = field(default_factory=dict)
     journal: Journal | None = None
-    gone: Gone | None = None
-    # The line of an export: `line`, and the columns that the server keeps otherwise.
+    expiry: Expiry | None = None
+    # The line of an export: `line` and columns that otherwise only the server sets.
     restored_line: type[msgspec.Struct] | None = None
     restored_columns: Sequence[Column | str] = ()
-    # Of `restoring(spec)`: the keys that a row with a given id must agree with.
+    # In `restoring(spec)`: the keys that must agree with the id of a row.
     natural_keys: Sequence[Key] = ()
 
     @property
@@ -169,9 +169,9 @@ class LoadSpec:
         return bool(self.natural_keys)
 
     @property
-    def notes_lines(self) -> bool:
-        """A row keeps what its last line was: the same line again is known without looking at
-        it (seen.py)."""
+    def keeps_line_hash(self) -> bool:
+        """Rows keep the hash of their last line: an unchanged line is recognized by it, before it
+        is decoded."""
         names = {f.name for f in self.model._meta.concrete_fields}
         return LINE_HASH in names and not self.keeps_ids
 
@@ -185,15 +185,14 @@ class LoadSpec:
 
 
 def restoring(spec: LoadSpec) -> LoadSpec:
-    """The spec of an export's lines: rows keep their ids, and what the server keeps of them.
+    """The spec for lines of an export: rows keep their ids and the columns that the server sets.
 
-    A row is found by its id. In the trash it is as it was, if it is new here; one that is there
-    stays where it is.
+    Rows are matched by id. A new row is in the trash if it was; an existing row stays where it is.
     """
     given = spec.restored_line or spec.line
     children = spec.children and replace(spec.children, spec=restoring(spec.children.spec))
     fields: dict[str, Any] = {str(f.column): f for f in spec.model._meta.concrete_fields}
-    # Not every row has a key of the caller's.
+    # Rows that the API created may have no key of the caller's.
     optional = [
         (name, KeyText | None, None)
         for key in spec.keys
@@ -219,18 +218,18 @@ def restoring(spec: LoadSpec) -> LoadSpec:
         spec,
         line=line,
         columns=[*spec.columns, *spec.restored_columns, *once],
-        # A child's parent has its id already: its own key is found as it always is.
+        # A child keeps its own key: its parent has its id already.
         keys=spec.keys if spec.parent_column else [Key(("id",))],
         natural_keys=spec.keys,
         references=[replace(r, creates=False, by_id=not r.within) for r in spec.references],
         children=children,
         server_columns={},
-        gone=None,
+        expiry=None,
     )
 
 
 def tolerant(spec: LoadSpec) -> LoadSpec:
-    """The spec of lines whose unknown fields are left out."""
+    """The spec that ignores unknown fields of lines."""
     children = spec.children and replace(spec.children, spec=tolerant(spec.children.spec))
     below: list[Any] = (
         [(children.source, list[children.spec.line] | None, None)]  # type: ignore[name-defined]
@@ -263,14 +262,14 @@ def _is_moment(field: Any) -> bool:
 
 
 def json_object(raw: bytes) -> bytes:
-    """A jsonb column that holds an object. Raises: ValueError."""
+    """Encodes a jsonb column that must be an object. Raises: ValueError."""
     if not raw.startswith(b"{"):
         raise ValueError("Expected an object")
     return binary.jsonb(raw)
 
 
 def json_array(raw: bytes) -> bytes:
-    """A jsonb column that holds an array. Raises: ValueError."""
+    """Encodes a jsonb column that must be an array. Raises: ValueError."""
     if not raw.startswith(b"["):
         raise ValueError("Expected an array")
     return binary.jsonb(raw)
@@ -291,7 +290,7 @@ _ENCODERS: dict[str, binary.Encode] = {
 
 
 def encoder_of(field: Any) -> binary.Encode:
-    """How a model field's values are encoded; its JSON is of the kind that its default is."""
+    """The encoding of a model field's values. A JSON value must be of the type of the default."""
     if field.get_internal_type() == "JSONField":
         return {dict: json_object, list: json_array}.get(field.default, binary.jsonb)
     return _ENCODERS[field.get_internal_type()]

@@ -1,7 +1,7 @@
-"""The statements of a batch, composed with psycopg.sql. No value but through a Literal.
+"""The statements of a batch, composed with psycopg.sql. Every value is a Literal.
 
-{stage} is a temp table of the batch's rows as the file has them, {changed} one of the ids written.
-A statement runs as one simple query; every one on a real table carries the organization.
+A batch goes through temporary tables (`Staging`). Each statement is sent as one simple query. On
+other tables it names the organization.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,79 +14,75 @@ from uuid import UUID
 from django.db import connection
 from psycopg import sql
 
-from agentmem_site.bulk.spec import (
-    LINE_AT,
-    LINE_HASH,
-    OVERWRITE,
-    Column,
-    Key,
-    LoadSpec,
-    Reference,
-)
+from agentmem_site.bulk.spec import LINE_AT, LINE_HASH, OVERWRITE, Column, Key, LoadSpec, Reference
 from agentmem_site.db.roles import ADMIN
 
 _OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
 _EXCLUDED = sql.SQL("EXCLUDED")
-# A moment that the load gave to a row whose line has none.
-_OF_LOAD = "{new}.{column} BETWEEN {begun} AND {now}"
+# The load set this timestamp: the row's line has none.
+_SET_BY_LOAD = "{new}.{column} BETWEEN {started} AND {now}"
 _AND, _OR, _COMMA = sql.SQL(" AND "), sql.SQL(" OR "), sql.SQL(", ")
-# Before and after statements that look rows up (`_looked_up`).
-LOOK_UPS = sql.SQL("SET LOCAL enable_seqscan = off")
-ANY_PLANS = sql.SQL("SET LOCAL enable_seqscan = on")
+# Of a staged row, once existing rows are matched.
+_TO_WRITE = sql.SQL("(m.id IS NULL OR (m.needs_write AND NOT m.is_deleted))")
+# Around statements that use `_looked_up`.
+INDEX_SCANS_ONLY = sql.SQL("SET LOCAL enable_seqscan = off")
+ALL_SCANS = sql.SQL("SET LOCAL enable_seqscan = on")
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Whose rows, by whom, when; and when their load began."""
+    """Whose rows are written, by whom and when; and when their load started."""
 
     organization_id: UUID
     actor_id: UUID | None
     now: datetime
-    begun: datetime
+    started: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """The temp tables of one spec, and the columns in the order in which they are copied."""
+class Staging:
+    """The staging table of one spec, and two temporary tables beside it. `columns` are in the order
+    in which they are copied."""
 
     spec: LoadSpec
     columns: tuple[str, ...]
-    # Column -> what every new row bears there: a value, or SQL over the staged row {s}.
+    # Column -> what it is in every new row: a value, or SQL over the staged row `s`.
     constants: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keeps_time(self) -> bool:
-        """The file's timestamps count; otherwise rows bear the time of their lines."""
+        """Rows keep the timestamps of the file; otherwise the load sets them."""
         return "created_at" in self.columns
 
     @property
     def rows(self) -> sql.Identifier:
+        """The staging table: the batch's rows as the file has them."""
         return sql.Identifier(f"load_{self.spec.model._meta.db_table}")
 
     @property
-    def changed(self) -> sql.Identifier:
+    def written(self) -> sql.Identifier:
         """(id) of each row written."""
-        return sql.Identifier(f"changed_{self.spec.model._meta.db_table}")
+        return sql.Identifier(f"written_{self.spec.model._meta.db_table}")
 
     @property
-    def met(self) -> sql.Identifier:
-        """(staged_id, id, is_deleted, is_gone, is_written): the row that the table has for a staged
-        one, and whether it is to be written: it differs, or one of its children does."""
-        return sql.Identifier(f"met_{self.spec.model._meta.db_table}")
+    def existing(self) -> sql.Identifier:
+        """(staged_id, id, is_deleted, is_expired, needs_write) of each existing row that a staged
+        row matches. `needs_write`: it differs, or one of its children does."""
+        return sql.Identifier(f"existing_{self.spec.model._meta.db_table}")
 
     def create(self) -> sql.Composed:
         return sql.SQL(
-            "{rows}; CREATE TEMP TABLE {changed} (id uuid) ON COMMIT DROP; "
-            "CREATE TEMP TABLE {met} (staged_id uuid, id uuid, is_deleted boolean, "
-            "is_gone boolean, is_written boolean) ON COMMIT DROP"
-        ).format(rows=self.create_rows(), changed=self.changed, met=self.met)
+            "{rows}; CREATE TEMP TABLE {written} (id uuid) ON COMMIT DROP; "
+            "CREATE TEMP TABLE {existing} (staged_id uuid, id uuid, is_deleted boolean, "
+            "is_expired boolean, needs_write boolean) ON COMMIT DROP"
+        ).format(rows=self.create_rows(), written=self.written, existing=self.existing)
 
     def copy(self) -> sql.Composed:
         names = _COMMA.join(map(sql.Identifier, self.columns))
         return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(self.rows, names)
 
     def create_rows(self) -> sql.Composed:
-        """The staged rows' table alone."""
+        """The staging table alone."""
         types = {f.column: f.db_type(connection) for f in self.spec.model._meta.concrete_fields}
         types[LINE_AT] = types["created_at"]
         return sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(
@@ -98,146 +94,150 @@ class Stage:
         )
 
     def drop(self) -> sql.Composed:
-        return sql.SQL("DROP TABLE {}").format(_COMMA.join([self.rows, self.changed, self.met]))
+        return sql.SQL("DROP TABLE {}, {}, {}").format(self.rows, self.written, self.existing)
 
     @property
     def new(self) -> sql.Composed:
-        """The ids of the rows that are new, if they were written: they bear the id that was
-        staged for them. An id from the file is also one that was met."""
+        """Ids that a written row has only if it is new: the staged ones. An id that comes from the
+        file may also be an existing row's."""
         if not self.spec.keeps_ids:
             return sql.SQL("(SELECT id FROM {})").format(self.rows)
-        return sql.SQL("(SELECT id FROM {} EXCEPT SELECT id FROM {})").format(self.rows, self.met)
+        return sql.SQL("(SELECT id FROM {} EXCEPT SELECT id FROM {})").format(
+            self.rows, self.existing
+        )
 
 
 def settings(*, timeout_s: float) -> sql.Composed:
-    """For one batch: its rows are sorted in memory."""
+    """The settings of one batch's transaction. `work_mem` lets it sort its rows in memory."""
     return sql.SQL(
         "SET LOCAL work_mem = '64MB'; SET LOCAL statement_timeout = {}; "
         "SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '60s'"
     ).format(sql.Literal(ceil(timeout_s * 1000)))
 
 
-def rows_known(table: str) -> sql.Composed:
-    """How many rows the planner takes the table for; -1 where it was never told."""
+def estimated_rows(table: str) -> sql.Composed:
+    """The planner's estimate of the table's rows; -1 if it was never analyzed."""
     return sql.SQL("SELECT reltuples::bigint FROM pg_class WHERE oid = {}::regclass").format(
         sql.Literal(table)
     )
 
 
 def analyze(table: str) -> sql.Composed:
-    """Tells the planner anew. (A function of the owner's: accounts/migrations/0002.)"""
+    """ANALYZE, by a function that runs as the owner (accounts/migrations/0002)."""
     return sql.SQL("SELECT agentmem_analyze({}::regclass)").format(sql.Literal(table))
 
 
-def meet(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> sql.Composed:
-    """Notes which rows of the table the staged ones are for, and which of them differ. Children
-    are looked for where their parents were met, those of the trash left out."""
+def match_existing(
+    stage: Staging, key: Key, stamp: Stamp, parents: Staging | None = None
+) -> sql.Composed:
+    """Records which existing rows the staged rows match, and which of them differ. Children are
+    looked up below their existing parents, unless these are in the trash."""
     same = _same_row(key, stamp)
     source: sql.Composable = stage.rows
     if parents:
         parent = sql.Identifier(stage.spec.parent_column)
         source = sql.SQL(
-            "(SELECT c.*, p.id AS met_parent FROM {rows} c JOIN {met} p "
+            "(SELECT c.*, p.id AS existing_parent FROM {rows} c JOIN {existing} p "
             "ON p.staged_id = c.{parent} AND NOT p.is_deleted)"
-        ).format(rows=stage.rows, met=parents.met, parent=parent)
+        ).format(rows=stage.rows, existing=parents.existing, parent=parent)
         rest = replace(key, columns=key.columns[1:])
-        same = sql.SQL("{} AND t.{} = s.met_parent").format(_same_row(rest, stamp), parent)
+        same = sql.SQL("{} AND t.{} = s.existing_parent").format(_same_row(rest, stamp), parent)
     return sql.SQL("; ").join(
         [
-            LOOK_UPS,
+            INDEX_SCANS_ONLY,
             sql.SQL(
-                "INSERT INTO {met} SELECT s.id, t.id, t.is_deleted, {gone}, "
+                "INSERT INTO {existing} SELECT s.id, t.id, t.is_deleted, {is_expired}, "
                 "coalesce({differs}, false) FROM {source} s, {looked_up} WHERE {staged}"
             ).format(
-                met=stage.met,
-                gone=_gone(stage.spec, _OLD, stamp),
+                existing=stage.existing,
+                is_expired=_is_expired(stage.spec, _OLD, stamp),
                 differs=_differs(stage, _OLD, _NEW, stamp),
                 source=source,
                 looked_up=_looked_up(stage.spec, same),
                 staged=_staged(stage.spec.keys, key),
             ),
-            ANY_PLANS,
+            ALL_SCANS,
         ]
     )
 
 
-def hold_references(
-    stage: Stage, references: Sequence[Reference], stamp: Stamp, *, is_met: bool
+def lock_references(
+    stage: Staging, references: Sequence[Reference], stamp: Stamp, *, is_matched: bool
 ) -> sql.Composed:
-    """(place of the reference, id) of what the rows that are to be written refer to and that lies
-    in the trash; the others cannot go there before this transaction ends (Records.delete waits).
+    """Locks the rows that the rows to be written refer to, so that they cannot go to the trash
+    before this transaction ends (Records.delete waits). Returns those that are in the trash
+    already: (index of the reference, id).
 
-    Held are parents before what hangs on them, each in the order of ids: as a deletion takes them.
-    (OFFSET: or only those that lie in the trash would be held.)
+    References are locked in their order, rows in that of their ids: as a deletion locks them.
+    (OFFSET: without it, only rows in the trash would be locked.)
     """
-    met = sql.SQL(" LEFT JOIN {} m ON m.staged_id = s.id").format(stage.met)
-    written = sql.SQL(" AND (m.id IS NULL OR (m.is_written AND NOT m.is_deleted))")
+    existing = sql.SQL(" LEFT JOIN {} m ON m.staged_id = s.id").format(stage.existing)
     return sql.SQL(" UNION ALL ").join(
         sql.SQL(
-            "SELECT {place}, t.id FROM (SELECT DISTINCT s.{column} AS id FROM {rows} s{met} "
-            "WHERE s.{column} IS NOT NULL{written} ORDER BY 1) AS n, "
+            "SELECT {index}, t.id FROM (SELECT DISTINCT s.{column} AS id FROM {rows} s{existing} "
+            "WHERE s.{column} IS NOT NULL{to_write} ORDER BY 1) AS n, "
             "LATERAL (SELECT t.id, t.is_deleted FROM {table} t WHERE t.organization_id = {own} "
             "AND t.id = n.id OFFSET 0 FOR KEY SHARE) AS t WHERE t.is_deleted"
         ).format(
-            place=sql.Literal(place),
+            index=sql.Literal(index),
             column=sql.Identifier(reference.column),
             rows=stage.rows,
-            met=met if is_met else sql.SQL(""),
-            written=written if is_met else sql.SQL(""),
+            existing=existing if is_matched else sql.SQL(""),
+            to_write=sql.SQL(" AND {}").format(_TO_WRITE) if is_matched else sql.SQL(""),
             table=sql.Identifier(reference.model._meta.db_table),
             own=sql.Literal(stamp.organization_id),
         )
-        for place, reference in enumerate(references)
+        for index, reference in enumerate(references)
     )
 
 
-def rows_that_refer(
-    stage: Stage, reference: Reference, ids: Sequence[UUID], *, is_met: bool
+def rows_referring_to(
+    stage: Staging, reference: Reference, ids: Sequence[UUID], *, is_matched: bool
 ) -> sql.Composed:
-    """The staged ids of the rows that are to be written and refer to one of these."""
+    """The staged ids of the rows that are to be written and refer to one of `ids`."""
     rows = sql.SQL("SELECT s.id FROM {} s").format(stage.rows)
-    if is_met:
-        rows += sql.SQL(" LEFT JOIN {} m ON m.staged_id = s.id").format(stage.met)
+    if is_matched:
+        rows += sql.SQL(" LEFT JOIN {} m ON m.staged_id = s.id").format(stage.existing)
     rows += sql.SQL(" WHERE s.{} = ANY ({})").format(
         sql.Identifier(reference.column), sql.Literal(list(ids))
     )
-    if is_met:
-        rows += sql.SQL(" AND (m.id IS NULL OR (m.is_written AND NOT m.is_deleted))")
+    if is_matched:
+        rows += sql.SQL(" AND {}").format(_TO_WRITE)
     return rows
 
 
-def write_parents_of(stage: Stage, children: Stage) -> sql.Composed:
-    """A parent of which a child is new or differs has changed: it is written too."""
+def mark_parents(stage: Staging, children: Staging) -> sql.Composed:
+    """Marks parents with a new or different child: they are written too."""
     return sql.SQL(
-        "UPDATE {met} m SET is_written = true FROM (SELECT DISTINCT c.{parent} AS staged_id "
-        "FROM {rows} c LEFT JOIN {met_children} k ON k.staged_id = c.id "
-        "WHERE k.id IS NULL OR (k.is_written AND NOT k.is_deleted)) AS touched "
-        "WHERE touched.staged_id = m.staged_id AND NOT m.is_written"
+        "UPDATE {existing} m SET needs_write = true FROM (SELECT DISTINCT c.{parent} AS staged_id "
+        "FROM {rows} c LEFT JOIN {existing_children} k ON k.staged_id = c.id "
+        "WHERE k.id IS NULL OR (k.needs_write AND NOT k.is_deleted)) AS touched "
+        "WHERE touched.staged_id = m.staged_id AND NOT m.needs_write"
     ).format(
-        met=stage.met,
+        existing=stage.existing,
         parent=sql.Identifier(children.spec.parent_column),
         rows=children.rows,
-        met_children=children.met,
+        existing_children=children.existing,
     )
 
 
-def deleted_rows(stage: Stage) -> sql.Composed:
-    """(id) of the rows met in the trash."""
-    return sql.SQL("SELECT DISTINCT id FROM {} WHERE is_deleted").format(stage.met)
+def deleted_rows(stage: Staging) -> sql.Composed:
+    """(id) of the existing rows in the trash."""
+    return sql.SQL("SELECT DISTINCT id FROM {} WHERE is_deleted").format(stage.existing)
 
 
-def bring_back(stage: Stage) -> sql.Composed:
-    """The rows met in the trash have been restored."""
-    return sql.SQL("UPDATE {} SET is_deleted = false, is_written = true WHERE is_deleted").format(
-        stage.met
+def mark_restored(stage: Staging) -> sql.Composed:
+    """Records that the existing rows have been restored from the trash."""
+    return sql.SQL("UPDATE {} SET is_deleted = false, needs_write = true WHERE is_deleted").format(
+        stage.existing
     )
 
 
 def insert(
-    stage: Stage, key: Key, stamp: Stamp, only: Sequence[UUID] | None = None
+    stage: Staging, key: Key, stamp: Stamp, only: Sequence[UUID] | None = None
 ) -> sql.Composed:
-    """Inserts the staged rows of this key, in its order, or some of them. Fails where one of them
-    is there."""
+    """Inserts the staged rows of this key, or those in `only`, in the order of the key. Fails if
+    one exists."""
     values = _inserted(stage, stamp)
     staged = _staged(stage.spec.keys, key)
     if only is not None:
@@ -255,52 +255,51 @@ def insert(
     )
 
 
-def note_all(stage: Stage) -> sql.Composed:
-    """All staged rows were written."""
-    return sql.SQL("INSERT INTO {} SELECT id FROM {}").format(stage.changed, stage.rows)
+def record_all_written(stage: Staging) -> sql.Composed:
+    """Records that all staged rows were written."""
+    return sql.SQL("INSERT INTO {} SELECT id FROM {}").format(stage.written, stage.rows)
 
 
-def upsert(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -> sql.Composed:
-    """Inserts the staged rows of this key that were not met and updates those that are to be
-    written.
+def upsert(stage: Staging, key: Key, stamp: Stamp, parents: Staging | None = None) -> sql.Composed:
+    """Inserts the staged rows of this key that are new and updates existing ones that need it.
 
-    Rows go in the order of their key, so that loaders at work side by side never wait for each
-    other in a ring. A row that was met goes in under its own id: by that it is told from one that
-    another loader has inserted since, which is updated only where it differs.
+    Rows are written in the order of their key, so that concurrent loaders do not deadlock. A row
+    that was matched is written with its existing id. This distinguishes it from a row that another
+    loader has inserted since, which is updated only if it differs.
     """
     spec = stage.spec
     values = _inserted(stage, stamp)
     values["id"] = sql.SQL("coalesce(m.id, s.id)")
     if stage.keeps_time:
-        # (Now stands for none: the row that was met keeps its own, unless it begins anew.)
+        # (`now` means that none was given: an existing row keeps its own, unless it had expired.)
         values["created_at"] = sql.SQL(
-            "coalesce(s.created_at, CASE WHEN m.id IS NULL OR (m.is_gone AND ({gone}) IS NOT TRUE) "
-            "THEN {made} ELSE {now} END)"
+            "coalesce(s.created_at, CASE WHEN m.id IS NULL "
+            "OR (m.is_expired AND ({is_still_expired}) IS NOT TRUE) THEN {line_at} ELSE {now} END)"
         ).format(
-            gone=_gone(spec, _NEW, stamp),
-            made=sql.Identifier("s", LINE_AT),
+            is_still_expired=_is_expired(spec, _NEW, stamp),
+            line_at=sql.Identifier("s", LINE_AT),
             now=sql.Literal(stamp.now),
         )
-    source = sql.SQL("{} s LEFT JOIN {} m ON m.staged_id = s.id").format(stage.rows, stage.met)
+    source = sql.SQL("{} s LEFT JOIN {} m ON m.staged_id = s.id").format(stage.rows, stage.existing)
     where: list[sql.Composable] = [
         _staged(spec.keys, key),
-        sql.SQL("(m.id IS NULL OR (m.is_written AND NOT m.is_deleted))"),
+        _TO_WRITE,
     ]
     order = [sql.Identifier("s", name) for name in key.columns]
     if parents:
         parent = sql.Identifier(spec.parent_column)
         source = sql.SQL("{} LEFT JOIN {} p ON p.staged_id = s.{}").format(
-            source, parents.met, parent
+            source, parents.existing, parent
         )
         where.append(sql.SQL("p.is_deleted IS NOT TRUE"))
         values[spec.parent_column] = sql.SQL("coalesce(p.id, s.{})").format(parent)
         order[0] = values[spec.parent_column]  # type: ignore[call-overload]
     return sql.SQL(
-        "WITH written AS (INSERT INTO {table} AS t ({names}) SELECT {values} FROM {source} "
+        "WITH upserted AS (INSERT INTO {table} AS t ({names}) SELECT {values} FROM {source} "
         "WHERE {where} ORDER BY {order} ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
         "WHERE t.organization_id = {organization} AND NOT t.is_deleted "
         "AND (t.id = EXCLUDED.id OR {differs}) RETURNING t.id) "
-        "INSERT INTO {changed} SELECT id FROM written"
+        "INSERT INTO {written} SELECT id FROM upserted"
     ).format(
         table=spec.table,
         names=_COMMA.join(map(sql.Identifier, values)),
@@ -313,39 +312,42 @@ def upsert(stage: Stage, key: Key, stamp: Stamp, parents: Stage | None = None) -
         updates=_COMMA.join(_updates(stage, stamp)),
         organization=sql.Literal(stamp.organization_id),
         differs=_differs(stage, _OLD, _EXCLUDED, stamp),
-        changed=stage.changed,
+        written=stage.written,
     )
 
 
-def insert_new(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """The same, but for those that a row stands in the way of; the ids of the others."""
+def insert_new(stage: Staging, key: Key, stamp: Stamp) -> sql.Composed:
+    """The same, but rows whose key is taken are left out. Returns the ids of the others."""
     return sql.SQL("{} ON CONFLICT DO NOTHING RETURNING t.id").format(insert(stage, key, stamp))
 
 
-def insert_over_gone(stage: Stage, key: Key, stamp: Stamp, staged: Sequence[UUID]) -> sql.Composed:
-    """Inserts these staged rows once more, over rows in their way that are gone; the ids of what is
-    written. Who waited for another that has done the same writes nothing."""
+def insert_over_expired(
+    stage: Staging, key: Key, stamp: Stamp, staged: Sequence[UUID]
+) -> sql.Composed:
+    """Inserts these staged rows again, over conflicting rows that have expired. Returns the ids of
+    what is written: nothing if another transaction has done the same meanwhile."""
     return sql.SQL(
         "{insert} ON CONFLICT ({key}){partial} DO UPDATE SET {updates} "
-        "WHERE t.organization_id = {organization} AND NOT t.is_deleted AND {gone} RETURNING t.id"
+        "WHERE t.organization_id = {organization} AND NOT t.is_deleted AND {is_expired} "
+        "RETURNING t.id"
     ).format(
         insert=insert(stage, key, stamp, only=staged),
         key=_COMMA.join(map(sql.Identifier, ("organization_id", *key.columns))),
         partial=_predicate(" WHERE ", key, ""),
         updates=_COMMA.join(_updates(stage, stamp)),
         organization=sql.Literal(stamp.organization_id),
-        gone=_gone(stage.spec, _OLD, stamp),
+        is_expired=_is_expired(stage.spec, _OLD, stamp),
     )
 
 
-def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Composed:
-    """(staged id, id, is_deleted, whether it is gone, the column `compare`) of the rows that stand
-    where staged ones would."""
+def conflicting_rows(stage: Staging, key: Key, stamp: Stamp, *, compare: str) -> sql.Composed:
+    """(staged id, id, is_deleted, is_expired, the column `compare`) of the rows with which staged
+    ones conflict."""
     return sql.SQL(
-        "SELECT s.id, t.id, t.is_deleted, {gone}, t.{compare} FROM {rows} s, {looked_up} "
+        "SELECT s.id, t.id, t.is_deleted, {is_expired}, t.{compare} FROM {rows} s, {looked_up} "
         "WHERE {staged}"
     ).format(
-        gone=_gone(stage.spec, _OLD, stamp),
+        is_expired=_is_expired(stage.spec, _OLD, stamp),
         compare=sql.Identifier(compare),
         rows=stage.rows,
         looked_up=_looked_up(stage.spec, _same_row(key, stamp)),
@@ -354,63 +356,66 @@ def met_rows(stage: Stage, key: Key, stamp: Stamp, *, compare: str) -> sql.Compo
 
 
 def _looked_up(spec: LoadSpec, same: sql.Composable) -> sql.Composed:
-    """The rows of the table `t` for each row before it. As a join a planner that takes an
-    organization for empty would begin with the table, and look through the batch for each of its
-    rows (seen: 550 ms for 2,500 lines, instead of 9); OFFSET keeps it from making one of this."""
+    """The rows of the table `t` for each preceding row. OFFSET keeps the planner from turning this
+    into a join: if it thought the organization empty, it would start with the table and scan the
+    batch for each of its rows (measured: 550 ms for 2,500 lines instead of 9)."""
     return sql.SQL("LATERAL (SELECT * FROM {} t WHERE {} OFFSET 0) AS t").format(spec.table, same)
 
 
-def count(stage: Stage) -> sql.Composed:
-    """(rows written, of them inserted, met, of them in the trash, of them to be written)."""
+def count(stage: Staging) -> sql.Composed:
+    """(rows written, of them inserted; existing rows, of them in the trash, of them to update)."""
     return sql.SQL(
-        "SELECT written, inserted, met, deleted, due FROM (SELECT count(*) AS written, "
-        "count(s.id) AS inserted FROM {changed} c LEFT JOIN {new} s USING (id)) AS w, "
-        "(SELECT count(*) AS met, count(*) FILTER (WHERE is_deleted) AS deleted, "
-        "count(*) FILTER (WHERE is_written AND NOT is_deleted) AS due FROM {met}) AS m"
-    ).format(changed=stage.changed, new=stage.new, met=stage.met)
+        "SELECT written, inserted, existing, deleted, to_update FROM (SELECT count(*) AS written, "
+        "count(s.id) AS inserted FROM {written} c LEFT JOIN {new} s USING (id)) AS w, "
+        "(SELECT count(*) AS existing, count(*) FILTER (WHERE is_deleted) AS deleted, "
+        "count(*) FILTER (WHERE needs_write AND NOT is_deleted) AS to_update "
+        "FROM {existing}) AS m"
+    ).format(written=stage.written, new=stage.new, existing=stage.existing)
 
 
-def count_orphans(stage: Stage, parents: Stage) -> sql.Composed:
-    """How many staged children have their parent in the trash."""
+def count_orphans(stage: Staging, parents: Staging) -> sql.Composed:
+    """The number of staged children whose parent is in the trash."""
     return sql.SQL(
         "SELECT count(*) FROM {} c JOIN {} p ON p.staged_id = c.{} WHERE p.is_deleted"
-    ).format(stage.rows, parents.met, sql.Identifier(stage.spec.parent_column))
+    ).format(stage.rows, parents.existing, sql.Identifier(stage.spec.parent_column))
 
 
-def forget_lines(stage: Stage, children: Stage, stamp: Stamp) -> sql.Composed:
-    """A row of which a child lies in the trash is not as its line says: that is looked at again."""
+def forget_lines(stage: Staging, children: Staging, stamp: Stamp) -> sql.Composed:
+    """Clears the line hash of rows with a child in the trash: they are not as their lines say, so
+    the same lines must be compared again."""
     return sql.SQL(
         "UPDATE {table} t SET {line_hash} = NULL WHERE t.organization_id = {organization} "
-        "AND t.id IN (SELECT p.id FROM {met} k JOIN {rows} c ON c.id = k.staged_id "
-        "JOIN {met_parents} p ON p.staged_id = c.{parent} WHERE k.is_deleted AND p.is_written)"
+        "AND t.id IN (SELECT p.id FROM {existing} k JOIN {rows} c ON c.id = k.staged_id "
+        "JOIN {existing_parents} p ON p.staged_id = c.{parent} "
+        "WHERE k.is_deleted AND p.needs_write)"
     ).format(
         table=stage.spec.table,
         line_hash=sql.Identifier(LINE_HASH),
         organization=sql.Literal(stamp.organization_id),
-        met=children.met,
+        existing=children.existing,
         rows=children.rows,
-        met_parents=stage.met,
+        existing_parents=stage.existing,
         parent=sql.Identifier(children.spec.parent_column),
     )
 
 
-def changed_rows(stage: Stage) -> sql.Composed:
+def written_rows(stage: Staging) -> sql.Composed:
     """(id, change_type, reason) of the rows written."""
-    gone = stage.spec.gone
+    expiry = stage.spec.expiry
     return sql.SQL(
         "SELECT c.id, CASE WHEN s.id IS NULL THEN 'updated' ELSE 'created' END, "
-        "CASE WHEN m.is_gone THEN {reason} ELSE '' END "
-        "FROM {changed} c LEFT JOIN {new} s USING (id) LEFT JOIN {met} m ON m.id = c.id"
+        "CASE WHEN m.is_expired THEN {reason} ELSE '' END "
+        "FROM {written} c LEFT JOIN {new} s USING (id) LEFT JOIN {existing} m ON m.id = c.id"
     ).format(
-        reason=sql.Literal(gone.reason if gone else ""),
-        changed=stage.changed,
+        reason=sql.Literal(expiry.reason if expiry else ""),
+        written=stage.written,
         new=stage.new,
-        met=stage.met,
+        existing=stage.existing,
     )
 
 
-def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """Staged ids that the table has under another value of this key; one at most."""
+def ids_of_another_key(stage: Staging, key: Key, stamp: Stamp) -> sql.Composed:
+    """At most one staged id that exists with another value of this key."""
     columns = list(map(sql.Identifier, key.columns))
     return sql.SQL("SELECT s.id FROM {rows} s, {looked_up} WHERE {differ} LIMIT 1").format(
         rows=stage.rows,
@@ -419,8 +424,8 @@ def ids_of_another_key(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     )
 
 
-def keys_of_another_id(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
-    """Staged ids whose value of this key another row has; one at most."""
+def keys_of_another_id(stage: Staging, key: Key, stamp: Stamp) -> sql.Composed:
+    """At most one staged id whose value of this key belongs to another row."""
     return sql.SQL(
         "SELECT s.id FROM {rows} s, {looked_up} WHERE {staged} AND t.id <> s.id LIMIT 1"
     ).format(
@@ -430,8 +435,8 @@ def keys_of_another_id(stage: Stage, key: Key, stamp: Stamp) -> sql.Composed:
     )
 
 
-def keys_staged_twice(stage: Stage, key: Key) -> sql.Composed:
-    """One of the staged ids that share a value of this key; one at most."""
+def keys_staged_twice(stage: Staging, key: Key) -> sql.Composed:
+    """At most one staged id that shares its value of this key with another."""
     return sql.SQL(
         "SELECT (array_agg(s.id))[2] FROM {rows} s WHERE {staged} GROUP BY {columns} "
         "HAVING count(*) > 1 LIMIT 1"
@@ -443,7 +448,7 @@ def keys_staged_twice(stage: Stage, key: Key) -> sql.Composed:
 
 
 def _staged_live(spec: LoadSpec, key: Key) -> sql.Composable:
-    """The staged rows that this natural key is for and that its index would hold."""
+    """Selects the staged rows that this natural key identifies and that its index would contain."""
     staged = _staged(spec.natural_keys, key)
     return _AND.join([staged, _predicate("", key, "s.")]) if key.partial else staged
 
@@ -456,8 +461,8 @@ def leave_platform() -> sql.SQL:
     return sql.SQL("SET LOCAL ROLE NONE")
 
 
-def ids_of_others(stage: Stage, ids: Sequence[UUID], stamp: Stamp) -> sql.Composed:
-    """Those of the ids that another organization has; one at most. Between the two above."""
+def ids_of_others(stage: Staging, ids: Sequence[UUID], stamp: Stamp) -> sql.Composed:
+    """At most one of the ids that belongs to another organization. Runs between the two above."""
     return sql.SQL(
         "SELECT id FROM {table} WHERE id = ANY ({ids}) AND NOT organization_id = {own} LIMIT 1"
     ).format(
@@ -468,15 +473,15 @@ def ids_of_others(stage: Stage, ids: Sequence[UUID], stamp: Stamp) -> sql.Compos
 
 
 def find_references(
-    reference: Reference, organization_id: UUID, wanted: Sequence[str], *, holds: bool
+    reference: Reference, organization_id: UUID, wanted: Sequence[str], *, locks: bool
 ) -> sql.Composed:
-    """(key, id, is_deleted) of the rows that `wanted` names by their key or their id; `holds`: they
-    cannot go to the trash before this transaction ends."""
+    """(key, id, is_deleted) of the rows that `wanted` names by their key or their id. With `locks`,
+    they cannot go to the trash before this transaction ends."""
     return sql.SQL(
         "SELECT {key}, id, is_deleted FROM {table} WHERE organization_id = {organization} "
-        "AND ({key} = ANY ({wanted}) OR id = ANY ({ids})){held}"
+        "AND ({key} = ANY ({wanted}) OR id = ANY ({ids})){lock}"
     ).format(
-        held=sql.SQL(" ORDER BY id FOR KEY SHARE" if holds else ""),
+        lock=sql.SQL(" ORDER BY id FOR KEY SHARE" if locks else ""),
         key=sql.Identifier(reference.key),
         table=sql.Identifier(reference.model._meta.db_table),
         organization=sql.Literal(organization_id),
@@ -506,12 +511,12 @@ def find_references_within(
 def create_references(
     reference: Reference, stamp: Stamp, rows: Sequence[tuple[UUID, str, datetime]]
 ) -> sql.Composed:
-    """New rows (id, key, created_at) with every other column at its default; one made meanwhile
-    stays."""
+    """Inserts rows (id, key, created_at) with defaults in all other columns. An existing row
+    stays as it is."""
     given = {
         **_audit_values(stamp),
         "id": sql.Identifier("new", "id"),
-        "created_at": sql.Identifier("new", "made_at"),
+        "created_at": sql.Identifier("new", "created_at"),
         "organization_id": sql.Literal(stamp.organization_id),
         reference.key: sql.Identifier("new", "key"),
     }
@@ -519,7 +524,7 @@ def create_references(
     return sql.SQL(
         "INSERT INTO {table} ({names}) SELECT {values} "
         "FROM unnest({ids}::uuid[], {keys}::text[], {moments}::timestamptz[]) "
-        "AS new (id, key, made_at) ORDER BY new.key "
+        "AS new (id, key, created_at) ORDER BY new.key "
         "ON CONFLICT (organization_id, {key}) DO NOTHING"
     ).format(
         table=sql.Identifier(reference.model._meta.db_table),
@@ -532,14 +537,14 @@ def create_references(
     )
 
 
-def seen_rows(
+def unchanged_rows(
     spec: LoadSpec, keys: Sequence[str], hashes: Sequence[bytes], stamp: Stamp
 ) -> sql.Composed:
-    """(place, from 1) of the keys whose row's last line was the one with that hash, and that
-    nobody has changed since: whoever does moves `updated_at`. After LOOK_UPS."""
+    """The positions, from 1, of the keys whose row was last loaded from the line with that hash
+    and has not changed since: a change moves `updated_at`. After INDEX_SCANS_ONLY."""
     return sql.SQL(
-        "SELECT p.place FROM unnest({keys}::text[], {hashes}::bytea[]) "
-        "WITH ORDINALITY AS p (key, hash, place), {looked_up} "
+        "SELECT p.position FROM unnest({keys}::text[], {hashes}::bytea[]) "
+        "WITH ORDINALITY AS p (key, hash, position), {looked_up} "
         "WHERE NOT t.is_deleted AND t.{line_hash} = p.hash || timestamptz_send(t.updated_at)"
     ).format(
         keys=sql.Literal(list(keys)),
@@ -554,11 +559,11 @@ def seen_rows(
     )
 
 
-def _inserted(stage: Stage, stamp: Stamp) -> dict[str, sql.Composable]:
+def _inserted(stage: Staging, stamp: Stamp) -> dict[str, sql.Composable]:
     """Column -> value of the INSERT: staged, stamped, or the model's default."""
-    apart = ("created_at", "updated_at", LINE_AT, LINE_HASH)
+    set_below = ("created_at", "updated_at", LINE_AT, LINE_HASH)
     values: dict[str, sql.Composable] = {
-        name: sql.Identifier("s", name) for name in stage.columns if name not in apart
+        name: sql.Identifier("s", name) for name in stage.columns if name not in set_below
     }
     values |= {
         name: value if isinstance(value, sql.Composable) else sql.Literal(value)
@@ -588,7 +593,7 @@ def _audit_values(stamp: Stamp) -> dict[str, sql.Composable]:
 
 
 def _defaults(model: Any, given: Any) -> dict[str, sql.Composable]:
-    """The remaining columns of a new row: Django keeps its defaults in Python, not in the table."""
+    """The other columns of a new row. Django keeps its defaults in Python, not in the table."""
     rest: dict[str, sql.Composable] = {}
     for column in model._meta.concrete_fields:
         if column.column in given or column.generated:
@@ -600,8 +605,8 @@ def _defaults(model: Any, given: Any) -> dict[str, sql.Composable]:
     return rest
 
 
-def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
-    # EXCLUDED values, constants and the row's own columns: what a sharded database takes.
+def _updates(stage: Staging, stamp: Stamp) -> list[sql.Composable]:
+    # EXCLUDED values, constants and the row's own columns: a sharded database accepts only these.
     updates = [(column.name, column.update) for column in _own_columns(stage.spec)]
     updates += stage.spec.server_columns.items()
     updates += [(name, OVERWRITE) for name in ("updated_at", "last_updated_by_id")]
@@ -611,16 +616,16 @@ def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
     if stage.keeps_time:
         kept = (
             "CASE WHEN {new}.{column} = {now} OR ({old}.id <> {new}.id AND "
-            f"{_OF_LOAD}) THEN {{old}}.{{column}} ELSE {{new}}.{{column}} END"
+            f"{_SET_BY_LOAD}) THEN {{old}}.{{column}} ELSE {{new}}.{{column}} END"
         )
-    if gone := stage.spec.gone:
-        # What stood there is over: the row begins anew, unless it stays gone.
-        old, new = (gone.when.replace("{row}", row) for row in ("{old}.", "{new}."))
-        anew = f"CASE WHEN {old} AND ({new}) IS NOT TRUE THEN {{new}}.{{column}} ELSE {{}} END"
+    if expiry := stage.spec.expiry:
+        # An expired row starts over, unless the new values are expired too.
+        old, new = (expiry.when.replace("{row}", row) for row in ("{old}.", "{new}."))
+        renewed = f"CASE WHEN {old} AND ({new}) IS NOT TRUE THEN {{new}}.{{column}} ELSE {{}} END"
         named = {name for name, _ in updates}
         constants = [name for name in stage.constants if name not in named]
-        updates += [(name, anew.replace("{}", "{old}.{column}")) for name in constants]
-        updates.append(("created_at", anew.replace("{}", kept)))
+        updates += [(name, renewed.replace("{}", "{old}.{column}")) for name in constants]
+        updates.append(("created_at", renewed.replace("{}", kept)))
     elif stage.keeps_time:
         updates.append(("created_at", kept))
     return [
@@ -631,7 +636,7 @@ def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
                 new=_EXCLUDED,
                 column=sql.Identifier(name),
                 now=sql.Literal(stamp.now),
-                begun=sql.Literal(stamp.begun),
+                started=sql.Literal(stamp.started),
             ),
         )
         for name, value in updates
@@ -639,22 +644,22 @@ def _updates(stage: Stage, stamp: Stamp) -> list[sql.Composable]:
 
 
 def _differs(
-    stage: Stage, old: sql.Composable, new: sql.Composable, stamp: Stamp
+    stage: Staging, old: sql.Composable, new: sql.Composable, stamp: Stamp
 ) -> sql.Composable:
     tests = [(column.name, column.differs) for column in _own_columns(stage.spec)]
     if stage.keeps_time:
-        # A missing timestamp is no change. (In EXCLUDED it is the load's: the row was not yet there
-        # when it was looked up, another loader has inserted it since.)
+        # A missing timestamp is no change. (In EXCLUDED it is the load's: another loader has
+        # inserted the row since it was looked up.)
         given = "({old}.{column} <> {new}.{column} AND {new}.{column} <> {now})"
-        made = f"({{old}}.{{column}} <> {{new}}.{{column}} AND NOT {_OF_LOAD})"
-        tests += [("created_at", made if new is _EXCLUDED else given), ("updated_at", given)]
+        created = f"({{old}}.{{column}} <> {{new}}.{{column}} AND NOT {_SET_BY_LOAD})"
+        tests += [("created_at", created if new is _EXCLUDED else given), ("updated_at", given)]
     compared = [
         sql.SQL(test).format(
             old=old,
             new=new,
             column=sql.Identifier(name),
             now=sql.Literal(stamp.now),
-            begun=sql.Literal(stamp.begun),
+            started=sql.Literal(stamp.started),
         )
         for name, test in tests
         if test
@@ -662,21 +667,21 @@ def _differs(
     return _OR.join(compared) if compared else sql.SQL("false")
 
 
-def _gone(spec: LoadSpec, row: sql.Composable, stamp: Stamp) -> sql.Composable:
-    if spec.gone is None:
+def _is_expired(spec: LoadSpec, row: sql.Composable, stamp: Stamp) -> sql.Composable:
+    if spec.expiry is None:
         return sql.SQL("false")
-    when = sql.SQL(spec.gone.when)
+    when = sql.SQL(spec.expiry.when)
     return when.format(row=sql.SQL("{}.").format(row), now=sql.Literal(stamp.now))
 
 
 def _own_columns(spec: LoadSpec) -> list[Column]:
-    """The columns that may change: not those that the row is found by."""
+    """The columns that may change: not those of the conflict key."""
     keys = {name for key in spec.keys if not key.partial for name in key.columns}
     return [column for column in spec.all_columns if column.name not in {*keys, spec.parent_column}]
 
 
 def _staged(keys: Sequence[Key], key: Key) -> sql.Composable:
-    """The staged rows that this one of the keys is for: those without an earlier one."""
+    """Selects the staged rows that this key identifies: those without an earlier key."""
     earlier = keys[: list(keys).index(key)]
     tests: list[sql.Composable] = [
         sql.SQL("s.{} IS NULL").format(sql.Identifier(other.columns[0])) for other in earlier
@@ -686,7 +691,7 @@ def _staged(keys: Sequence[Key], key: Key) -> sql.Composable:
 
 
 def _predicate(keyword: str, key: Key, row: str) -> sql.Composable:
-    """The predicate of a partial index, its columns led by `row`."""
+    """The predicate of a partial index, with `row` before its columns."""
     return sql.SQL(keyword + key.partial if key.partial else "").format(row=sql.SQL(row))
 
 
@@ -701,15 +706,15 @@ def _same_row(key: Key, stamp: Stamp) -> sql.Composed:
 
 
 def _same_key(key: Key) -> sql.Composed:
-    compare = sql.SQL("t.{0} = s.{0}")
-    loosely = sql.SQL("t.{0} IS NOT DISTINCT FROM s.{0}")
+    equal = sql.SQL("t.{0} = s.{0}")
+    not_distinct = sql.SQL("t.{0} IS NOT DISTINCT FROM s.{0}")
     first, *rest = map(sql.Identifier, key.columns)
-    others = ((loosely if key.has_nulls else compare).format(name) for name in rest)
-    return _AND.join([compare.format(first), *others])
+    others = ((not_distinct if key.has_nulls else equal).format(name) for name in rest)
+    return _AND.join([equal.format(first), *others])
 
 
 def as_uuid(text: str) -> UUID | None:
-    """The id that the text spells, in any of the ways in which UUIDs are written; None for none."""
+    """The UUID that the text spells in any notation; None if it is not one."""
     try:
         return UUID(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Commits the batches of one worker, each in a transaction of its own, whatever comes between.
+"""Commits the batches of one worker, each in a transaction of its own.
 
-A batch is done again after what passes (faults.py), in smaller pieces when it takes too long, and
-in halves when PostgreSQL refuses a row of it without saying which.
+A batch is retried after a transient error (faults.py), in smaller pieces if it takes too long, and
+in halves if PostgreSQL refuses one of its rows without saying which.
 """
 
 import time
@@ -17,27 +17,29 @@ from django.db import connection
 from agentmem_site.bulk.encode import Batch, Encoder
 from agentmem_site.bulk.faults import (
     DISK_FULL_PAUSES_S,
-    GONE,
+    FOREIGN_KEY_VIOLATION,
     Verdict,
     raise_interrupt,
     sqlstate,
     verdict,
 )
-from agentmem_site.bulk.feed import Chunk, Feed, decoded, finished
-from agentmem_site.bulk.lines import Mark, Seen
+from agentmem_site.bulk.feed import Chunk, Feed, batch_of, decoded
+from agentmem_site.bulk.lines import Mark, UnchangedLine
 from agentmem_site.bulk.options import Checkpoint, LoadOptions, Preparation
 from agentmem_site.bulk.report import Counts, Tally
 from agentmem_site.bulk.spec import LineError, LineErrors
-from agentmem_site.bulk.writing import CannotRestore, Overtaken, Writer
+from agentmem_site.bulk.writing import CannotRestore, ConcurrentChange, Writer
 
-_MOSTLY = 0.5  # of a batch was there as it is: the next is looked up before it is decoded
-_HARDLY = 0.25
-_MAX_VAIN_PROBES = 3  # what is there was not loaded from a file, or was changed since
-_GROW_AFTER = 5  # batches in time
+# Probing looks lines up before they are decoded. It starts after a batch with more than this share
+# of unchanged rows, and stops after one with less than that.
+_START_PROBING = 0.5
+_STOP_PROBING = 0.25
+_MAX_VAIN_PROBES = 3  # batches: existing rows were not loaded from a file, or changed since
+_GROW_AFTER = 5  # batches within the timeout
 
 
 class TooSlow(Exception):
-    """A batch takes longer than --timeout, and is as small as it may get."""
+    """A batch of the minimum size takes longer than --timeout."""
 
 
 class WorkTaken(Exception):
@@ -45,7 +47,7 @@ class WorkTaken(Exception):
 
 
 class TooManyRejects(Exception):
-    """More lines are bad than --max-rejects allows."""
+    """More lines are rejected than --max-rejects allows."""
 
 
 class Progress(Protocol):
@@ -53,7 +55,7 @@ class Progress(Protocol):
     def rejected(self) -> int: ...
 
     def add(self, part: int, line: int, tally: Tally, rejected: Sequence[LineError]) -> None:
-        """Notes what is committed."""
+        """Records what is committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,49 +93,50 @@ class Worker:
         self._connection: Any = None
 
     def run(self) -> None:
-        """Until there are no more. Raises what stops the load."""
+        """Stores all batches of the worker. Raises what stops the load."""
         for item in self._shared.feed.batches(self.part):
             self._connection = connection.connection
             self._store(item if isinstance(item, Batch) else self._encoded(item))
 
     def cancel(self) -> None:
-        """Ends the statement that the worker waits for, from another thread."""
+        """Cancels the worker's current statement, from another thread."""
         if self._connection is not None and not self._connection.closed:
             self._connection.cancel_safe(timeout=5)
 
     # -- a batch -----------------------------------------------------------------------------------
 
     def _encoded(self, chunk: Chunk) -> Batch:
-        """Its lines, but for those that the table has as they are."""
+        """The batch of a chunk's lines. Lines that are unchanged are not decoded."""
         shared, lines = self._shared, chunk.lines
-        seen: list[Seen] = []
+        unchanged: list[UnchangedLine] = []
         skips_bad = shared.options.skips_bad
         if chunk.probes:
-            there = self._again(lambda: self._seen(chunk))
-            seen = [
-                Seen(p.raw.number, p.children, p.repeated)
+            numbers = self._with_retries(lambda: self._unchanged_lines(chunk))
+            unchanged = [
+                UnchangedLine(p.raw.number, p.children, p.repeated)
                 for p in chunk.probes
-                if p.raw.number in there
+                if p.raw.number in numbers
             ]
-            unseen = [p.raw for p in chunk.probes if p.raw.number not in there]
-            lines = sorted([*lines, *unseen]) if unseen else lines
+            changed = [p.raw for p in chunk.probes if p.raw.number not in numbers]
+            lines = sorted([*lines, *changed]) if changed else lines
         if shared.feed.probes:
-            is_worth_it = len(seen) >= _HARDLY * (len(chunk.probes) + len(chunk.lines))
+            lines_in_chunk = len(chunk.probes) + len(chunk.lines)
+            is_worth_it = len(unchanged) >= _STOP_PROBING * lines_in_chunk
             self._vain_probes += not is_worth_it
-            shared.feed.go_on(probing=is_worth_it)
+            shared.feed.set_probing(is_worth_it)
         rows, rejected = decoded(shared.encoder, lines, skips_bad=skips_bad)
         if shared.preparation:
             until = shared.preparation.until_line
-            early = [r.line for r in rows if until is None or r.number <= until]
-            if early:
-                shared.preparation.complete(early)
-        batch = finished(shared.encoder, rows, rejected, chunk.end, skips_bad=skips_bad)
-        batch.seen = seen
+            to_prepare = [r.line for r in rows if until is None or r.number <= until]
+            if to_prepare:
+                shared.preparation.complete(to_prepare)
+        batch = batch_of(shared.encoder, rows, rejected, chunk.end, skips_bad=skips_bad)
+        batch.unchanged = unchanged
         return batch
 
-    def _seen(self, chunk: Chunk) -> set[int]:
+    def _unchanged_lines(self, chunk: Chunk) -> set[int]:
         with self._shared.transaction():
-            return self._writer.seen(chunk.probes)
+            return self._writer.unchanged_lines(chunk.probes)
 
     def _store(self, batch: Batch) -> None:
         pieces = deque([batch])
@@ -156,27 +159,27 @@ class Worker:
             time.sleep(options.throttle_ms / 1000)
 
     def _commit(self, piece: Batch) -> list[Batch]:
-        """Stores the piece; or the smaller pieces that are to be stored in its place."""
+        """Stores the piece and returns []; or returns smaller pieces to store instead."""
         end, tries = self._end_of(piece), _Tries(self._shared.options)
-        # Of a try whose COMMIT went unanswered: its counts, and that is to be asked for.
+        # The tally of the last try; whether its COMMIT got no answer, so that the checkpoint says.
         sent: Tally | None = None
-        is_unanswered = False
+        is_in_doubt = False
         while True:
             try:
-                if sent and is_unanswered and self._is_committed(end):
+                if sent and is_in_doubt and self._is_committed(end):
                     tally = sent
                     break
-                is_unanswered = False
-                if self._shared.feed.parts > 1 and self._writer.lacks(piece):
-                    with self._forgetting(), self._shared.transaction():
+                is_in_doubt = False
+                if self._shared.feed.parts > 1 and self._writer.names_unknown_rows(piece):
+                    with self._forgetting_on_error(), self._shared.transaction():
                         self._writer.resolve(piece)
-                with self._forgetting(), self._shared.transaction():
+                with self._forgetting_on_error(), self._shared.transaction():
                     tally = self._write(piece, end, tries.retries)
-                    sent, is_unanswered = tally, True
+                    sent, is_in_doubt = tally, True
                 break
-            except Overtaken:
+            except ConcurrentChange:
                 tries.retries += 1
-            except WorkTaken:  # or was it this worker, whose COMMIT came through only now?
+            except WorkTaken:  # it may have been this worker, whose COMMIT went through late
                 if not (sent and self._is_committed(end)):
                     raise
                 tally = sent
@@ -186,12 +189,12 @@ class Worker:
                     error.offset = next(r.offset for r in piece.rows if r.number == error.line)
                     raise
                 piece.reject(error)
-            except LineErrors as found:
+            except LineErrors as several:
                 if not self._shared.options.skips_bad:
-                    first = min(found.errors, key=lambda error: error.line)
+                    first = min(several.errors, key=lambda error: error.line)
                     first.offset = next(r.offset for r in piece.rows if r.number == first.line)
                     raise first from None
-                piece.reject(*found.errors)
+                piece.reject(*several.errors)
             except CannotRestore as error:
                 if len(piece.rows) > 1:
                     return piece.cut(len(piece.rows) // 2)
@@ -199,40 +202,42 @@ class Worker:
             except DatabaseError as error:
                 self._forget_connection(error)
                 match verdict(error):
-                    case Verdict.AGAIN if tries.may_again():
+                    case Verdict.RETRY if tries.may_retry():
                         pass
-                    case Verdict.AGAIN_LATER if tries.may_again_later():
+                    case Verdict.RETRY_LATER if tries.may_retry_later():
                         pass
-                    case Verdict.SMALLER:
-                        return self._smaller(piece, error)
+                    case Verdict.HALVE:
+                        return self._halved(piece, error)
                     case Verdict.FIND_ROW if len(piece.rows) > 1:
                         return piece.cut(len(piece.rows) // 2)
-                    case Verdict.FIND_ROW if sqlstate(error) == GONE and tries.may_again():
-                        pass  # what it names was purged since it was looked up
+                    case Verdict.FIND_ROW if (
+                        sqlstate(error) == FOREIGN_KEY_VIOLATION and tries.may_retry()
+                    ):
+                        pass  # what it refers to was purged since it was looked up
                     case Verdict.FIND_ROW:
-                        self._blame(piece, "refused", *_as_postgresql_says(error), error)
+                        self._blame(piece, "refused", *_column_and_message(error), error)
                     case _:
                         raise
         self._mark, self._tally = end, self._tally.plus(tally)
         self._progress.add(self.part, end.line, tally, piece.rejected)
-        self._suggest(tally)
+        self._choose_probing(tally)
         if not self._shared.options.dry_run:
-            self._tell_planner()
+            self._analyze_grown_tables()
         return []
 
     def _is_committed(self, end: Mark) -> bool:
         checkpoint = self._shared.checkpoint
         return checkpoint is not None and checkpoint.read(self.part) == end
 
-    def _tell_planner(self) -> None:
+    def _analyze_grown_tables(self) -> None:
         try:
-            self._writer.growth.tell_planner()
-        except DatabaseError as error:  # the batch is stored; the next one will see
+            self._writer.growth.analyze_grown_tables()
+        except DatabaseError as error:  # the batch is committed; the next one will fail if it must
             self._forget_connection(error)
 
     @contextmanager
-    def _forgetting(self) -> Iterator[None]:
-        """What a transaction has made is gone with it, at its COMMIT too."""
+    def _forgetting_on_error(self) -> Iterator[None]:
+        """Forgets the rows that a failed transaction created. COMMIT may fail too."""
         try:
             yield
         except BaseException:
@@ -242,16 +247,16 @@ class Worker:
     def _write(self, piece: Batch, end: Mark, retries: int) -> Tally:
         """Within the open transaction."""
         shared = self._shared
-        counts, below = Counts(), Counts()
+        counts, child_counts = Counts(), Counts()
         if piece.rows:
-            counts, below = self._writer.write(piece)
-        counts.unchanged += len(piece.seen)
-        below.add(piece.seen_below)
+            counts, child_counts = self._writer.write(piece)
+        counts.unchanged += len(piece.unchanged)
+        child_counts.add(piece.unchanged_children)
         children = shared.encoder.spec.children
         tally = Tally(
             read=piece.read,
             counts=counts,
-            children={children.source: below} if children else {},
+            children={children.source: child_counts} if children else {},
             rejected=len(piece.rejected),
             batches=1,
             retries=retries,
@@ -270,25 +275,25 @@ class Worker:
         return tally
 
     def _end_of(self, piece: Batch) -> Mark:
-        """Where the part stands after it. In the middle of a batch, the digest of the file is that
-        of the batch before."""
+        """The checkpoint after the piece. In the middle of a batch, the digest of the file is that
+        of the previous batch."""
         if piece.end.checked_line:
             return piece.end
         return self._mark._replace(line=piece.end.line)
 
-    def _smaller(self, piece: Batch, error: DatabaseError) -> list[Batch]:
+    def _halved(self, piece: Batch, error: DatabaseError) -> list[Batch]:
         options = self._shared.options
         if len(piece.rows) <= max(options.min_batch_size, 1):
             raise TooSlow(
                 f"A batch of {len(piece.rows):,} rows takes longer than {options.timeout_s:g} s: "
-                "give it more with --timeout, or a smaller --min-batch-size"
+                "raise --timeout, or lower --min-batch-size"
             ) from error
         self._size = max(len(piece.rows) // 2, options.min_batch_size)
         self._in_time = 0
         return piece.cut(self._size)
 
     def _blame(self, piece: Batch, code: str, field: str, message: str, cause: Exception) -> None:
-        """The one row of the piece is to blame. Raises: LineError, unless bad lines are skipped."""
+        """Rejects the only row of the piece. Raises: LineError, unless bad lines are skipped."""
         if not piece.rows:
             raise cause
         (row,) = piece.rows
@@ -297,52 +302,51 @@ class Worker:
             raise error from cause
         piece.reject(error)
 
-    def _suggest(self, tally: Tally) -> None:
-        """What the last batch was tells how the next is best read. (While lines are looked up
-        before they are decoded, `_encoded` says.)"""
+    def _choose_probing(self, tally: Tally) -> None:
+        """Starts probing if most of the last batch was unchanged. (`_encoded` stops it.)"""
         feed = self._shared.feed
         if not feed.probes and self._vain_probes < _MAX_VAIN_PROBES:
-            feed.go_on(probing=tally.counts.unchanged > _MOSTLY * tally.read)
+            feed.set_probing(tally.counts.unchanged > _START_PROBING * tally.read)
 
-    def _again(self, work: Callable[[], Any]) -> Any:
-        """A look-up that is tried as often as a batch is."""
+    def _with_retries(self, work: Callable[[], Any]) -> Any:
+        """A look-up, retried as often as a batch."""
         tries = _Tries(self._shared.options)
         while True:
             try:
                 return work()
             except DatabaseError as error:
                 self._forget_connection(error)
-                if verdict(error) is not Verdict.AGAIN or not tries.may_again():
+                if verdict(error) is not Verdict.RETRY or not tries.may_retry():
                     raise
 
     def _forget_connection(self, error: DatabaseError) -> None:
-        """The next try connects anew, where there is nothing left to connect to. Raises what
-        interrupted the work, where that is the cause."""
+        """Closes the connection if it may be broken: the next try opens another. Raises the
+        KeyboardInterrupt that caused the error, if one did."""
         raise_interrupt(error)
-        is_of_the_batch = verdict(error) in (Verdict.SMALLER, Verdict.FIND_ROW)
+        is_of_the_batch = verdict(error) in (Verdict.HALVE, Verdict.FIND_ROW)
         if not (connection.in_atomic_block or is_of_the_batch):
             connection.close()
 
 
 class _Tries:
-    """How often a batch may be done again, counted anew for each; pauses where it may."""
+    """Counts the retries of one batch, and pauses before each."""
 
     def __init__(self, options: LoadOptions) -> None:
         self._policy = options.retry
-        self._is_one = options.dry_run  # one transaction: what has failed is lost
+        self._is_final = options.dry_run  # all batches share one transaction, which has failed
         self._failures = self._waits = 0
         self.retries = 0
 
-    def may_again(self) -> bool:
-        if self._is_one or self._failures >= self._policy.tries:
+    def may_retry(self) -> bool:
+        if self._is_final or self._failures >= self._policy.tries:
             return False
         self._failures += 1
         self.retries += 1
         time.sleep(self._policy.pause_s(self._failures))
         return True
 
-    def may_again_later(self) -> bool:
-        if self._is_one or self._waits >= len(DISK_FULL_PAUSES_S):
+    def may_retry_later(self) -> bool:
+        if self._is_final or self._waits >= len(DISK_FULL_PAUSES_S):
             return False
         time.sleep(DISK_FULL_PAUSES_S[self._waits])
         self._waits += 1
@@ -350,8 +354,8 @@ class _Tries:
         return True
 
 
-def _as_postgresql_says(error: DatabaseError) -> tuple[str, str]:
-    """(column, sentence)"""
+def _column_and_message(error: DatabaseError) -> tuple[str, str]:
+    """Of PostgreSQL's error."""
     diagnosis: Any = getattr(error.__cause__, "diag", None)
     if not diagnosis:
         return "", str(error).strip()

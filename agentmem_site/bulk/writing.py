@@ -1,6 +1,6 @@
-"""One batch into its tables, within the open transaction, on one connection.
+"""Writes one batch within the open transaction, on one connection.
 
-Temp table -> COPY -> meet the rows that are there -> INSERT .. ON CONFLICT of what is new or really
+COPY into a staging table -> match existing rows -> INSERT .. ON CONFLICT of what is new or really
 differs -> counts.
 """
 
@@ -15,35 +15,28 @@ from agentmem_site.bulk import binary
 from agentmem_site.bulk import sql as statements
 from agentmem_site.bulk.copying import copy_rows
 from agentmem_site.bulk.encode import Batch, Encoder, line_hash
-from agentmem_site.bulk.growth import Growth
+from agentmem_site.bulk.growth import TableGrowth
 from agentmem_site.bulk.lines import Name, Probe
 from agentmem_site.bulk.references import References
 from agentmem_site.bulk.report import Counts
-from agentmem_site.bulk.spec import (
-    LINE_HASH,
-    LineError,
-    LineErrors,
-    LoadSpec,
-    Reference,
-    echoed,
-)
-from agentmem_site.bulk.sql import Stage, Stamp
+from agentmem_site.bulk.spec import LINE_HASH, LineError, LineErrors, LoadSpec, Reference, echoed
+from agentmem_site.bulk.sql import Staging, Stamp
 
-# Brings rows of a model back from the trash, by their ids, with all that went there with them.
+# Restores rows of a model from the trash, by their ids, with everything deleted with them.
 Restore = Callable[[type[Any], Sequence[UUID]], None]
 
 
-class Overtaken(Exception):
-    """Others have inserted rows since they were looked for, or moved them to the trash: the same
-    batch again, in a new transaction, sees it."""
+class ConcurrentChange(Exception):
+    """Another transaction has inserted or deleted rows since they were looked up. A retry in a new
+    transaction sees them."""
 
 
 class CannotRestore(Exception):
-    """A row in the trash cannot come back: what `Restore` raises."""
+    """A row in the trash cannot be restored. Raised by `Restore`."""
 
 
 class Writer:
-    """Writes batches of one spec for one organization, over the connection of its thread."""
+    """Writes batches of one spec for one organization, on the connection of its thread."""
 
     def __init__(
         self,
@@ -58,88 +51,87 @@ class Writer:
         may_restore: Callable[[Reference], bool] = lambda reference: True,
     ) -> None:
         self.spec: LoadSpec = encoder.spec
-        self.growth = Growth()
+        self.growth = TableGrowth()
         self._organization_id = organization_id
         self._actor_id = actor_id
         self._timeout_s = timeout_s
         self._may_create = may_create
         self._restore = restore
         self._may_restore = may_restore
-        self._stage = Stage(self.spec, encoder.columns, constants)
-        below = encoder.children
-        self._child_stage = Stage(below.spec, below.columns) if below else None
+        self._stage = Staging(self.spec, encoder.columns, constants)
+        children = encoder.children
+        self._child_stage = Staging(children.spec, children.columns) if children else None
         self._references = References(self.spec)
-        self._begun = encoder.begun
-        self._was_new = False  # all of the last batch
+        self._started = encoder.started
+        self._was_all_new = False  # the last batch
 
     def write(self, batch: Batch) -> tuple[Counts, Counts]:
-        """What became of the batch's rows and of their children.
+        """The counts of the batch's rows and of their children.
 
-        Raises: LineError, LineErrors, CannotRestore, Overtaken.
+        Raises: LineError, LineErrors, CannotRestore, ConcurrentChange.
         """
         stamp = self._stamp()
         with connection.cursor() as cursor:
             self._open(cursor)
             self._resolve(batch, stamp)
             rows, children = batch.finish(self._references.known)
-            counts, below = self._write(batch, rows, children, stamp)
+            counts, child_counts = self._write(batch, rows, children, stamp)
         counts.duplicates = len(batch.rows) - len(rows)
-        below.duplicates = batch.child_duplicates
-        return counts, below
+        child_counts.duplicates = batch.child_duplicates
+        return counts, child_counts
 
-    def lacks(self, batch: Batch) -> bool:
-        """Whether the batch names rows that are not known yet."""
+    def names_unknown_rows(self, batch: Batch) -> bool:
+        """Whether the batch refers to rows whose ids are not known yet."""
         known = self._references.known
         columns = [reference.column for reference in self.spec.references]
         return any(batch.wanted(column).keys() - known[column].keys() for column in columns)
 
     def resolve(self, batch: Batch) -> None:
-        """Finds and makes what the batch names, in a transaction of its own: another worker that
-        makes the same waits for its end. Raises: LineError."""
+        """Looks up or creates what the batch refers to, in a separate transaction: another worker
+        that creates the same waits for its end. Raises: LineError."""
         with connection.cursor() as cursor:
             self._open(cursor)
             self._resolve(batch, self._stamp())
 
     def forget(self) -> None:
-        """The last transaction is not committed, for all that is known."""
+        """Called when the last transaction may not have been committed."""
         self._references.forget()
 
-    def seen(self, probes: Sequence[Probe]) -> set[int]:
-        """The numbers of the lines that the table has as they are."""
+    def unchanged_lines(self, probes: Sequence[Probe]) -> set[int]:
+        """The numbers of the lines whose rows exist and are as these lines say."""
         stamp = self._stamp()
         with connection.cursor() as cursor:
             self._open(cursor)
             known = self._references.known
             references = self.spec.references
-            for place, reference in enumerate(references):
-                names = {p.names[place] for p in probes if p.names[place] is not None}
-                if reference.within:  # (what it lies within may be unknown)
+            for index, reference in enumerate(references):
+                names = {p.names[index] for p in probes if p.names[index] is not None}
+                if reference.within:  # (the outer row may be unknown)
                     outer = known[reference.within]
                     names = {n for n in names if n[0] in outer}  # type: ignore[index]
                 self._references.find(reference, list(names), stamp)  # type: ignore[arg-type]
-            asked, hashes = [], []
-            columns = [known[reference.column] for reference in references]
-            lying = self._references.deleted if self._restore else set()
-            named = [reference.column for reference in references]
+            candidates, hashes = [], []
+            columns = [reference.column for reference in references]
+            to_restore = self._references.deleted if self._restore else set()
             for probe in probes:
-                if lying and not lying.isdisjoint(zip(named, probe.names, strict=True)):
-                    continue  # what it names is to be brought back
-                referred = [
-                    binary.NULL if name is None else ids.get(name)
-                    for ids, name in zip(columns, probe.names, strict=True)
+                if to_restore and not to_restore.isdisjoint(zip(columns, probe.names, strict=True)):
+                    continue
+                ids = [
+                    binary.NULL if name is None else known[column].get(name)
+                    for column, name in zip(columns, probe.names, strict=True)
                 ]
-                if None not in referred:
-                    asked.append(probe)
-                    hashes.append(line_hash(probe.raw.digest, referred))  # type: ignore[arg-type]
-            keys = [probe.key for probe in asked]
-            self._execute(statements.LOOK_UPS)
-            self._execute(statements.seen_rows(self.spec, keys, hashes, stamp))
-            return {asked[place - 1].raw.number for (place,) in self._fetch()}
+                if None not in ids:
+                    candidates.append(probe)
+                    hashes.append(line_hash(probe.raw.digest, ids))  # type: ignore[arg-type]
+            keys = [probe.key for probe in candidates]
+            self._execute(statements.INDEX_SCANS_ONLY)
+            self._execute(statements.unchanged_rows(self.spec, keys, hashes, stamp))
+            return {candidates[position - 1].raw.number for (position,) in self._fetch()}
 
     # -- inside ----------------------------------------------------------------------------------
 
     def _stamp(self) -> Stamp:
-        return Stamp(self._organization_id, self._actor_id, timezone.now(), self._begun)
+        return Stamp(self._organization_id, self._actor_id, timezone.now(), self._started)
 
     def _open(self, cursor: Any) -> None:
         self._cursor = cursor
@@ -148,7 +140,8 @@ class Writer:
         self._execute(statements.settings(timeout_s=self._timeout_s))
 
     def _resolve(self, batch: Batch, stamp: Stamp) -> None:
-        """Makes every name of the batch known. Raises: LineError."""
+        """Looks up the ids of all names in the batch, and creates missing rows. Raises:
+        LineError."""
         for reference in self.spec.references:
             wanted = batch.wanted(reference.column)
             missing = self._references.find(reference, list(wanted), stamp)
@@ -165,44 +158,48 @@ class Writer:
                     f"{echoed(repr(name[1] if isinstance(name, tuple) else name))}",
                     line=number,
                 )
-            self._bring_back(reference, wanted)
+            self._restore_referenced(reference, wanted)
 
-    def _bring_back(self, reference: Reference, wanted: Mapping[Name, int]) -> None:
-        """What lies in the trash of what the batch names, where that is asked for."""
+    def _restore_referenced(self, reference: Reference, wanted: Mapping[Name, int]) -> None:
+        """Restores the rows in the trash that the batch refers to, if the caller wants that."""
         if self._restore and self._references.deleted and self._may_restore(reference):
             column = reference.column
-            lying = [name for name in wanted if (column, name) in self._references.deleted]
-            if lying:
+            deleted = [name for name in wanted if (column, name) in self._references.deleted]
+            if deleted:
                 known = self._references.known[column]
-                self._restore(reference.model, [UUID(bytes=known[name][4:]) for name in lying])
-                self._references.restored(reference, lying)
+                self._restore(reference.model, [UUID(bytes=known[name][4:]) for name in deleted])
+                self._references.restored(reference, deleted)
 
-    def _hold(self, batch: Batch, rows: Sequence[bytes], stamp: Stamp, *, is_met: bool) -> None:
-        """What the rows that are to be written refer to stays out of the trash from here on.
+    def _lock_references(
+        self, batch: Batch, rows: Sequence[bytes], stamp: Stamp, *, is_matched: bool
+    ) -> None:
+        """Locks what the rows to be written refer to: it stays out of the trash.
 
-        Raises: LineErrors, of the lines that name what lies there; Overtaken, where it is to be
-        brought back and went there only now.
+        Raises: LineErrors, for lines that refer to deleted rows; ConcurrentChange, if these were
+        deleted just now and are to be restored.
         """
         references = [r for r in self.spec.references if batch.wanted(r.column)]
-        if self.spec.keeps_ids or not references:  # (an export says itself what lies there)
+        if self.spec.keeps_ids or not references:  # (an export says itself what is in the trash)
             return
         stage = self._stage
-        self._execute(statements.LOOK_UPS)
-        self._execute(statements.hold_references(stage, references, stamp, is_met=is_met))
-        found: dict[int, list[UUID]] = {}
-        for place, row_id in self._fetch():
-            found.setdefault(place, []).append(row_id)
-        self._execute(statements.ANY_PLANS)
-        if not found:
+        self._execute(statements.INDEX_SCANS_ONLY)
+        self._execute(statements.lock_references(stage, references, stamp, is_matched=is_matched))
+        deleted: dict[int, list[UUID]] = {}
+        for index, row_id in self._fetch():
+            deleted.setdefault(index, []).append(row_id)
+        self._execute(statements.ALL_SCANS)
+        if not deleted:
             return
         lines = dict(zip(_ids(rows), batch.row_lines, strict=True))
         names = {(number, column): name for number, column, name in batch.named()}
         errors: dict[int, LineError] = {}
-        for place, ids in found.items():
-            reference = references[place]
+        for index, ids in deleted.items():
+            reference = references[index]
             if self._restore and self._may_restore(reference):
-                raise Overtaken
-            self._execute(statements.rows_that_refer(stage, reference, ids, is_met=is_met))
+                raise ConcurrentChange
+            self._execute(
+                statements.rows_referring_to(stage, reference, ids, is_matched=is_matched)
+            )
             for (row_id,) in self._fetch():
                 line = lines[row_id]
                 errors.setdefault(line, _in_trash(reference, names[line, reference.column], line))
@@ -212,94 +209,93 @@ class Writer:
     def _write(
         self, batch: Batch, rows: Sequence[bytes], children: Sequence[bytes], stamp: Stamp
     ) -> tuple[Counts, Counts]:
-        stage, below = self._stage, self._child_stage
+        stage, child_stage = self._stage, self._child_stage
         copy_rows(self._cursor, stage.create(), stage, rows, batch.row_lines)
-        if below:
-            copy_rows(self._cursor, below.create(), below, children, batch.child_lines)
+        if child_stage:
+            create = child_stage.create()
+            copy_rows(self._cursor, create, child_stage, children, batch.child_lines)
         if self.spec.keeps_ids:
             self._check_ids(stage, rows, batch.row_lines, stamp)
-            if below:
-                self._check_ids(below, children, batch.child_lines, stamp)
-        if self._was_new and self._insert_all(batch, rows, stamp):
-            counts, counts_below = Counts(inserted=len(rows)), Counts(inserted=len(children))
+            if child_stage:
+                self._check_ids(child_stage, children, batch.child_lines, stamp)
+        if self._was_all_new and self._insert_all(batch, rows, stamp):
+            counts, child_counts = Counts(inserted=len(rows)), Counts(inserted=len(children))
             if self.spec.journal:
-                self._execute(statements.note_all(stage))
+                self._execute(statements.record_all_written(stage))
         else:
-            counts, counts_below = self._upsert(batch, rows, len(children), stamp)
-        self._was_new = counts.inserted == len(rows)
+            counts, child_counts = self._upsert(batch, rows, len(children), stamp)
+        self._was_all_new = counts.inserted == len(rows)
         self.growth.note(self.spec.model, counts.inserted)
         if self.spec.children:
-            self.growth.note(self.spec.children.spec.model, counts_below.inserted)
+            self.growth.note(self.spec.children.spec.model, child_counts.inserted)
         if self.spec.journal and (counts.inserted or counts.updated):
             self.spec.journal(
-                statements.changed_rows(stage),
+                statements.written_rows(stage),
                 organization_id=self._organization_id,
                 actor_id=self._actor_id,
                 now=stamp.now,
             )
         self._execute(stage.drop())
-        if below:
-            self._execute(below.drop())
-        return counts, counts_below
+        if child_stage:
+            self._execute(child_stage.drop())
+        return counts, child_counts
 
     def _insert_all(self, batch: Batch, rows: Sequence[bytes], stamp: Stamp) -> bool:
-        """Tries the batch as if nothing of it were there, which costs no look-up; whether it
-        worked."""
+        """Inserts the batch without looking up existing rows. False if that failed."""
         try:
             with transaction.atomic():
-                self._hold(batch, rows, stamp, is_met=False)
+                self._lock_references(batch, rows, stamp, is_matched=False)
                 for stage in filter(None, [self._stage, self._child_stage]):
                     for key in stage.spec.keys:
                         self._execute(statements.insert(stage, key, stamp))
         except (IntegrityError, LineErrors):
-            return False  # not all new, or wrong: then it is refused again
+            return False  # not all rows are new; or a row is bad, which the upsert will report
         return True
 
     def _upsert(
         self, batch: Batch, staged: Sequence[bytes], children: int, stamp: Stamp
     ) -> tuple[Counts, Counts]:
-        stage, below, rows = self._stage, self._child_stage, len(staged)
-        self._meet(stage, stamp)
+        stage, child_stage, rows = self._stage, self._child_stage, len(staged)
+        self._match(stage, stamp)
         orphans = 0
-        if below:
-            self._meet(below, stamp, parents=stage)
-            # Parents are written before their children, here and in every other loader: who waits
-            # for a child holds its parent.
-            self._execute(statements.write_parents_of(stage, below))
-        self._hold(batch, staged, stamp, is_met=True)
+        if child_stage:
+            self._match(child_stage, stamp, parents=stage)
+            # Every loader locks parents before their children, so that none deadlocks.
+            self._execute(statements.mark_parents(stage, child_stage))
+        self._lock_references(batch, staged, stamp, is_matched=True)
         for key in stage.spec.keys:
             self._execute(statements.upsert(stage, key, stamp))
-        counts, met, due = self._count(stage, rows)
-        if below:
-            if (counts.inserted + met < rows or counts.updated < due) and children:
-                # The children of those rows are staged under ids that are none, or would be live
-                # below rows in the trash.
-                raise Overtaken
-            for key in below.spec.keys:
-                self._execute(statements.upsert(below, key, stamp, parents=stage))
+        counts, existing, to_update = self._count(stage, rows)
+        if child_stage:
+            if (counts.inserted + existing < rows or counts.updated < to_update) and children:
+                # The children's staged parent ids do not exist, or are of rows in the trash.
+                raise ConcurrentChange
+            for key in child_stage.spec.keys:
+                self._execute(statements.upsert(child_stage, key, stamp, parents=stage))
             if counts.deleted:
-                self._execute(statements.count_orphans(below, stage))
+                self._execute(statements.count_orphans(child_stage, stage))
                 ((orphans,),) = self._fetch()
-            counts_below, *_ = self._count(below, children - orphans)
-            if counts_below.deleted and LINE_HASH in stage.columns:
-                self._execute(statements.forget_lines(stage, below, stamp))
-            counts_below.deleted += orphans
-        return counts, counts_below if below else Counts()
+            child_counts, *_ = self._count(child_stage, children - orphans)
+            if child_counts.deleted and LINE_HASH in stage.columns:
+                self._execute(statements.forget_lines(stage, child_stage, stamp))
+            child_counts.deleted += orphans
+        return counts, child_counts if child_stage else Counts()
 
-    def _meet(self, stage: Stage, stamp: Stamp, parents: Stage | None = None) -> None:
+    def _match(self, stage: Staging, stamp: Stamp, parents: Staging | None = None) -> None:
+        """Matches staged rows with existing ones; restores these if the caller wants that."""
         for key in stage.spec.keys:
-            self._execute(statements.meet(stage, key, stamp, parents))
+            self._execute(statements.match_existing(stage, key, stamp, parents))
         if self._restore:
             self._execute(statements.deleted_rows(stage))
             if deleted := [row_id for (row_id,) in self._fetch()]:
                 self._restore(stage.spec.model, deleted)
-                self._execute(statements.bring_back(stage))
+                self._execute(statements.mark_restored(stage))
 
-    def _count(self, stage: Stage, staged: int) -> tuple[Counts, int, int]:
-        """What became of so many staged rows; how many of them were there before, and of those
-        were to be written."""
+    def _count(self, stage: Staging, staged: int) -> tuple[Counts, int, int]:
+        """The counts of `staged` rows; how many of them existed, and how many of those were to be
+        updated."""
         self._execute(statements.count(stage))
-        ((written, inserted, met, deleted, due),) = self._fetch()
+        ((written, inserted, existing, deleted, to_update),) = self._fetch()
         return (
             Counts(
                 inserted=inserted,
@@ -307,35 +303,35 @@ class Writer:
                 unchanged=staged - written - deleted,
                 deleted=deleted,
             ),
-            met,
-            due,
+            existing,
+            to_update,
         )
 
     def _check_ids(
-        self, stage: Stage, rows: Sequence[bytes], lines: Sequence[int], stamp: Stamp
+        self, stage: Staging, rows: Sequence[bytes], lines: Sequence[int], stamp: Stamp
     ) -> None:
-        """Raises: LineError, of an id that is another row's."""
+        """Raises: LineError, for an id that belongs to another row."""
         ids = _ids(rows)
 
-        def refuse_found(message: str) -> None:
+        def refuse_any(message: str) -> None:
             for (row_id,) in self._fetch():
                 line = lines[ids.index(row_id)]
                 raise LineError("id_taken", "id", message.format(row_id), line=line)
 
-        self._execute(statements.LOOK_UPS)
+        self._execute(statements.INDEX_SCANS_ONLY)
         for key in stage.spec.natural_keys:
             named = " and ".join(key.columns)
             if not key.partial:
                 self._execute(statements.ids_of_another_key(stage, key, stamp))
-                refuse_found(f"{{}} is the id of a row of another {named}")
+                refuse_any(f"{{}} is the id of a row with another {named}")
             self._execute(statements.keys_of_another_id(stage, key, stamp))
-            refuse_found(f"A row of this {named} has another id than {{}}")
+            refuse_any(f"The row with this {named} has another id than {{}}")
             self._execute(statements.keys_staged_twice(stage, key))
-            refuse_found(f"Another line of this {named} has another id than {{}}")
-        self._execute(statements.ANY_PLANS)
+            refuse_any(f"Another line with this {named} has another id than {{}}")
+        self._execute(statements.ALL_SCANS)
         self._execute(statements.enter_platform())
         self._execute(statements.ids_of_others(stage, ids, stamp))
-        refuse_found("{} is the id of a row of another organization")
+        refuse_any("{} is the id of a row of another organization")
         self._execute(statements.leave_platform())
 
 

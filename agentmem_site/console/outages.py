@@ -43,7 +43,7 @@ class ConsoleSessionMiddleware(SessionMiddleware):
         outage = outage_of(error)
         if outage is None:
             return None
-        logger.warning("%s (%s)", outage.words, reason(error))
+        logger.warning("%s (%s)", outage.message, reason(error))
         page = refusal_page(_WORDS[outage], 503)
         page["Retry-After"] = str(outage.wait_s)
         return page

@@ -1,4 +1,4 @@
-"""The database room: a PostgreSQL backend that knows tenant tables, their fields and their walls.
+"""The database room: a PostgreSQL backend with tenant tables, their fields and their walls.
 
-Knows no app. `ENGINE = "agentmem_site.db"` makes Django load `base.DatabaseWrapper` from here.
+Knows no app. With `ENGINE = "agentmem_site.db"`, Django loads `base.DatabaseWrapper` from here.
 """

@@ -1,4 +1,4 @@
-"""Django's PostgreSQL backend with what tenant tables need, and an embedded server behind it."""
+"""Django's PostgreSQL backend, extended for tenant tables and for the embedded server."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -16,13 +16,13 @@ from agentmem_site.db.limits import wait_limited
 from agentmem_site.db.refusals import cannot_connect
 from agentmem_site.db.schema import DatabaseSchemaEditor
 from agentmem_site.db.setup import prepare_embedded
-from agentmem_site.db.urls import connection_words
+from agentmem_site.db.urls import connection_parameters
 
 
 class DatabaseFeatures(PostgresFeatures):
     def allows_group_by_selected_pks_on_model(self, model: Any) -> bool:
-        # The key of a tenant table is (id, organization_id): PostgreSQL cannot infer the other
-        # columns from id alone, so GROUP BY has to name them.
+        # The primary key of a tenant table is (id, organization_id). PostgreSQL cannot infer the
+        # other columns from id alone, so GROUP BY must name them.
         return tenant_key(model) is None and super().allows_group_by_selected_pks_on_model(model)
 
 
@@ -31,11 +31,11 @@ class DatabaseClient(PostgresClient):
     def settings_to_cmd_args_env(
         cls, settings_dict: dict[str, Any], parameters: Iterable[str]
     ) -> tuple[list[str], dict[str, str] | None]:
-        """psql with every option of the connection; Django's own passes on those it knows."""
-        words = connection_words(settings_dict)
-        password = words.pop("password", None)
+        """psql with all options of the connection. Django's own passes on only those it knows."""
+        conninfo = connection_parameters(settings_dict)
+        password = conninfo.pop("password", None)
         env = {"PGPASSWORD": str(password)} if password else None
-        return [cls.executable_name, make_conninfo(**words), *parameters], env
+        return [cls.executable_name, make_conninfo(**conninfo), *parameters], env
 
 
 class DatabaseWrapper(PostgresWrapper):
@@ -45,9 +45,9 @@ class DatabaseWrapper(PostgresWrapper):
     client_class = DatabaseClient
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """A connection; where the embedded server does not run (yet, or any more) it is started.
+        """A connection. Starts the embedded server if it is not running.
 
-        Raises: psycopg.OperationalError; CannotConnect where it is known why.
+        Raises: psycopg.OperationalError; CannotConnect if the reason is known.
         """
         server = settings.EMBEDDED_SERVER
         if server is not None:

@@ -1,4 +1,4 @@
-"""Test databases are made by the owner and used by the application, as in production."""
+"""Test databases are created by the owner and used by the application, as in production."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class DatabaseCreation(PostgresCreation):
         with as_owner(self.connection):
             name = super().create_test_db(*args, **kwargs)
             with self.connection.cursor() as cursor:
-                # Transactional tests are cleaned up by TRUNCATE; nothing else may do that.
+                # Only for the clean-up after transactional tests.
                 cursor.execute(f"GRANT TRUNCATE ON ALL TABLES IN SCHEMA public TO {APPLICATION}")
         return name
 

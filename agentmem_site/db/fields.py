@@ -1,5 +1,5 @@
-"""The fields of a tenant table: its organization, its references; the caller's own keys; a `real`;
-and `among`."""
+"""The fields of tenant tables: the organization, references, keys of the caller, a `real`; and the
+lookup `among`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def tenant_key(model: "type[Model]") -> "OrganizationKey | None":
-    """The field that holds the organization of a data-plane model; None on any other model.
+    """The organization field of a data-plane model; None for any other model.
 
-    (Where it may be NULL, as in the audit log, a row need not belong to one.)
+    (In the audit log it may be NULL: not every row belongs to an organization.)
     """
     fields = model._meta.local_fields
     return next((f for f in fields if isinstance(f, OrganizationKey) and not f.null), None)
@@ -32,8 +32,8 @@ def tenant_key(model: "type[Model]") -> "OrganizationKey | None":
 class OrganizationKey(models.ForeignKey):
     """The organization that a row belongs to. A model with this field is a tenant model.
 
-    Being a field, it is there on the historical models of migrations too, so that the schema
-    editor knows a tenant table by it. It never changes after the INSERT.
+    The historical models of migrations have this field too: the schema editor recognizes tenant
+    tables by it. It never changes after the INSERT.
     """
 
     def __init__(self, to: Any = "accounts.Organization", **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ class OrganizationKey(models.ForeignKey):
 
 
 def _within(instances: Sequence[Any], queryset: Any) -> Any:
-    """The prefetched rows of the instances' organizations. (A slice has to name them itself.)"""
+    """The queryset, filtered by the instances' organizations. (A sliced one must be already.)"""
     if queryset.query.is_sliced:
         return queryset
     return queryset.filter(organization__in={i.organization_id for i in instances})
@@ -61,8 +61,8 @@ class TenantForwardDescriptor(ForwardManyToOneDescriptor):
     """`session.agent`, prefetched."""
 
     def get_prefetch_querysets(self, instances: Any, querysets: Any = None) -> Any:
-        wanted = querysets or [self.get_queryset()]  # type: ignore[call-arg]
-        return super().get_prefetch_querysets(instances, [_within(instances, q) for q in wanted])
+        querysets = querysets or [self.get_queryset()]  # type: ignore[call-arg]
+        return super().get_prefetch_querysets(instances, [_within(instances, q) for q in querysets])
 
 
 class TenantReverseDescriptor(ReverseManyToOneDescriptor):
@@ -76,23 +76,23 @@ class TenantReverseDescriptor(ReverseManyToOneDescriptor):
                 self.core_filters["organization"] = instance.organization_id
 
             def get_prefetch_querysets(self, instances: Any, querysets: Any = None) -> Any:
-                wanted = querysets or [self.model._default_manager.all()]
+                querysets = querysets or [self.model._default_manager.all()]
                 return super().get_prefetch_querysets(
-                    instances, [_within(instances, q) for q in wanted]
+                    instances, [_within(instances, q) for q in querysets]
                 )
 
         return TenantRelatedManager
 
 
 class TenantForeignKey(models.ForeignKey):
-    """A reference between two tenant tables: the organization is part of it.
+    """A foreign key between two tenant tables. The organization is part of it.
 
-    In the database FOREIGN KEY (x_id, organization_id) REFERENCES x (id, organization_id), so that
-    a row of one organization cannot point at another's; in queries every join and lazy load
-    compares the organizations too, which a sharded database needs to stay on one node.
+    In the database it is FOREIGN KEY (x_id, organization_id) REFERENCES x (id, organization_id): a
+    row cannot refer to another organization's. In queries, every join and lazy load compares the
+    organizations too, so that a sharded database can stay on one node.
 
-    `on_delete` says what the services do: CASCADE moves the row to the trash with its parent and
-    purges it with it; SET_NULL leaves it, and a purge of the parent empties the reference.
+    `on_delete` tells the services what to do. CASCADE: the row is deleted and purged with its
+    parent. SET_NULL: the row stays, and a purge of the parent clears the reference.
     """
 
     forward_related_accessor_class = TenantForwardDescriptor
@@ -113,7 +113,7 @@ class TenantForeignKey(models.ForeignKey):
     def get_extra_restriction(self, alias: str | None, related_alias: str) -> WhereNode:
         theirs: Any = self.related_model._meta.get_field("organization")
         ours: Any = self.model._meta.get_field("organization")
-        # Without an alias it is exclude(children__..): a subquery that refers to the outer row.
+        # There is no alias in exclude(children__..), a subquery that refers to the outer row.
         other = theirs.get_col(alias) if alias else ResolvedOuterRef("organization")
         return WhereNode([ours.get_lookup("exact")(ours.get_col(related_alias), other)])
 
@@ -121,11 +121,11 @@ class TenantForeignKey(models.ForeignKey):
 @models.Field.register_lookup
 @TenantForeignKey.register_lookup
 class Among(models.Lookup):
-    """`pk__among=ids`: in one array, however many they are.
+    """`pk__among=ids`: `= ANY` with one array, whatever its length.
 
-    A constant array leaves the planner no join to choose: an index is asked for each value, or, at
-    worst, each row is looked up in a hash of them. (Of `unnest` it may go through the whole array
-    for each row, where it expects one row.)
+    With a constant array the planner has no join to choose. It searches an index for each value or,
+    at worst, looks each row up in a hash. (With `unnest` it may scan the whole array for each row,
+    if it expects one row.)
     """
 
     lookup_name = "among"
@@ -138,7 +138,7 @@ class Among(models.Lookup):
 
 
 class RealField(models.FloatField):
-    """A float of 4 bytes: weights and scores need no more."""
+    """A 4-byte float, enough for weights and scores."""
 
     def db_type(self, connection: Any) -> str:
         return "real"

@@ -1,4 +1,4 @@
-"""What the application may do with the tables: granted by their owner after each migration."""
+"""The application's privileges on the tables. The owner grants them after each migration."""
 
 from django.apps import apps
 from django.db import transaction
@@ -15,7 +15,7 @@ _GRANTS = (
 
 
 def grant_to_application(connection: BaseDatabaseWrapper) -> None:
-    """Idempotent. A model with `is_append_only` gets rows, and never loses or changes one."""
+    """Idempotent. Rows of a model with `is_append_only` can be inserted, not updated or deleted."""
     present = set(connection.introspection.table_names())  # fewer after `migrate accounts zero`
     roles = sql.SQL(", ").join(map(sql.Identifier, (APPLICATION, ADMIN)))
     statements = [sql.SQL(grant).format(roles=roles) for grant in _GRANTS]
@@ -26,7 +26,7 @@ def grant_to_application(connection: BaseDatabaseWrapper) -> None:
         for model in apps.get_models()
         if getattr(model, "is_append_only", False) and model._meta.db_table in present
     ]
-    # In one transaction: no moment in which the audit log could be changed.
+    # In one transaction, so that the audit log can never be changed in between.
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)

@@ -1,10 +1,10 @@
-"""Ids are UUID version 7, minted by the server: in time order, so B-trees grow at one end."""
+"""Ids are UUIDs of version 7, created by the server in time order: B-trees grow at one end."""
 
 import os
 import time
 import uuid
 
-NOBODY = uuid.UUID(int=0)  # no row has it: what is asked of it is found nowhere
+NOBODY = uuid.UUID(int=0)  # no row has it: a filter by it matches nothing
 _VERSION = 0x7 << 12
 _VARIANT = 0x8000_0000_0000_0000
 _LOW_62 = 0x3FFF_FFFF_FFFF_FFFF
@@ -24,8 +24,8 @@ def uuid7() -> uuid.UUID:
 
 
 def uuid7_at(at_us: int, random: int) -> bytes:
-    """The 16 bytes of a new id of a moment, in microseconds since 1970: ids of different moments
-    are in their order. `random` has 64 bits.
+    """The 16 bytes of a new id with a given time, in microseconds since 1970. Ids sort by it.
+    `random` has 64 bits.
 
     Source: RFC 9562, 6.2 method 3.
     """
@@ -33,7 +33,7 @@ def uuid7_at(at_us: int, random: int) -> bytes:
 
 
 def uuid7_among(at_us: int, place: int, random: int) -> bytes:
-    """The same for one of up to 16,777,216 ids of one moment, which are in the order of `place`.
+    """The same for one of up to 16,777,216 ids with the same time, which sort by `place`.
 
     Source: RFC 9562, 6.2 method 1.
     """

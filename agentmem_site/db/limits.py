@@ -1,7 +1,7 @@
-"""How long a statement of an ordinary request may run, or wait for a lock.
+"""How long a statement of a request may run, or wait for a lock.
 
-Behind a transaction pooler nothing may be set for a session: the limits go along with each
-transaction, and with each statement outside of one, in the same message.
+Behind a transaction pooler, nothing may be set for a session. The limits are sent with the first
+statement of each transaction, and with each statement outside of one, in the same message.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from django.conf import settings
 from django.db import connection
 from psycopg import Connection, OperationalError, errors, sql
 
-# What the statements at hand have to say; empty where nothing is limited, or all is said.
-_unsaid: ContextVar[str] = ContextVar("unsaid", default="")
-# (The way back to a savepoint leads out of a failed transaction, where nothing else is answered.)
+# The SQL to send before a statement; empty without limits, or where they are set already.
+_limits: ContextVar[str] = ContextVar("limits", default="")
+# (In a failed transaction, PostgreSQL accepts only the rollback to a savepoint.)
 SAVEPOINTS = ("SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT")
 _silence_s: ContextVar[float | None] = ContextVar("silence_s", default=None)
 _change_timeout_s: ContextVar[float | None] = ContextVar("change_timeout_s", default=None)
@@ -23,43 +23,45 @@ _change_timeout_s: ContextVar[float | None] = ContextVar("change_timeout_s", def
 
 @contextmanager
 def limited(*, lock_timeout_ms: int | None = None) -> Iterator[None]:
-    """Limits the statements inside by AGENTMEM_STATEMENT_TIMEOUT_S, and AGENTMEM_LOCK_TIMEOUT_S or
-    what is given; changes that take many of them by AGENTMEM_CHANGE_TIMEOUT_S
+    """Limits the statements inside by AGENTMEM_STATEMENT_TIMEOUT_S and `lock_timeout_ms`, which is
+    AGENTMEM_LOCK_TIMEOUT_S by default; changes of many statements by AGENTMEM_CHANGE_TIMEOUT_S
     (`change_timeout_s`)."""
     silence = _silence_s.set(settings.DATABASE_SILENCE_S)
     change = _change_timeout_s.set(settings.CHANGE_TIMEOUT_S or None)
     lock_ms = settings.LOCK_TIMEOUT_MS if lock_timeout_ms is None else lock_timeout_ms
-    token = _unsaid.set(
+    token = _limits.set(
         f"SELECT set_config('statement_timeout', '{settings.STATEMENT_TIMEOUT_MS:d}', true), "
         f"set_config('lock_timeout', '{lock_ms:d}', true); "
     )
     try:
-        with connection.execute_wrapper(_say):
+        with connection.execute_wrapper(_with_limits):
             yield
     finally:
-        _unsaid.reset(token)
+        _limits.reset(token)
         _change_timeout_s.reset(change)
         _silence_s.reset(silence)
 
 
 def change_timeout_s() -> float | None:
-    """How long a change of many statements may go on here; None: as long as it takes."""
+    """How long a change of many statements may take here; None: no limit."""
     return _change_timeout_s.get()
 
 
 @contextmanager
-def said() -> Iterator[sql.SQL]:
-    """What a transaction begins with, so that its statements need not say it."""
-    limits = _unsaid.get()
-    token = _unsaid.set("")
+def transaction_limits() -> Iterator[sql.SQL]:
+    """The SQL that sets the limits for a transaction. Inside, statements are sent without them."""
+    limits = _limits.get()
+    token = _limits.set("")
     try:
         yield sql.SQL(limits)
     finally:
-        _unsaid.reset(token)
+        _limits.reset(token)
 
 
-def _say(execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any) -> Any:
-    limits = _unsaid.get()
+def _with_limits(
+    execute: Callable[..., Any], statement: Any, params: Any, many: bool, context: Any
+) -> Any:
+    limits = _limits.get()
     if not limits or many or str(statement).startswith(SAVEPOINTS):
         return execute(statement, params, many, context)
     whole = limits + statement if isinstance(statement, str) else sql.SQL(limits) + statement
@@ -69,9 +71,11 @@ def _say(execute: Callable[..., Any], statement: Any, params: Any, many: bool, c
 
 
 def wait_limited(connection: Connection[Any], gen: Any, **options: Any) -> Any:
-    """psycopg's wait for the server's answer, which ends when nothing comes for
-    AGENTMEM_DATABASE_SILENCE_S: the limits above are kept by the server, and one that stands still,
-    or the pooler before it, keeps none. Raises: OperationalError; the connection is closed then."""
+    """psycopg's wait for an answer, which ends after AGENTMEM_DATABASE_SILENCE_S of silence.
+    The limits above are the server's: they do not help if it, or a pooler, hangs.
+
+    Raises: OperationalError; the connection is then closed.
+    """
     silence_s = _silence_s.get()
     if silence_s is not None:
         options.setdefault("timeout", silence_s)
@@ -81,4 +85,4 @@ def wait_limited(connection: Connection[Any], gen: Any, **options: Any) -> Any:
         if silence_s is None:
             raise
         connection.pgconn.finish()
-        raise OperationalError(f"The database has said nothing for {silence_s:g} s.") from None
+        raise OperationalError(f"The database has not answered for {silence_s:g} s.") from None

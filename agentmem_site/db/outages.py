@@ -1,4 +1,4 @@
-"""When nothing can be saved: what callers are told, and for how long a retry makes no sense."""
+"""When nothing can be saved: the message to callers, and when a retry makes sense."""
 
 import errno
 import threading
@@ -12,64 +12,64 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 DISK_FULL_STATE, READ_ONLY_STATE = "53100", "25006"
 _NO_SPACE = "No space left on device"
-_PROBED_EVERY_S = 5.0
+_PROBE_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """`wait_s`: seconds after which the same request is worth sending again."""
+    """`wait_s`: the seconds after which a retry makes sense."""
 
     code: str
-    words: str
+    message: str
     wait_s: int
 
 
 AWAY = Outage(
     "unavailable",
-    "The database cannot answer right now; the same request may well succeed in a while.",
+    "The database cannot answer right now; the same request may succeed later.",
     1,
 )
 DISK_FULL = Outage(
     "disk_full",
-    "The server's disk is full: nothing can be saved until somebody has made room. What was asked "
-    "is not done; what is stored can be read.",
+    "The server's disk is full: nothing can be saved until an operator frees space. The request "
+    "was not carried out; stored data can be read.",
     60,
 )
 READ_ONLY = Outage(
     "read_only",
-    "The database is read-only now: nothing can be saved. What was asked is not done; what is "
-    "stored can be read.",
+    "The database is read-only: nothing can be saved. The request was not carried out; stored "
+    "data can be read.",
     60,
 )
 _BY_STATE = {DISK_FULL_STATE: DISK_FULL, READ_ONLY_STATE: READ_ONLY}
 
 
 def sqlstate(error: BaseException) -> str:
-    """PostgreSQL's code, of Django's errors and of psycopg's; "" where there is none."""
+    """The SQLSTATE of an error of Django or psycopg; "" if there is none."""
     return getattr(error.__cause__ or error, "sqlstate", None) or ""
 
 
 def outage_of(error: BaseException | None) -> Outage | None:
-    """What an error of the database, or of a file, tells of; None: it is no outage."""
-    found = _BY_STATE.get(sqlstate(error)) if error else None
+    """The outage that caused an error of the database or of a file; None if it was no outage."""
+    outage = _BY_STATE.get(sqlstate(error)) if error else None
     match error:
         case OperationalError() | psycopg.OperationalError():
-            # (PostgreSQL says it with 53100, or while it starts in words alone.)
-            return found or (DISK_FULL if _NO_SPACE in str(error) else AWAY)
+            # (A full disk has SQLSTATE 53100, but only a message while PostgreSQL starts.)
+            return outage or (DISK_FULL if _NO_SPACE in str(error) else AWAY)
         case InterfaceError():
             return AWAY
         case InternalError() | psycopg.InternalError():
-            return found
+            return outage
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return DISK_FULL
     return None
 
 
-# -- asked beforehand -----------------------------------------------------------------------------
+# -- probes ---------------------------------------------------------------------------------------
 
-# A set of rows that does not fit into 64 kB of memory goes into a temporary file: 0.5 MB of the
-# data's disk, written and removed. It leaves no dead row and no WAL behind, and works where tables
-# are read-only. (Where the disk of the WAL is full, PostgreSQL ends: it cannot be reached.)
+# Rows that do not fit into 64 kB of memory spill into a temporary file: 0.5 MB on the disk of the
+# data, written and removed. This leaves no dead rows and no WAL, and works on a read-only database.
+# (If the disk of the WAL is full, PostgreSQL stops and cannot be reached.)
 _SPILL = "SELECT count(*) FROM generate_series(1, 20000)"
 _IS_READ_ONLY = (
     "SELECT set_config('work_mem', '64kB', true), "
@@ -78,9 +78,9 @@ _IS_READ_ONLY = (
 
 
 def write_outage(connection: BaseDatabaseWrapper) -> Outage | None:
-    """Whether the database can write: DISK_FULL, READ_ONLY, or None. Two statements, 10 ms.
+    """DISK_FULL, READ_ONLY, or None if the database can write. Two statements, 10 ms.
 
-    Raises: django.db.Error, for whatever else is wrong.
+    Raises: django.db.Error, for anything else.
     """
     try:
         with transaction.atomic(connection.alias), connection.cursor() as cursor:
@@ -95,28 +95,28 @@ def write_outage(connection: BaseDatabaseWrapper) -> Outage | None:
 
 
 class WriteProbe:
-    """`write_outage`, asked at most every 5 s, and since when it is so."""
+    """Calls `write_outage` at most every 5 s, and remembers since when there is an outage."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
-        self._asked_s = float("-inf")
-        self._found: Outage | None = None
+        self._probed_s = float("-inf")
+        self._outage: Outage | None = None
         self._since: datetime | None = None
 
     def ask(self, connection: BaseDatabaseWrapper) -> tuple[Outage, datetime] | None:
-        """The outage and its beginning, as far as this process has seen it.
+        """The outage, and when this process first saw it.
 
         Raises: django.db.Error.
         """
         with self._lock:
-            if time.monotonic() - self._asked_s >= _PROBED_EVERY_S:
-                found = write_outage(connection)
-                if found is not self._found:
+            if time.monotonic() - self._probed_s >= _PROBE_EVERY_S:
+                outage = write_outage(connection)
+                if outage is not self._outage:
                     self._since = datetime.now(UTC)
-                self._found, self._asked_s = found, time.monotonic()
-            if self._found is None or self._since is None:
+                self._outage, self._probed_s = outage, time.monotonic()
+            if self._outage is None or self._since is None:
                 return None
-            return self._found, self._since
+            return self._outage, self._since

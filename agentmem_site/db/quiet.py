@@ -1,14 +1,14 @@
-"""What PostgreSQL is to leave out of its log: statements, and the values in them.
+"""Settings that keep statements, and the values in them, out of PostgreSQL's log.
 
-A statement that fails is logged with what people said: the text of a memory, an email address, the
-hash of a password; and there it stays when they are erased. `setup_database` sets these for the
-roles that sign in, the embedded server for everybody.
+By default a failed statement is logged with its data: the text of a memory, an email address, the
+hash of a password. It stays there when a person is erased. `setup_database` sets these for the
+roles that sign in, the embedded server for all.
 """
 
 from collections.abc import Mapping
 
-# "invalid input syntax for type uuid: ..." quotes the value: of these roles no error is logged.
-# (`log` ranks above `error` here. The caller is told, and AgentMem logs its own failures.)
+# "invalid input syntax for type uuid: ..." quotes the value, so no errors of these roles are
+# logged. (`log` ranks above `error` here. The caller gets the error, and AgentMem logs it.)
 ERRORS = {"log_min_messages": "log"}
 VALUES = {
     "log_min_error_statement": "panic",  # no STATEMENT
@@ -28,13 +28,13 @@ QUIET = ERRORS | VALUES
 
 _ALSO_QUIET = {
     "log_min_messages": {"fatal", "panic"},
-    "log_duration": {"on"},  # it tells how long, not what
+    "log_duration": {"on"},  # it logs how long, not what
 }
-ASKED = "SELECT " + ", ".join(f"current_setting('{name}')" for name in QUIET)
+CURRENT_SETTINGS = "SELECT " + ", ".join(f"current_setting('{name}')" for name in QUIET)
 
 
 def loud(shown: Mapping[str, str]) -> list[str]:
-    """The settings, as `name = value`, by which the log may hold statements or values."""
+    """The settings, as `name = value`, that let statements or values into the log."""
     return [
         f"{name} = {shown[name]}"
         for name, quiet in QUIET.items()

@@ -1,8 +1,8 @@
-"""The database roles, and how the owner's place is taken for a while.
+"""The database roles, and connections as the owner.
 
 agentmem_owner  owns the tables: migrations, backups, test databases.
 agentmem_app    the application, its commands and its tests; obeys the walls, owns nothing.
-agentmem_admin  nobody signs in as it; the application enters it for work across organizations.
+agentmem_admin  cannot sign in; the application switches to it for work across organizations.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,10 @@ ADMIN = "agentmem_admin"
 
 @contextmanager
 def as_owner(connection: BaseDatabaseWrapper) -> Iterator[None]:
-    """Connects as the owner inside the block, as the application again after it.
+    """Connects as the owner inside the block, and as the application after it.
 
-    Without an OWNER in the settings the connection stays as it is: then DATABASE_URL is the
-    owner's already (a database server where both are one refuses to serve: checks.py).
+    Without an OWNER in the settings, the connection stays as it is: DATABASE_URL is the owner's.
+    (If both are the same role, the site refuses to serve: checks.py.)
     """
     owner = connection.settings_dict.get("OWNER") or {}
     if not owner.get("USER") or connection.settings_dict["USER"] == owner["USER"]:
@@ -40,10 +40,9 @@ def as_owner(connection: BaseDatabaseWrapper) -> Iterator[None]:
 
 @contextmanager
 def owner_beside(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrapper | None]:
-    """A second connection, in autocommit, as the owner; None where this process cannot be that.
+    """A second connection as the owner, in autocommit; None if this process has no such role.
 
-    `connection` stays as it is, and with it those of other threads, whose settings are the same
-    object: for processes that go on meanwhile.
+    `connection` stays as it is, and so do those of other threads, which share its settings.
     """
     beside = connection.copy()
     owner = beside.settings_dict.get("OWNER") or {}
@@ -55,7 +54,7 @@ def owner_beside(connection: BaseDatabaseWrapper) -> Iterator[BaseDatabaseWrappe
 
 
 def _unpooled(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """(A pool holds the application's connections.)"""
+    """The settings without a connection pool: the pool's connections are the application's."""
     options = settings["OPTIONS"]
     return {**settings, "OPTIONS": {k: v for k, v in options.items() if k != "pool"}}
 
@@ -65,5 +64,5 @@ def _is_owner(connection: BaseDatabaseWrapper) -> bool:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_has_role(%s, 'USAGE')", [OWNER])
             return bool(cursor.fetchone()[0])
-    except OperationalError:  # the URL is wrong: it is as if there were none
+    except OperationalError:  # a wrong URL counts as none
         return False

@@ -1,7 +1,7 @@
-"""SQL routines as files: `<app>/sql/NAME.sql`, one routine with its privileges each.
+"""SQL routines as files: each `<app>/sql/NAME.sql` has one routine and its privileges.
 
-`migrate` creates those that changed, in one transaction, as the owner. What it made of which text
-is recorded in the table agentmem_routine. Why: docs/decisions/0010.
+`migrate` creates those that changed, in one transaction, as the owner. The table agentmem_routine
+records each file and the definition created from it. Why: docs/decisions/0010.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from agentmem_site.db.roles import ADMIN, APPLICATION
 # Line 1 of a file: the routine's name and the types of its arguments, and what it does.
 _HEADER = re.compile(r"-- (?P<signature>(?P<name>\w+)\([^)]*\)): \S.*\n")
 _COMMENT = re.compile(r"^--.*\n", re.MULTILINE)
-_LOCK = 0x4167_4D65_6D52  # for migrations side by side; any number would do
+_LOCK = 0x4167_4D65_6D52  # against concurrent migrations; any number would do
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS agentmem_routine (
@@ -59,7 +59,7 @@ ON CONFLICT (name) DO UPDATE SET app = EXCLUDED.app, checksum = EXCLUDED.checksu
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """A file. `signature`: as PostgreSQL's regprocedure reads it."""
+    """A routine's file. `signature` is in the format of regprocedure."""
 
     app: str
     name: str
@@ -71,21 +71,21 @@ class Routine:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def statements(self) -> Iterator[str]:
-        """One by one, for a cluster takes no two in a string. A ; between $$ ends none."""
+        """One by one: a cluster does not accept two in a string. A ; between $$ ends none."""
         statement = ""
         for number, part in enumerate(_COMMENT.sub("", self.text).split("$$")):
             if number % 2:
                 statement += f"$${part}$$"
                 continue
-            *ended, begun = part.split(";")
-            for end in ended:
+            *ends, start = part.split(";")
+            for end in ends:
                 yield (statement + end).strip()
                 statement = ""
-            statement += begun
+            statement += start
 
 
 def installed_routines() -> list[Routine]:
-    """Of every app, in the order in which they are installed. Raises: ImproperlyConfigured."""
+    """The routines of all apps, in the order of INSTALLED_APPS. Raises: ImproperlyConfigured."""
     return [
         _read(app.label, path)
         for app in apps.get_app_configs()
@@ -98,33 +98,29 @@ def _read(app: str, path: Path) -> Routine:
     header = _HEADER.match(text)
     if header is None or header["name"] != path.stem:
         raise ImproperlyConfigured(
-            f"{path}: its first line has to be `-- {path.stem}(types of the arguments): "
+            f"{path}: its first line must be `-- {path.stem}(types of the arguments): "
             "what it does`."
         )
     return Routine(app, path.stem, header["signature"], text)
 
 
 def renew_routines(connection: BaseDatabaseWrapper, routines: Sequence[Routine]) -> list[str]:
-    """Creates those whose file or definition is not the recorded one, and drops those whose file
-    is gone; of apps whose migrations are not all applied, none. The names, in order.
+    """Creates routines whose file or definition differs from the record, and drops those whose file
+    is missing. Skips apps with unapplied migrations. Returns the names, in order.
 
     Called as the owner.
     """
-    at_their_end = _apps_at_their_end(connection)
-    wanted = {routine.name: routine for routine in routines if routine.app in at_their_end}
+    migrated = _migrated_apps(connection)
+    wanted = {routine.name: routine for routine in routines if routine.app in migrated}
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
         cursor.execute(_TABLE)
         _run(cursor, _READ_ONLY)
-        # A routine may name another, or a table that a file further on is about.
+        # A routine may refer to one that is created after it.
         cursor.execute("SET LOCAL check_function_bodies = off")
         recorded = _recorded(cursor)
-        gone = [
-            name
-            for name, (app, *_) in recorded.items()
-            if app in at_their_end and name not in wanted
-        ]
-        for name in gone:
+        removed = _removed(recorded, wanted, migrated)
+        for name in removed:
             _drop(cursor, name)
             cursor.execute("DELETE FROM agentmem_routine WHERE name = %s", [name])
         changed = _changed(cursor, wanted.values(), recorded)
@@ -135,32 +131,34 @@ def renew_routines(connection: BaseDatabaseWrapper, routines: Sequence[Routine])
             routine = wanted[name]
             values = [name, routine.app, routine.checksum, definitions[name]]
             cursor.execute(_RECORD, values)
-    return [*gone, *changed]
+    return [*removed, *changed]
 
 
 def stale_routines(connection: BaseDatabaseWrapper, routines: Sequence[Routine]) -> list[str]:
     """The names of those that `renew_routines` would create or drop. Three statements."""
-    at_their_end = _apps_at_their_end(connection)
-    wanted = {routine.name: routine for routine in routines if routine.app in at_their_end}
+    migrated = _migrated_apps(connection)
+    wanted = {routine.name: routine for routine in routines if routine.app in migrated}
     with connection.cursor() as cursor:
         cursor.execute("SELECT to_regclass('agentmem_routine') IS NOT NULL")
         recorded = _recorded(cursor) if cursor.fetchone()[0] else {}
-        gone = [
-            name
-            for name, (app, *_) in recorded.items()
-            if app in at_their_end and name not in wanted
-        ]
-        return [*gone, *_changed(cursor, wanted.values(), recorded)]
+        removed = _removed(recorded, wanted, migrated)
+        return [*removed, *_changed(cursor, wanted.values(), recorded)]
 
 
-def _apps_at_their_end(connection: BaseDatabaseWrapper) -> set[str]:
-    """Only these have the tables that their routines are about."""
+def _migrated_apps(connection: BaseDatabaseWrapper) -> set[str]:
+    """Apps without unapplied migrations: only these have the tables that their routines use."""
     loader = MigrationLoader(connection)
     return {
         app
         for app in loader.migrated_apps
         if all(leaf in loader.applied_migrations for leaf in loader.graph.leaf_nodes(app))
     }
+
+
+def _removed(
+    recorded: Mapping[str, tuple[str, str, str]], wanted: Collection[str], apps: Collection[str]
+) -> list[str]:
+    return [n for n, (app, *_) in recorded.items() if app in apps and n not in wanted]
 
 
 def _recorded(cursor: Any) -> dict[str, tuple[str, str, str]]:
@@ -192,12 +190,12 @@ def _create(cursor: Any, routine: Routine) -> None:
     except ProgrammingError as error:
         if not isinstance(error.__cause__, errors.InvalidFunctionDefinition):
             raise
-        _drop(cursor, routine.name)  # its result is of another type: it cannot be replaced
+        _drop(cursor, routine.name)  # OR REPLACE cannot change the return type
         _run(cursor, routine.statements())
     cursor.execute("SELECT to_regprocedure(%s) IS NOT NULL", [routine.signature])
     if not cursor.fetchone()[0]:
         raise ImproperlyConfigured(
-            f"{routine.name}.sql makes no {routine.signature}, as its first line says."
+            f"{routine.name}.sql does not create {routine.signature}, as its first line says."
         )
     _drop(cursor, routine.name, but=routine.signature)
 
@@ -208,16 +206,16 @@ def _run(cursor: Any, statements: Iterable[str]) -> None:
 
 
 def _drop(cursor: Any, name: str, *, but: str | None = None) -> None:
-    """All routines of the name, or those with other arguments than `but`."""
+    """Drops all routines of that name, except the one with the signature `but`."""
     cursor.execute(_SAME_NAME, [name, but])
     for (signature,) in cursor.fetchall():
-        # (As PostgreSQL spells it: names and types in quotes where they need them.)
+        # (From PostgreSQL, which quotes names and types that need it.)
         cursor.execute(sql.SQL("DROP ROUTINE {}").format(sql.SQL(signature)))
 
 
 class HandOver(Operation):
-    """From here on files hold the routines that migrations before it made: `texts` by their names,
-    for the way back."""
+    """From here on, files define the routines that earlier migrations created. `texts` has these by
+    name, to reverse the migration."""
 
     reduces_to_sql = False
     reversible = True
@@ -229,13 +227,16 @@ class HandOver(Operation):
         pass
 
     def database_forwards(self, app_label: str, editor: Any, before: Any, after: Any) -> None:
-        """`migrate` creates them in the end."""
+        """Nothing: `migrate` creates the routines after all migrations."""
 
     def database_backwards(self, app_label: str, editor: Any, before: Any, after: Any) -> None:
         with editor.connection.cursor() as cursor:
             cursor.execute(_TABLE)
-            cursor.execute("DELETE FROM agentmem_routine WHERE app = %s", [app_label])
-            for name in reversed(list(self.texts)):
+            cursor.execute(
+                "DELETE FROM agentmem_routine WHERE app = %s RETURNING name", [app_label]
+            )
+            # Later routines too: they may depend on types that earlier migrations drop.
+            for name in {*self.texts, *(name for (name,) in cursor.fetchall())}:
                 _drop(cursor, name)
             _run(cursor, self.texts.values())
 

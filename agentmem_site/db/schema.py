@@ -1,4 +1,4 @@
-"""The schema editor: what a tenant table looks like, so that no migration is edited by hand."""
+"""The schema editor. It gives tenant tables their shape, so that no migration is edited by hand."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from agentmem_site.db.fields import OrganizationKey, TenantForeignKey, tenant_ke
 
 
 def _place(field: Any) -> int:
-    """id is column 1, the organization column 2, generated columns come last (docs/decisions)."""
+    """Sorts columns: the id, the organization, the others, generated ones (docs/decisions)."""
     if field.primary_key:
         return 0
     if isinstance(field, OrganizationKey):
@@ -19,7 +19,7 @@ def _place(field: Any) -> int:
 
 
 class DatabaseSchemaEditor(PostgresSchemaEditor):
-    # A reference added to a table later gets its constraint from _create_fk_sql as well.
+    # A foreign key that is added to a table later gets its constraint from _create_fk_sql, too.
     sql_create_column_inline_fk = None  # type: ignore[assignment]
 
     def table_sql(self, model: Any) -> tuple[str, list[Any]]:
@@ -47,20 +47,19 @@ class DatabaseSchemaEditor(PostgresSchemaEditor):
         return parts
 
     def _constraint_names(self, model: Any, column_names: Any = None, **kinds: Any) -> list[str]:
-        found = super()._constraint_names  # type: ignore[misc]
-        names = found(model, column_names, **kinds)
+        names_of = super()._constraint_names  # type: ignore[misc]
+        names = names_of(model, column_names, **kinds)
         key = tenant_key(model)
         if key and column_names and kinds.get("foreign_key"):
-            # Asked for by its field's column; without this a reference that changes its target
-            # would keep the constraint to the old one.
-            names = [*names, *found(model, [*column_names, key.column], **kinds)]
+            # Django asks for the field's column alone. Without this, a foreign key that changes
+            # its target would keep the constraint to the old one.
+            names = [*names, *names_of(model, [*column_names, key.column], **kinds)]
         return names
 
     def _create_fk_sql(self, model: Any, field: Any, suffix: str) -> Statement:
         statement = super()._create_fk_sql(model, field, suffix)  # type: ignore[misc]
         if isinstance(field, TenantForeignKey):
-            # NO ACTION, checked at once: the services say what happens to children.
-            # `organization` carries the key on both sides.
+            # NO ACTION, checked immediately: the services decide what happens to children.
             statement.parts["column"] = Columns(
                 model._meta.db_table, [field.column, "organization_id"], self.quote_name
             )

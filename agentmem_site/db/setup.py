@@ -1,4 +1,4 @@
-"""Roles, database, extension and template: what only a superuser can make. Idempotent."""
+"""Creates what only a superuser can: roles, database, extension, template. Idempotent."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +10,20 @@ from psycopg import sql
 from agentmem_site.db.quiet import QUIET
 from agentmem_site.db.refusals import cannot_connect
 from agentmem_site.db.roles import ADMIN, APPLICATION, OWNER
-from agentmem_site.db.urls import Settings, connection_words
+from agentmem_site.db.urls import Settings, connection_parameters
 
 TEMPLATE = "agentmem_template"
 
 
 class SetupRefused(Exception):
-    """This PostgreSQL cannot carry AgentMem."""
+    """AgentMem cannot use this PostgreSQL."""
 
 
 def setup_database(*, superuser: Settings, owner: Settings, application: Settings) -> list[str]:
-    """Makes what is missing for `application["NAME"]`; passwords are set to the ones given.
+    """Creates what is missing for `application["NAME"]`, and sets the passwords.
 
-    Returns the settings of the server's log that this sign-in may not set for the roles (a hosted
-    PostgreSQL gives nobody a true superuser): then the server's own have to be quiet.
+    Returns the log settings that this sign-in may not set for the roles: hosted PostgreSQL gives
+    nobody a true superuser. Then these must be set on the server.
 
     Raises:
         SetupRefused: the server is older than 16 or lacks pgvector 0.8.
@@ -46,8 +46,8 @@ def setup_database(*, superuser: Settings, owner: Settings, application: Setting
 
 
 def prepare_embedded(connection: Callable[[str], Settings]) -> Callable[[Settings], None]:
-    """What the embedded server calls with its superuser's connection once it runs; `connection`
-    gives that of a role."""
+    """The function that the embedded server calls with its superuser's connection once it runs.
+    `connection` returns that of a role."""
 
     def prepare(superuser: Settings) -> None:
         setup_database(
@@ -60,9 +60,9 @@ def prepare_embedded(connection: Callable[[str], Settings]) -> Callable[[Setting
 
 
 def _connect(settings: Settings) -> "psycopg.Connection[Any]":
-    words = {"connect_timeout": 5, **connection_words(settings)}
+    parameters = {"connect_timeout": 5, **connection_parameters(settings)}
     try:
-        return psycopg.connect(**words, autocommit=True)
+        return psycopg.connect(**parameters, autocommit=True)
     except psycopg.OperationalError as error:
         raise cannot_connect(error, settings, "The superuser's sign-in") from error
 
@@ -70,7 +70,7 @@ def _connect(settings: Settings) -> "psycopg.Connection[Any]":
 def _make_roles(
     connection: "psycopg.Connection[Any]", owner: Settings, application: Settings
 ) -> None:
-    """The three roles; a sign-in under another name than the role's becomes a member of it."""
+    """Creates the three roles. A sign-in with another name becomes a member of its role."""
     existing = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles")}
     wanted = {
         OWNER: sql.SQL("NOLOGIN CREATEDB"),
@@ -83,7 +83,7 @@ def _make_roles(
                 sql.SQL("CREATE ROLE {} WITH {}").format(sql.Identifier(name), attributes)
             )
     for role, sign_in in ((OWNER, owner), (APPLICATION, application)):
-        # In clear it would stand in the server's log, and in pg_stat_activity for as long.
+        # A plain password could appear in the server's log and in pg_stat_activity.
         verifier = connection.pgconn.encrypt_password(
             sign_in["PASSWORD"].encode(), sign_in["USER"].encode(), b"scram-sha-256"
         )
@@ -99,7 +99,7 @@ def _make_roles(
                     sql.Identifier(role), sql.Identifier(sign_in["USER"])
                 )
             )
-    # INHERIT FALSE: entered by SET ROLE alone. Inherited, its policy would open every wall.
+    # INHERIT FALSE: only SET ROLE enters it. If it were inherited, its policy would open all walls.
     connection.execute(
         sql.SQL("GRANT {} TO {} WITH INHERIT FALSE, SET TRUE").format(
             sql.Identifier(ADMIN), sql.Identifier(application["USER"])
@@ -108,7 +108,7 @@ def _make_roles(
 
 
 def _make_quiet(connection: "psycopg.Connection[Any]", sign_ins: set[str]) -> list[str]:
-    """What people said stays out of the server's log. The settings that may not be set so."""
+    """Keeps data out of the server's log. Returns the settings that this sign-in may not set."""
     unset = []
     for name, value in QUIET.items():
         statement = sql.SQL("ALTER ROLE {} SET {} = {}")
@@ -123,8 +123,8 @@ def _make_quiet(connection: "psycopg.Connection[Any]", sign_ins: set[str]) -> li
 
 
 def _make_database(connection: "psycopg.Connection[Any]", name: str, owner: str) -> None:
-    found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
-    if not found:
+    exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone()
+    if not exists:
         connection.execute(
             sql.SQL("CREATE DATABASE {} OWNER {}").format(
                 sql.Identifier(name), sql.Identifier(owner)
@@ -142,7 +142,7 @@ def _make_extension(connection: "psycopg.Connection[Any]") -> None:
         raise SetupRefused(fault)
 
 
-# Of pgvector: the version in this database, and the one that the server could create.
+# pgvector's version in this database, and the one that the server could create.
 _EXTENSION = (
     "SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
     "(SELECT default_version FROM pg_available_extensions WHERE name = 'vector')"
@@ -154,7 +154,7 @@ _NOT_INSTALLED = (
 
 
 def vector_fault(connection: BaseDatabaseWrapper) -> str | None:
-    """What is wrong with pgvector in this database, in a sentence; None: nothing. One statement.
+    """One sentence on what is wrong with pgvector in this database, or None. One statement.
 
     Raises: django.db.Error.
     """

@@ -1,5 +1,5 @@
-"""A `postgres://` URL as Django's settings of a connection. Every URL of the project is taken apart
-here, by libpq itself: each option that it knows reaches it, any other is refused by its name."""
+"""`postgres://` URLs as Django's connection settings. All URLs of the project are parsed here, by
+libpq itself: it gets every option that it knows, and any other is refused by name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _SCHEMES = ("postgres", "postgresql")
 _KEYS = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
 _ENCODED = "; special characters of a password (# / ? % [) are %-encoded."
 _NOWHERE = "/nowhere"
-_WHOLE = {
+_INTEGERS = {
     "connect_timeout",
     "keepalives",
     "keepalives_idle",
@@ -44,13 +44,13 @@ _REFUSED = {
 
 
 def settings_of_url(url: str, name: str) -> dict[str, Any]:
-    """NAME, USER, PASSWORD, HOST and PORT ("" where the URL has none) and OPTIONS, all strings.
+    """NAME, USER, PASSWORD, HOST and PORT ("" if the URL has none) and OPTIONS, all strings.
 
-    `name` is where the URL comes from. Nothing that is raised quotes the URL: it has a password.
+    `name` is the variable with the URL. Errors never quote the URL: it has a password.
 
     Raises: ImproperlyConfigured.
     """
-    shape = f"{name} is to be postgres://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE"
+    shape = f"{name} must be postgres://USER:PASSWORD@HOST:PORT/DATABASE?OPTION=VALUE"
     if url[:1] in ("'", '"'):
         raise ImproperlyConfigured(f"{shape}, without quotation marks around it.")
     scheme, separator, rest = url.partition("://")
@@ -71,19 +71,19 @@ def settings_of_url(url: str, name: str) -> dict[str, Any]:
             )
         if option not in known:
             raise ImproperlyConfigured(
-                f"{name}: the libpq that is installed here knows no option {option}: remove it, or "
-                "mend its spelling (PostgreSQL's manual, Parameter Key Words)."
+                f"{name}: the installed libpq knows no option {option}: remove it, or correct its "
+                "spelling (PostgreSQL's manual, Parameter Key Words)."
             )
         if options.count(option) > 1:
-            raise ImproperlyConfigured(f"{name}: {option} stands there twice: leave one.")
+            raise ImproperlyConfigured(f"{name}: {option} is given twice: remove one.")
     user, at, place = parts.netloc.rpartition("@")
     # (libpq itself ends the password at the first @.)
     user = quote(user, safe="%:!$&'()*+,;=~")
     try:
-        found = conninfo_to_dict(f"postgresql://{user}{at}{place}{parts.path}?{parts.query}")
+        parameters = conninfo_to_dict(f"postgresql://{user}{at}{place}{parts.path}?{parts.query}")
     except psycopg.ProgrammingError:
         raise ImproperlyConfigured(f"{shape}{_ENCODED}") from None
-    settings: dict[str, Any] = {key: str(found.pop(word, "")) for word, key in _KEYS.items()}
+    settings: dict[str, Any] = {key: str(parameters.pop(word, "")) for word, key in _KEYS.items()}
     if not settings["HOST"] and settings["NAME"].startswith("/"):  # //FOLDER/DATABASE
         settings["HOST"], _, settings["NAME"] = settings["NAME"].rpartition("/")
     if parts.fragment or not settings["NAME"] or set(settings["NAME"]) & set("/@"):
@@ -91,26 +91,26 @@ def settings_of_url(url: str, name: str) -> dict[str, Any]:
     ports = [port for port in settings["PORT"].split(",") if port]
     if not all(port.isascii() and port.isdecimal() and 0 < int(port) < 65536 for port in ports):
         raise ImproperlyConfigured(f"{shape}{_ENCODED}")
-    for option, value in found.items():
-        if not _is_taken(option, str(value)):
-            raise ImproperlyConfigured(f"{name}: {option} has a value that libpq does not take.")
-    return {**settings, "OPTIONS": found}
+    for option, value in parameters.items():
+        if not _is_valid(option, str(value)):
+            raise ImproperlyConfigured(f"{name}: {option} has a value that libpq does not accept.")
+    return {**settings, "OPTIONS": parameters}
 
 
-def _is_taken(option: str, value: str) -> bool:
-    """Whether libpq takes the value. It looks before it connects: here, to no socket at all."""
-    if option in _WHOLE:
+def _is_valid(option: str, value: str) -> bool:
+    """Whether libpq accepts the value. It checks before it connects, here to a missing socket."""
+    if option in _INTEGERS:
         return value.strip().removeprefix("-").isdecimal()
     if option not in _CHECKED:
         return True
-    begun = PGconn.connect_start(make_conninfo(host=_NOWHERE, **{option: value}).encode())
+    attempt = PGconn.connect_start(make_conninfo(host=_NOWHERE, **{option: value}).encode())
     try:
-        return _NOWHERE.encode() in begun.error_message
+        return _NOWHERE.encode() in attempt.error_message
     finally:
-        begun.finish()
+        attempt.finish()
 
 
-def connection_words(settings: Settings) -> dict[str, Any]:
-    """What psycopg.connect and libpq want, of Django's settings of a connection."""
-    told = {word: settings[key] for word, key in _KEYS.items() if settings.get(key)}
-    return {**settings.get("OPTIONS", {}), **told}
+def connection_parameters(settings: Settings) -> dict[str, Any]:
+    """Django's connection settings as the parameters of psycopg.connect and libpq."""
+    parameters = {word: settings[key] for word, key in _KEYS.items() if settings.get(key)}
+    return {**settings.get("OPTIONS", {}), **parameters}

@@ -1,9 +1,8 @@
 """Row-level security as a model constraint: the second wall between organizations.
 
-The first wall is the organization in every query; this one stands in PostgreSQL, so that a query
-which forgot it returns nothing. A policy for the application compares the row's organization with
-the one that `tenant()` set for the transaction; outside a transaction of a tenant that is '' or
-NULL, and nothing matches.
+The first wall is the organization in every query. This one is in PostgreSQL: a query that forgot
+the organization returns nothing. A policy compares the row's organization with the one that
+`tenant()` set for the transaction. Outside `tenant()` it is '' or NULL, and nothing matches.
 """
 
 from collections.abc import Sequence
@@ -35,9 +34,9 @@ _TEAR_DOWN = (
 
 
 class TenantWall(models.BaseConstraint):
-    """Rows of this table are seen, changed and made only within their organization's context.
+    """Rows of this table can be read, changed and inserted only in their organization's context.
 
-    `admits_orphans` lets the application write (never read) rows of no organization.
+    With `admits_orphans`, the application may insert (never read) rows without an organization.
     """
 
     def __init__(self, *, name: str, admits_orphans: bool = False) -> None:
@@ -45,7 +44,7 @@ class TenantWall(models.BaseConstraint):
         self.admits_orphans = admits_orphans
 
     def constraint_sql(self, model: Any, schema_editor: Any) -> None:  # type: ignore[override]
-        # A policy needs the table to exist: with CREATE TABLE it waits for the end of it.
+        # Deferred, because a policy needs the table to exist.
         schema_editor.deferred_sql.append(self.create_sql(model, schema_editor))
 
     def create_sql(self, model: Any, schema_editor: Any) -> Statement:  # type: ignore[override]

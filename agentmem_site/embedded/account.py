@@ -1,4 +1,4 @@
-"""The account that PostgreSQL runs as. It refuses to run as root, so root has to lend one."""
+"""The account that PostgreSQL runs as. It refuses to run as root, so root must choose another."""
 
 import os
 import pwd
@@ -14,13 +14,13 @@ from agentmem_site.embedded.errors import DataDirectoryRefusal, EmbeddedError, S
 
 Account = tuple[int, int]  # uid, gid
 
-# Nothing of the caller's PGHOST, PGOPTIONS, LC_MESSAGES, LD_LIBRARY_PATH reaches the server.
+# The server does not get the caller's PGHOST, PGOPTIONS, LC_MESSAGES or LD_LIBRARY_PATH.
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath}
 
 
 def account_for(*folders: Path) -> Account | None:
-    """Whom to run the server as: the first owner of `folders` who is not root, or else postgres or
-    nobody. None: as this process. Raises: EmbeddedError."""
+    """The account for the server: the first owner of `folders` that is not root, or else postgres
+    or nobody. None: that of this process. Raises: EmbeddedError."""
     if os.geteuid() != 0:
         return None
     for folder in folders:
@@ -48,8 +48,8 @@ def user_name(uid: int) -> str:
 def run_as(
     account: Account | None, command: list[Any], *, needs: Sequence[Path], **how: Any
 ) -> subprocess.CompletedProcess[bytes]:
-    """The finished command, run away from the terminal. `needs` are the programs that it executes
-    and the folders that it enters. Raises: ServerFailure, DataDirectoryRefusal."""
+    """Runs the command in a session of its own, and returns it completed. `needs` are the programs
+    that it executes and the folders that it enters. Raises: ServerFailure, DataDirectoryRefusal."""
     if account:
         closed = [step for path in needs for step in _closed(path, account)]
         if closed:
@@ -58,7 +58,7 @@ def run_as(
             how |= {"user": account[0], "group": account[1], "extra_groups": []}
     try:
         return subprocess.run(  # noqa: S603 - absolute paths of ours
-            [str(word) for word in command],
+            [str(argument) for argument in command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=_ENVIRONMENT,
@@ -76,22 +76,22 @@ def run_as(
 
 
 def _closed(path: Path, account: Account) -> list[Path]:
-    """The folders on the way, and the program itself, that the account may not pass."""
+    """The folders on the path, and the program itself, that the account may not enter or run."""
     closed = []
     for step in (*reversed(path.parents), path):
-        found = step.stat()
-        shift = 6 if found.st_uid == account[0] else 3 if found.st_gid == account[1] else 0
-        if not found.st_mode >> shift & 1:
+        status = step.stat()
+        shift = 6 if status.st_uid == account[0] else 3 if status.st_gid == account[1] else 0
+        if not status.st_mode >> shift & 1:
             closed.append(step)
     return closed
 
 
 def _passing(closed: list[Path], account: Account) -> list[str]:
-    """The command prefix that runs a program as the account and lets it through closed folders.
+    """The command prefix that runs a program as the account and lets it enter closed folders.
 
-    It keeps one of root's capabilities: to search and read everything or, where the program itself
-    is closed, to override every permission. Without no_setuid_fixup access(2), by which PostgreSQL
-    looks for its own programs, would ignore it.
+    It keeps one of root's capabilities: to search and read everything or, if the program itself is
+    closed, to override all permissions. Without no_setuid_fixup, access(2) would ignore it, by
+    which PostgreSQL looks for its own programs.
     """
     setpriv = shutil.which("setpriv")
     held = 0
@@ -101,12 +101,12 @@ def _passing(closed: list[Path], account: Account) -> list[str]:
     for name, bit in (reading | {"dac_override": 1}).items():
         needed = 1 << bit | 1 << 8  # 8 is setpcap
         if setpriv and held & needed == needed:
-            words = f"--reuid={account[0]} --regid={account[1]} --clear-groups --no-new-privs"
-            for where in ("inh-caps", "ambient-caps", "bounding-set"):
-                words += f" --{where}=-all,+{name}"
-            return [setpriv, *words.split(), "--securebits=+no_setuid_fixup"]
+            options = f"--reuid={account[0]} --regid={account[1]} --clear-groups --no-new-privs"
+            for capabilities in ("inh-caps", "ambient-caps", "bounding-set"):
+                options += f" --{capabilities}=-all,+{name}"
+            return [setpriv, *options.split(), "--securebits=+no_setuid_fixup"]
     raise DataDirectoryRefusal(
-        f"As root, PostgreSQL runs as {user_name(account[0])}, who may not pass {closed[0]}: "
-        "set AGENTMEM_DATA_DIR (and install AgentMem) where others may pass, such as /var/lib or "
-        "/opt, or run AgentMem as an ordinary user."
+        f"As root, PostgreSQL runs as {user_name(account[0])}, who may not enter {closed[0]}: "
+        "set AGENTMEM_DATA_DIR to (and install AgentMem in) a folder that others may enter, such "
+        "as one in /var/lib or /opt, or run AgentMem as an ordinary user."
     )

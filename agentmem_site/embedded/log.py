@@ -1,4 +1,4 @@
-"""The server's log: how large and how old it may get, and what it says of a failure."""
+"""The server's log: its limits of size and age, and the errors in it."""
 
 import fcntl
 import os
@@ -22,21 +22,21 @@ class ServerLog:
     days: float  # no line is kept for longer
 
     def bound(self) -> None:
-        """Moves a log away that is too long or too old, and removes the one before it in time.
+        """Moves a log away that is too large or too old, and removes the previous one in time.
 
-        The server appends, so it goes on at the new end. Costs three file reads; whoever connects
-        calls it. What hinders it (a full disk) hinders nobody: the next one tries again.
+        The server appends, so it continues at the new end. Costs three file reads; called by every
+        new connection. If it fails (a full disk), the next connection tries again.
         """
-        before = self.path.with_name(f"{self.path.name}.1")
+        previous = self.path.with_name(f"{self.path.name}.1")
         with suppress(OSError):
-            if before.exists() and time.time() - before.stat().st_mtime > self._half_s:
-                before.unlink()
+            if previous.exists() and time.time() - previous.stat().st_mtime > self._half_s:
+                previous.unlink()
         with suppress(OSError):
             if self.path.exists() and self._is_due():
                 with open_file(self.path, os.O_RDWR) as log:
                     fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if self._is_due():  # nobody else has moved it meanwhile
-                        write(before, tail(log, self.max_bytes))
+                    if self._is_due():  # no other process has moved it meanwhile
+                        write(previous, tail(log, self.max_bytes))
                         log.truncate(0)
 
     @property
@@ -45,25 +45,25 @@ class ServerLog:
         return self.days * 24 * 3600 / 2
 
     def _is_due(self) -> bool:
-        found = self.path.stat()
-        if found.st_size > self.max_bytes:
+        status = self.path.stat()
+        if status.st_size > self.max_bytes:
             return True
         with open_file(self.path, os.O_RDONLY) as log:
             stamp = _STAMP.search(log.read(4096))
-        begun_s = found.st_mtime
+        started_s = status.st_mtime
         if stamp:
-            begun = datetime.fromisoformat(stamp[1].decode()).replace(tzinfo=UTC)
-            begun_s = begun.timestamp()
-        return found.st_size > 0 and time.time() - begun_s > self._half_s
+            started = datetime.fromisoformat(stamp[1].decode()).replace(tzinfo=UTC)
+            started_s = started.timestamp()
+        return status.st_size > 0 and time.time() - started_s > self._half_s
 
 
-def failure(path: Path, what: str, said: bytes = b"") -> ServerFailure:
-    """The failure with the last lines of what was said; where that is nothing, of the log."""
-    if not said:
+def failure(path: Path, message: str, output: bytes = b"") -> ServerFailure:
+    """The failure with the last lines of the output or, without one, of the log."""
+    if not output:
         with open_file(path, os.O_RDONLY) as log:
-            said = tail(log, 4096)
-    lines = "\n".join(said.decode(errors="replace").strip().splitlines()[-8:])
+            output = tail(log, 4096)
+    lines = "\n".join(output.decode(errors="replace").strip().splitlines()[-8:])
     if "No space left on device" in lines:
-        what += f" The disk of {path.parent} is full: free some space and start again."
-        return DiskFull(f"{what}\n{lines}")
-    return ServerFailure(f"{what}\n{lines}")
+        message += f" The disk of {path.parent} is full: free some space and start again."
+        return DiskFull(f"{message}\n{lines}")
+    return ServerFailure(f"{message}\n{lines}")

@@ -1,4 +1,4 @@
-"""The server process on a folder: whether there is one, what it does, how it ends."""
+"""The server process of a folder: finding it, its state, stopping it."""
 
 import os
 import re
@@ -19,7 +19,7 @@ class Postmaster:
     pgdata: Path
 
     def find(self) -> tuple[int, str] | None:
-        """(pid, starting | ready | stopping) of the living server on this folder."""
+        """(pid, starting | ready | stopping) of the running server of this folder."""
         try:
             lines = (self.pgdata / "postmaster.pid").read_text(errors="replace").splitlines()
             pid = int(lines[0])
@@ -27,14 +27,14 @@ class Postmaster:
             return None
         if not self._is_ours(pid):
             return None
-        word = lines[-1].strip()  # still another line while it begins
-        return pid, word if word in ("ready", "stopping") else "starting"
+        state = lines[-1].strip()  # at first, this is another line
+        return pid, state if state in ("ready", "stopping") else "starting"
 
     @property
     def is_ready(self) -> bool:
-        # After a crash of one backend the server recovers with the word "ready" in place.
-        found = self.find()
-        return bool(found and found[1] == "ready" and self._control_state() == _IN_PRODUCTION)
+        # After the crash of a backend, the server recovers while the file still says "ready".
+        server = self.find()
+        return bool(server and server[1] == "ready" and self._control_state() == _IN_PRODUCTION)
 
     @property
     def was_shut_down(self) -> bool:
@@ -43,15 +43,15 @@ class Postmaster:
 
     def state(self) -> tuple[int | None, str]:
         """(pid, stopped | starting | recovering | running | stopping)"""
-        pid, word = self.find() or (None, "stopped")
-        if word == "ready":
-            word = "running" if self._control_state() == _IN_PRODUCTION else "recovering"
-        elif word == "starting" and not self.was_shut_down:
-            word = "recovering"
-        return pid, word
+        pid, state = self.find() or (None, "stopped")
+        if state == "ready":
+            state = "running" if self._control_state() == _IN_PRODUCTION else "recovering"
+        elif state == "starting" and not self.was_shut_down:
+            state = "recovering"
+        return pid, state
 
     def end(self, pid: int, number: signal.Signals | None, *, timeout_s: float) -> bool:
-        """True when the server has ended in time after the signal."""
+        """Sends the signal, if any. True if the server exits in time."""
         if number is not None and self._is_ours(pid):
             os.kill(pid, number)
         deadline = time.monotonic() + timeout_s
@@ -62,13 +62,13 @@ class Postmaster:
         return True
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether this living process serves this folder; a zombie or a reused pid does not."""
+        """Whether this process is running and serves this folder: no zombie and no reused pid."""
         command = _command(pid)
         if command is None:
             return False
         if command.endswith(f"/postgres -D {self.pgdata}"):
             return True
-        with suppress(OSError):  # started by hand with another spelling of the folder
+        with suppress(OSError):  # started by hand with another path to the folder
             is_server = re.match(r"(\S*/)?postgres( |$)", command) is not None
             return is_server and Path(f"/proc/{pid}/cwd").samefile(self.pgdata)
         return False
@@ -79,21 +79,23 @@ class Postmaster:
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie is not."""
+    """Whether the process exists and is no zombie."""
     return _command(pid) is not None
 
 
 def _command(pid: int) -> str | None:
-    """The command line, words apart by blanks; None for no such process and for a zombie."""
+    """The command line, joined by spaces; None if there is no such process or it is a zombie."""
     if Path("/proc/self/stat").exists():
         try:
-            # the name in brackets may itself hold brackets and blanks
+            # The name in parentheses may itself contain parentheses and spaces.
             state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        return None if state in b"ZX" else os.fsdecode(words.rstrip(b"\0").replace(b"\0", b" "))
+        if state in b"ZX":
+            return None
+        return os.fsdecode(arguments.rstrip(b"\0").replace(b"\0", b" "))
     ps = ["/bin/ps", "-ww", "-o", "stat=,command=", "-p", str(pid)]
-    shown = subprocess.run(ps, capture_output=True, check=False).stdout  # noqa: S603 - ours
-    stat, _, command = os.fsdecode(shown).strip().partition(" ")
+    output = subprocess.run(ps, capture_output=True, check=False).stdout  # noqa: S603 - ours
+    stat, _, command = os.fsdecode(output).strip().partition(" ")
     return None if not stat or stat.startswith("Z") else command.strip()

@@ -1,4 +1,4 @@
-"""One embedded PostgreSQL, as its callers see it."""
+"""The interface of an embedded PostgreSQL."""
 
 import logging
 import signal
@@ -19,7 +19,7 @@ from agentmem_site.embedded.starting import bring_up
 Prepare = Callable[[dict[str, Any]], None]
 
 _log = logging.getLogger("agentmem.embedded")
-_STUCK_S = 20  # PostgreSQL's own patience with a stuck process is 5 s
+_STUCK_S = 20  # PostgreSQL itself waits 5 s for a stuck process
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Server:
-    """One embedded PostgreSQL. Making a Server touches nothing."""
+    """One embedded PostgreSQL. Creating a Server object changes nothing."""
 
     data_dir: Path
     version: int = 18
@@ -62,7 +62,7 @@ class Server:
         return binaries.binaries(self.version)
 
     def connection(self, role: str = "agentmem_app", database: str = "agentmem") -> dict[str, Any]:
-        """Django's connection settings; works before the server was ever started.
+        """Django's connection settings, also for a server that was never started.
 
         Creates the folder and secrets.json on first use, nothing else.
         """
@@ -77,17 +77,19 @@ class Server:
         }
 
     def bound_log(self) -> None:
-        """Keeps the server's log within its bounds. Costs three file reads; never fails."""
+        """Keeps the server's log within its limits. Costs three file reads; never fails."""
         ServerLog(self.folder.log, self.log_max_bytes, self.log_days).bound()
 
     def start(
         self, *, prepare: Prepare | None = None, say: Say = _log.info, timeout_s: float = 600
     ) -> bool:
-        """True when this call started the server; returns when it accepts connections.
+        """Starts the server if needed, and returns when it accepts connections. True if this call
+        started it.
 
-        `prepare` gets the superuser's connection after each start and whenever it has not yet
-        completed for this version; its exceptions pass through and the next start repeats it.
-        Running and prepared already: a few file reads. In any number of processes at once.
+        `prepare` gets the superuser's connection after each start, and whenever it has not yet
+        completed for this version. Its exceptions pass through; the next start repeats it. If the
+        server is running and prepared, this costs a few file reads. Any number of processes may
+        call it at once.
 
         Raises: DataDirectoryRefusal, ServerFailure, ServerTimeout.
         """
@@ -109,7 +111,7 @@ class Server:
         return started
 
     def stop(self, *, say: Say = _log.info, timeout_s: float = 60) -> bool:
-        """True when this call stopped a running server; open transactions are rolled back.
+        """Stops the server, and rolls back open transactions. True if this call stopped it.
 
         Raises: DataDirectoryRefusal, ServerTimeout.
         """
@@ -119,10 +121,10 @@ class Server:
             self.folder.check()
         deadline = time.monotonic() + timeout_s
         with self.folder.locked(deadline, say), plain_refusals(self.root):
-            found = self.postmaster.find()
-            if found is None:
+            server = self.postmaster.find()
+            if server is None:
                 return False
-            pid, _ = found
+            pid, _ = server
             if not self.postmaster.end(pid, signal.SIGINT, timeout_s=timeout_s):
                 say(f"PostgreSQL did not stop in {timeout_s:.0f} s: stopping it immediately")
                 if not self.postmaster.end(pid, signal.SIGQUIT, timeout_s=_STUCK_S):

@@ -1,4 +1,4 @@
-"""Starting a server, and waiting until it accepts connections."""
+"""Starts a server, and waits until it accepts connections."""
 
 import os
 import time
@@ -20,66 +20,66 @@ _NO_PID = 2**31 - 1  # above every kernel's pid_max
 
 
 def bring_up(folder: Folder, lock: int, deadline: float, say: Say) -> bool:
-    """Makes the cluster if there is none and starts it; True when this call started it.
+    """Creates the cluster if there is none, and starts it. True if this call started it.
 
     Raises: DataDirectoryRefusal, ServerFailure, ServerTimeout.
     """
     postmaster = Postmaster(folder.pgdata)
     if not folder.pgdata.exists():
         make_cluster(folder, lock, say)
-    said_orphans = False
+    is_waiting = False
     while True:
-        found = postmaster.find()
-        if found and found[1] == "stopping":
-            if not postmaster.end(found[0], None, timeout_s=deadline - time.monotonic()):
-                raise ServerTimeout(f"PostgreSQL (pid {found[0]}) has not finished stopping.")
+        server = postmaster.find()
+        if server and server[1] == "stopping":
+            if not postmaster.end(server[0], None, timeout_s=deadline - time.monotonic()):
+                raise ServerTimeout(f"PostgreSQL (pid {server[0]}) has not finished stopping.")
             continue
-        pid = found[0] if found else _spawn(folder)
+        pid = server[0] if server else _spawn(folder)
         try:
             _await_ready(folder, postmaster, pid, deadline, say)
-            return not found
+            return not server
         except ServerFailure as error:
-            if found or postmaster.find():  # somebody else's: look at what is there now
+            if server or postmaster.find():  # not started here: look again
                 continue
-            orphans = "pre-existing shared memory block" in str(error)
-            if not orphans or time.monotonic() > deadline:
+            has_orphans = "pre-existing shared memory block" in str(error)
+            if not has_orphans or time.monotonic() > deadline:
                 raise
-            if not said_orphans:
-                say("Waiting for the last processes of a killed PostgreSQL to end")
-            said_orphans = True
+            if not is_waiting:
+                say("Waiting for the last processes of a killed PostgreSQL to exit")
+            is_waiting = True
             time.sleep(0.5)
 
 
 def _await_ready(
     folder: Folder, postmaster: Postmaster, pid: int, deadline: float, say: Say
 ) -> None:
-    begun = spoken = time.monotonic()
+    started = last_said = time.monotonic()
     while not postmaster.is_ready:
         now = time.monotonic()
         doing = "starting" if postmaster.was_shut_down else "recovering after a crash"
         if not is_alive(pid):
-            what = f"PostgreSQL ended while it was {doing}. The log: {folder.log}."
-            raise failure(folder.log, what)
+            message = f"PostgreSQL exited while it was {doing}. The log: {folder.log}."
+            raise failure(folder.log, message)
         if now > deadline:
             raise ServerTimeout(
-                f"PostgreSQL is still {doing} after {now - begun:.0f} s. It goes on by itself "
+                f"PostgreSQL is still {doing} after {now - started:.0f} s. It continues by itself "
                 f"(pid {pid}): start again later, or look into {folder.log}."
             )
-        if now - spoken >= _SAY_EVERY_S:
-            spoken = now
-            say(f"PostgreSQL is {doing}; {now - begun:.0f} s so far")
+        if now - last_said >= _SAY_EVERY_S:
+            last_said = now
+            say(f"PostgreSQL is {doing}; {now - started:.0f} s so far")
         time.sleep(0.02)
 
 
 def _spawn(folder: Folder) -> int:
-    """The pid of a new server, in a session of its own and nobody's child."""
+    """Starts a server in its own session, as no child of this process. Returns its pid."""
     folder.forget_prepared()
-    _clear_remains(folder)
+    _clean_up(folder)
     if not folder.host.startswith("@"):
         make_folder(Path(folder.host), folder.account)
     write_configuration(folder)
     with open_file(folder.log, os.O_WRONLY | os.O_APPEND) as log:
-        # The shell ends at once, so the server is init's child and no zombie of ours.
+        # The shell exits at once, so that the server is a child of init and never our zombie.
         shell = ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh"]
         postgres = binaries(folder.version) / "postgres"
         spawned = run_as(
@@ -93,10 +93,10 @@ def _spawn(folder: Folder) -> int:
     return int(spawned.stdout)
 
 
-def _clear_remains(folder: Folder) -> None:
-    """Clears what a killed server left, for PostgreSQL takes a zombie or any process with the
-    recorded pid for a running server. The shared memory key in postmaster.pid must stay: by that it
-    waits for orphaned backends.
+def _clean_up(folder: Folder) -> None:
+    """Removes the recorded pid and the sockets of a killed server: PostgreSQL takes a zombie, or
+    any process with that pid, for a running server. The shared memory key in postmaster.pid must
+    stay: PostgreSQL needs it to detect orphaned backends.
     """
     path = folder.pgdata / "postmaster.pid"
     with suppress(FileNotFoundError):

@@ -254,7 +254,7 @@ def _refusal_of(scope: Any, error: Exception) -> Answer:
     if outage is None and isinstance(error, DatabaseError | InterfaceError):
         outage = AWAY
     if outage is not None:
-        return _refused(scope, 503, outage.code, outage.words, wait_s=outage.wait_s)
+        return _refused(scope, 503, outage.code, outage.message, wait_s=outage.wait_s)
     logger.error("A request failed outside Django", exc_info=error)
     return _refused(scope, 500, "error", "Something went wrong here; the log has it.")
 

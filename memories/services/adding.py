@@ -26,12 +26,12 @@ from accounts.services.naming import refusal
 from accounts.services.records import MAX_IDS_IN_EVENT
 from accounts.tenancy import tenant
 from agentmem_site.bulk.encode import Batch, Encoder
-from agentmem_site.bulk.growth import Growth
-from agentmem_site.bulk.inserting import Inserted, Taken, insert_new
+from agentmem_site.bulk.growth import TableGrowth
+from agentmem_site.bulk.inserting import ConflictingRow, InsertResult, insert_new
 from agentmem_site.bulk.lines import DecodedLine, Name, RawLine, Row
 from agentmem_site.bulk.references import References
 from agentmem_site.bulk.spec import LineError, Reference
-from agentmem_site.bulk.sql import Stage, Stamp
+from agentmem_site.bulk.sql import Staging, Stamp
 from memories.bulk import MEMORIES, SAID_AGAIN, MemoryLine
 from memories.embeddings import EncoderError
 from memories.models import Memory
@@ -47,7 +47,7 @@ _KINDS: dict[str, type[ServiceError]] = {
     Forbidden.code: Forbidden,
 }
 
-_growth = Growth()  # in this process
+_growth = TableGrowth()  # in this process
 logger = logging.getLogger("agentmem.memories")
 
 
@@ -96,7 +96,7 @@ def add_memories(
             logger.warning("Memories are stored without vectors, for a worker: %s", error)
     if lines:
         adding.store(lines)
-        _growth.tell_planner()
+        _growth.analyze_grown_tables()
     return [adding.added[index] for index in range(len(items))]
 
 
@@ -126,7 +126,7 @@ class _Adding:
         self.added: dict[int, Added] = {}
         self._encoder = _encoder()
         constants = {"language": language_of(organization.settings)}
-        self._stage = Stage(MEMORIES, self._encoder.columns, constants)
+        self._stage = Staging(MEMORIES, self._encoder.columns, constants)
 
     def decoded(self, items: Sequence[bytes]) -> list[DecodedLine]:
         lines = self._encoder.decode(starmap(RawLine, enumerate(items)), self._reject)
@@ -138,9 +138,9 @@ class _Adding:
         """One transaction: references, rows, history, one audit event."""
         now = timezone.now()
         started = now - timedelta(microseconds=MAX_ITEMS)  # (no item is created after now)
-        batch = self._encoder.begun_at(started).encode(lines, self._reject)
+        batch = self._encoder.started_at(started).encode(lines, self._reject)
         stamp = Stamp(self.organization.pk, self.actor.id, now, started)
-        references = References(MEMORIES, holds=True)
+        references = References(MEMORIES, locks=True)
         with tenant(self.organization):
             self._resolve(batch, references, stamp)
             rows = list(batch.finish_each(references.known, without=self.added.keys()))
@@ -159,10 +159,12 @@ class _Adding:
                     )
                 elif stored:
                     first_hash = by_number[first.number].hash
-                    self._resolve_conflict(row, line, Taken(stored, False, False, first_hash))
+                    self._resolve_conflict(
+                        row, line, ConflictingRow(stored, False, False, first_hash)
+                    )
                 else:
-                    self._resolve_conflict(row, line, done.taken.get(first.id))
-            if done.new or done.again:
+                    self._resolve_conflict(row, line, done.conflicts.get(first.id))
+            if done.new or done.overwritten:
                 self._keep_record(rows, done, references, stamp)
                 wake_worker(self.organization)
                 _growth.note(Memory, len(done.new))
@@ -205,14 +207,16 @@ class _Adding:
             return None
         return refusal(reference.model, name, is_deleted=is_deleted, actor=self.actor)
 
-    def _insert(self, rows: list[Row], stamp: Stamp) -> Inserted:
+    def _insert(self, rows: list[Row], stamp: Stamp) -> InsertResult:
         try:
             return insert_new(rows, self._stage, stamp, compare="hash")
         except LineError as error:  # refused by PostgreSQL: the transaction is lost
             message = f"memories[{error.line}]: {error.message}"
             raise Invalid(message, field=error.field, code=error.code) from error
 
-    def _resolve_conflict(self, row: Row, line: MemoryLine, existing: Taken | None) -> None:
+    def _resolve_conflict(
+        self, row: Row, line: MemoryLine, existing: ConflictingRow | None
+    ) -> None:
         """The row was not inserted: `existing` has its key."""
         if existing and not existing.is_deleted and existing.compared == line.hash:
             self.added[row.number] = Added(row.number, "duplicate", existing.id)
@@ -228,10 +232,10 @@ class _Adding:
         self._reject(LineError(code, "external_id", message, line=row.number))
 
     def _keep_record(
-        self, rows: Sequence[Row], done: Inserted, references: References, stamp: Stamp
+        self, rows: Sequence[Row], done: InsertResult, references: References, stamp: Stamp
     ) -> None:
         new = [row.id for row in rows if row.id in done.new]
-        again = [done.again[row.id] for row in rows if row.id in done.again]
+        again = [done.overwritten[row.id] for row in rows if row.id in done.overwritten]
         changed = sql.SQL(
             "SELECT id, 'created', '' FROM unnest({}::uuid[]) AS new (id) "
             "UNION ALL SELECT id, 'updated', {} FROM unnest({}::uuid[]) AS again (id)"

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from accounts.errors import Forbidden, Unavailable
 from accounts.models import Organization
-from agentmem_site.db.refusals import explained
+from agentmem_site.db.refusals import connection_failure
 from memories.embeddings import EncoderError
 from memories.services.embed_progress import note_visit
 from memories.services.embedding import EMBED_CHANNEL
@@ -237,5 +237,5 @@ class Listener:
 def _sentence(error: Exception) -> str:
     if isinstance(error, EncoderError):
         return str(error)
-    explanation = explained(error)
-    return explanation.sentence if explanation else "The database cannot be reached."
+    failure = connection_failure(error)
+    return failure.explanation if failure else "The database cannot be reached."

@@ -61,7 +61,7 @@ def test_a_failed_statement_is_left_by_its_savepoint(settings):
 def test_a_database_that_stands_still_is_given_up(settings):
     settings.STATEMENT_TIMEOUT_MS = 0
     settings.DATABASE_SILENCE_S = 0.3
-    silent = pytest.raises(OperationalError, match="has said nothing")
+    silent = pytest.raises(OperationalError, match="has not answered")
     with limited(), connection.cursor() as cursor, silent:
         cursor.execute("SELECT pg_sleep(1)")
     connection.close()

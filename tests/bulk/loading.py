@@ -1,4 +1,4 @@
-"""`manage.py bulk_upsert` as tests call it: rows in, the report out."""
+"""`manage.py bulk_upsert` for tests: takes rows, returns the report."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from django.core.management import call_command
 
 
 def load(folder: Path, resource: str, rows: list[Any], **options: Any) -> dict[str, Any]:
-    """The report of a load into acme. Raises CommandError as the command does."""
+    """The report of a load into acme. Raises: CommandError."""
     file = folder / f"{resource}.jsonl"
     file.write_bytes(b"".join(_line(row) for row in rows))
     return load_file(file, resource, **options)

@@ -73,7 +73,7 @@ TABLE = [
     ("users", user(b'{"a": -1e38}'), "number_too_long", "metadata.a", LONG),
     ("users", user(b'{"a": ' + b"9" * 39 + b"}"), "number_too_long", "metadata.a", LONG),
     ("users", user(b'{"a": -' + b"9" * 9000 + b"}"), "number_too_long", "metadata.a", LONG),
-    ("users", user(b'{"a": 1e-20000}'), "number_too_long", "metadata.a", "16,383 digits behind"),
+    ("users", user(b'{"a": 1e-20000}'), "number_too_long", "metadata.a", "16,383 digits after"),
     (
         "sessions",
         b'{"session_id": "s", "runs": [{"run_id": "1", "metrics": {"n": 1E+40}}]}',

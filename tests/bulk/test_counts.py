@@ -1,4 +1,4 @@
-"""What a load writes and what it leaves alone, and that the report says so exactly."""
+"""What a load writes and what it leaves alone, and the exact counts in its report."""
 
 from datetime import UTC, datetime
 
@@ -26,7 +26,7 @@ def counts(report):
 
 
 def versions(acme, model):
-    """Each row's version in storage: any write at all moves it."""
+    """xmin, ctid and xmax of each row: any write changes them."""
     with tenant(acme), connection.cursor() as cursor:
         cursor.execute(
             f"SELECT id, xmin::text, ctid::text, xmax::text FROM {model._meta.db_table} "
@@ -91,13 +91,13 @@ def test_the_last_of_a_key_in_a_batch_counts(acme, tmp_path):
         assert User.objects.for_organization(acme).get().name == "three"
 
 
-def test_batches_of_which_all_then_most_then_few_are_new(acme, tmp_path):
-    """The loader's guess about the next batch (sql.Expect) costs time at the most."""
+def test_batches_with_all_most_and_few_rows_new(acme, tmp_path):
+    """A wrong guess about the next batch costs only time."""
     there = [{"session_id": f"s{n}", "runs": [{"run_id": "1"}]} for n in range(20)]
     load(tmp_path, "sessions", there)
     new = [{"session_id": f"n{n}", "runs": [{"run_id": "1"}]} for n in range(49)]
     changed = [{**row, "name": "changed"} for row in there[:5]]
-    # Batches of 10: all new, all new, 9 of 10 and one that is there, ..., 5 changed and 5 not.
+    # Batches of 10: all new, all new, 9 new and one existing, ..., 5 changed and 5 not.
     rows = [*new[:20], *new[20:29], there[0], *new[29:], *changed, *there[5:10]]
     for preserve in (False, True):
         report = load(
@@ -167,12 +167,12 @@ def test_another_organizations_id_is_no_reference(acme, globex, tmp_path):
     load(tmp_path, "sessions", [{"session_id": "s", "agent_id": str(theirs.pk)}])
     with tenant(acme):
         agent = Session.objects.for_organization(acme).select_related("agent").get().agent
-        # Taken for the caller's own key: their ids look like that in many systems.
+        # Used as the caller's own key: ids look like that in many systems.
         assert agent.pk != theirs.pk
         assert agent.external_id == str(theirs.pk)
 
 
-def test_timestamps_are_the_loads_own_unless_asked(acme, tmp_path):
+def test_the_load_sets_timestamps_by_default(acme, tmp_path):
     row = {"external_id": "u", "created_at": "2024-01-01T00:00:00Z"}
     load(tmp_path, "users", [row])
     with tenant(acme):
@@ -245,7 +245,7 @@ def test_a_message_finds_its_run_within_its_session(acme, tmp_path):
         assert message.run.session.session_id == "t"
 
 
-def test_a_memory_without_external_id_is_known_by_its_content(acme, tmp_path):
+def test_a_memory_without_external_id_is_matched_by_its_content(acme, tmp_path):
     there = make_memory(acme, content="Likes tea")
     rows = [{"content": "Likes tea"}, {"content": "  Likes tea"}, {"content": "Likes milk"}]
     report = load(tmp_path, "memories", rows)
@@ -256,7 +256,7 @@ def test_a_memory_without_external_id_is_known_by_its_content(acme, tmp_path):
         assert Memory.objects.for_organization(acme).filter(pk=there.pk).exists()
 
 
-def test_content_of_the_trash_is_free_again(acme, tmp_path):
+def test_content_in_the_trash_can_be_added_again(acme, tmp_path):
     there = make_memory(acme, content="Likes tea")
     with tenant(acme):
         rows = Memory.objects.for_organization(acme).filter(pk=there.pk)
@@ -264,7 +264,7 @@ def test_content_of_the_trash_is_free_again(acme, tmp_path):
     assert counts(load(tmp_path, "memories", [{"content": "Likes tea"}])) == {"inserted": 1}
 
 
-def test_a_vector_stays_while_what_was_embedded_does(acme, tmp_path):
+def test_a_vector_stays_while_the_embedded_text_does(acme, tmp_path):
     vector = [0.5] * 384
     row = {"external_id": "m", "content": "Likes tea", "embedding": vector}
     load(tmp_path, "memories", [row])
@@ -317,7 +317,7 @@ def test_a_load_leaves_one_audit_event_with_its_counts(acme, alice, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5000])
-def test_runs_of_a_session_met_twice_do_not_depend_on_the_batch(acme, tmp_path, batch_size):
+def test_runs_of_a_repeated_session_do_not_depend_on_the_batch_size(acme, tmp_path, batch_size):
     rows = [
         {"session_id": "s", "name": "one", "runs": [{"run_id": "a"}, {"run_id": "b"}]},
         {"session_id": "t", "runs": [{"run_id": "a"}]},

@@ -40,14 +40,14 @@ def test_a_small_load_is_embedded_with_it(acme, tmp_path, encoder):
     assert [state[1:] for state in states(acme)] == [("ready", "recorder")] * 3
 
 
-def test_later_leaves_it_to_a_worker(acme, tmp_path, encoder):
+def test_embed_later_leaves_vectors_to_a_worker(acme, tmp_path, encoder):
     load(tmp_path, "memories", rows(2), embed="later")
     assert states(acme) == [("m-0", "pending", ""), ("m-1", "pending", "")]
     assert encoder.asked == []
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 10])
-def test_the_first_rows_of_a_load_alone_are_embedded_with_it(acme, encoder, batch_size):
+def test_only_the_first_rows_of_a_load_are_embedded_with_it(acme, encoder, batch_size):
     lines = [(n, json.dumps(row).encode(), 0) for n, row in enumerate(rows(6), start=1)]
     run_load(
         "memories",
@@ -61,7 +61,7 @@ def test_the_first_rows_of_a_load_alone_are_embedded_with_it(acme, encoder, batc
     assert [state for _, state, _ in states(acme)] == ["ready"] * 3 + ["pending"] * 3
 
 
-def test_the_same_file_again_asks_the_encoder_nothing_and_changes_nothing(acme, tmp_path, encoder):
+def test_the_same_file_again_encodes_and_changes_nothing(acme, tmp_path, encoder):
     mine = {"content": "Mine", "embedding": [0.5] * 384, "embedding_model": "mine"}
     to_ann = {"content": "Said to two", "user_id": "ann"}
     first = [*rows(2), to_ann, {**to_ann, "user_id": "bob"}, mine]
@@ -77,7 +77,7 @@ def test_the_same_file_again_asks_the_encoder_nothing_and_changes_nothing(acme, 
     assert {state for _, state, _ in states(acme)} == {"ready"}
 
 
-def test_changed_words_are_embedded_anew_and_put_into_the_index_anew(acme, tmp_path, encoder):
+def test_changed_content_is_embedded_and_indexed_again(acme, tmp_path, encoder):
     load(tmp_path, "memories", rows(1))
     worked = {"is_indexed": True, "embedding_due_at": timezone.now(), "embedding_attempts": 3}
 

@@ -1,4 +1,4 @@
-"""An organization goes out as files and comes back as the same rows."""
+"""An organization is exported as files and restored as the same rows."""
 
 import hashlib
 import io
@@ -50,9 +50,9 @@ from tests.makers import (
 pytestmark = pytest.mark.django_db(transaction=True)
 
 EXPORTED = [User, Agent, Block, Tool, AgentBlock, AgentTool, Session, Run, Message, Memory]
-# Tenant tables that an export leaves out: secrets, what follows from the others, a worker's notes.
+# Tenant tables that an export leaves out: secrets, derived rows, a worker's records.
 LEFT_OUT = {"ApiKey", "CachedVector", "EmbedVisit", "LoadPart", "MemoryHistory"}
-# Who made a row is told anew, and what a worker keeps beside it.
+# Columns that an import sets anew: who created a row, and what a worker records in it.
 NOT_EXPORTED = {
     "organization_id",
     "created_by_id",
@@ -83,7 +83,7 @@ def restore(folder, slug="acme"):
 
 
 def table(organization, model, *, leave_out=()):
-    """Every row as the database writes it, by id."""
+    """Every row as text from the database, by id."""
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(
             f"SELECT to_jsonb(t) - %s::text[] FROM {model._meta.db_table} t "
@@ -98,7 +98,7 @@ def everything(organization, **options):
 
 
 def empty(organization):
-    """All rows of the organization's are gone."""
+    """Removes all rows of the organization."""
     with tenant(organization):
         for model in [MemoryHistory, CachedVector, *reversed(EXPORTED)]:
             rows = model.objects.for_organization(organization)
@@ -165,7 +165,7 @@ def populate(organization):
     return user, agent, session
 
 
-def test_what_is_exported_comes_back_as_the_same_rows(acme, tmp_path):
+def test_an_export_is_restored_as_the_same_rows(acme, tmp_path):
     populate(acme)
     before = everything(acme)
     assert all(before.values())
@@ -204,7 +204,7 @@ def test_without_vectors_memories_wait_to_be_embedded(acme, tmp_path):
     manifest = export(tmp_path / "out")
     assert "encoders" not in manifest
     with_vector = table(acme, Memory)
-    restore(tmp_path / "out")  # where they are, they stay
+    restore(tmp_path / "out")  # existing vectors stay
     assert table(acme, Memory) == with_vector
     empty(acme)
     restore(tmp_path / "out")
@@ -214,12 +214,12 @@ def test_without_vectors_memories_wait_to_be_embedded(acme, tmp_path):
         assert set(states) == {("pending", None)}
 
 
-def test_the_trash_stays_behind_with_what_hangs_on_it_or_comes_along_if_asked(acme, tmp_path):
+def test_deleted_rows_and_rows_below_them_are_exported_only_on_request(acme, tmp_path):
     user, _, session = populate(acme)
     make_message(acme, user=user, session=make_session(acme, session_id="kept"))
     by = {"organization": acme, "actor": TESTER}
     with tenant(acme):
-        # Live rows whose parent lies in the trash: a load may have made them there.
+        # Live rows whose parent is in the trash: a load may have created them.
         sessions.delete(Session.objects.for_organization(acme).filter(pk=session.pk), **by)
         Message.objects.for_organization(acme).update(is_deleted=False, deleted_at=None)
         users.delete(User.objects.for_organization(acme).filter(pk=user.pk), **by)
@@ -277,7 +277,7 @@ def test_nothing_of_another_organization_is_exported(acme, globex, tmp_path):
     assert {f["rows"] for f in manifest["files"].values()} == {0}
 
 
-def test_all_files_are_of_one_moment(acme, tmp_path, monkeypatch):
+def test_all_files_are_of_one_snapshot(acme, tmp_path, monkeypatch):
     populate(acme)
     written = exports._write
 
@@ -300,7 +300,7 @@ def test_all_files_are_of_one_moment(acme, tmp_path, monkeypatch):
     assert {row["name"] for row in table(acme, Agent)} == {"later"}
 
 
-def test_a_directory_that_holds_something_is_refused(acme, tmp_path):
+def test_a_directory_that_is_not_empty_is_refused(acme, tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(CommandError, match="is not empty") as refused:
         export(tmp_path)
@@ -322,7 +322,7 @@ def test_an_export_that_fails_leaves_nothing(acme, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_import_tells_who_was_erased_since_the_export(acme, tmp_path):
+def test_an_import_names_users_erased_since_the_export(acme, tmp_path):
     user, *_ = populate(acme)
     export(tmp_path / "out")
     call_command(
@@ -349,7 +349,7 @@ def test_an_import_tells_who_was_erased_since_the_export(acme, tmp_path):
         ),
     ],
 )
-def test_what_is_no_whole_export_is_not_imported(acme, tmp_path, spoil, message):
+def test_an_incomplete_export_is_not_imported(acme, tmp_path, spoil, message):
     make_user(acme)
     export(tmp_path / "out")
     spoil(tmp_path / "out")
@@ -358,7 +358,7 @@ def test_what_is_no_whole_export_is_not_imported(acme, tmp_path, spoil, message)
     assert refused.value.returncode == 2
 
 
-def test_what_has_changed_since_is_put_back_and_counted(acme, tmp_path):
+def test_rows_changed_since_the_export_are_restored_and_counted(acme, tmp_path):
     _, agent, session = populate(acme)
     before = everything(acme)
     export(tmp_path / "out", vectors=True)
@@ -373,7 +373,7 @@ def test_what_has_changed_since_is_put_back_and_counted(acme, tmp_path):
     reports = restore(tmp_path / "out")
     told = {name: (r["inserted"], r["updated"], r["deleted"]) for name, r in reports.items()}
     assert told["agents"] == (0, 1, 0)
-    assert told["memories"] == (0, 1, 1)  # what lies in the trash stays there
+    assert told["memories"] == (0, 1, 1)  # rows in the trash stay there
     assert reports["sessions"]["runs"]["inserted"] == 1
     after = everything(acme)
     assert [m for m in after["Memory"] if not m["is_deleted"]] == [
@@ -389,7 +389,7 @@ def test_what_has_changed_since_is_put_back_and_counted(acme, tmp_path):
 # -- --preserve-ids --------------------------------------------------------------------------------
 
 
-def test_an_id_is_accepted_in_an_export_alone(acme, tmp_path):
+def test_ids_are_accepted_only_in_an_export(acme, tmp_path):
     row = {"id": str(uuid4()), "external_id": "ann"}
     with pytest.raises(CommandError, match="line 1: id: Unknown field"):
         load(tmp_path, "users", [row])
@@ -401,15 +401,15 @@ def test_an_id_is_accepted_in_an_export_alone(acme, tmp_path):
         load(tmp_path, "agent-tools", [])
 
 
-def test_an_id_that_is_another_rows_is_refused_by_line(acme, globex, tmp_path):
+def test_an_id_of_another_row_is_refused_by_line(acme, globex, tmp_path):
     ann, theirs = make_user(acme, external_id="ann"), make_user(globex)
     fine = {"id": str(uuid4()), "external_id": "fine"}
     refusals = {
-        f"line 2: id: {ann.pk} is the id of a row of another external_id": {
+        f"line 2: id: {ann.pk} is the id of a row with another external_id": {
             "id": str(ann.pk),
             "external_id": "bob",
         },
-        "line 2: id: A row of this external_id has another id than 0{8}-": {
+        "line 2: id: The row with this external_id has another id than 0{8}-": {
             "id": f"00000000{str(uuid4())[8:]}",
             "external_id": "ann",
         },
@@ -423,32 +423,34 @@ def test_an_id_that_is_another_rows_is_refused_by_line(acme, globex, tmp_path):
             load(tmp_path, "users", [fine, row], preserve_ids=True)
         assert refused.value.returncode == 65
     twice = [{**fine, "id": str(uuid4())}, {**fine, "id": str(uuid4())}]
-    with pytest.raises(CommandError, match="Another line of this external_id has another"):
+    with pytest.raises(CommandError, match="Another line with this external_id has another"):
         load(tmp_path, "users", twice, preserve_ids=True)
     assert [u["external_id"] for u in table(acme, User)] == ["ann"]
 
 
-def test_a_run_of_another_id_is_refused(acme, tmp_path):
+def test_an_existing_run_with_another_id_is_refused(acme, tmp_path):
     session = make_session(acme, session_id="s")
     make_run(session, run_id="r")
     row = {"id": str(session.pk), "session_id": "s"}
     row["runs"] = [{"id": str(uuid4()), "run_id": "r"}]
-    with pytest.raises(CommandError, match="A row of this session_id and run_id has another id"):
+    with pytest.raises(
+        CommandError, match="The row with this session_id and run_id has another id"
+    ):
         load(tmp_path, "sessions", [row], preserve_ids=True)
 
 
-def test_an_export_refers_to_what_is_there(acme, tmp_path):
+def test_references_of_an_export_must_exist(acme, tmp_path):
     row = {"id": str(uuid4()), "content": "x", "user_id": str(uuid4())}
     with pytest.raises(CommandError, match="line 1: user_id: There is no user"):
         load(tmp_path, "memories", [row], preserve_ids=True)
-    # A key that looks like another user's id does not stand in its way.
+    # A key that looks like another user's id does not conflict with it.
     user = make_user(acme)
     make_user(acme, external_id=str(user.pk))
     load(tmp_path, "memories", [{**row, "user_id": str(user.pk)}], preserve_ids=True)
     assert table(acme, Memory)[0]["user_id"] == str(user.pk)
 
 
-def test_a_state_that_lies_about_its_vector_is_refused(acme, tmp_path):
+def test_an_embedding_state_that_contradicts_the_vector_is_refused(acme, tmp_path):
     row = {"id": str(uuid4()), "content": "x", "embedding_state": "ready"}
     with pytest.raises(CommandError, match="line 1: embedding_state: It is `ready` with"):
         load(tmp_path, "memories", [row], preserve_ids=True)

@@ -1,4 +1,4 @@
-"""Whatever stands in a file: good lines are stored as they are, bad ones named."""
+"""Random lines: good ones are stored unchanged, bad ones are named."""
 
 import io
 import json
@@ -22,7 +22,7 @@ COLUMNS = ["external_id", "name", "email", "timezone", "status", "metadata"]
 
 
 def differences(seed: int, count: int, *, at_once: int = 5_000) -> tuple[int, list[str]]:
-    """How many lines were good; where the loader's judgement is not the judge's."""
+    """How many lines were good; where the loader and the reference (fuzz.py) disagree."""
     encoder = Encoder(USERS, keeps_time=True)
     good, wrong = 0, []
     given = list(fuzz.lines(seed, count))
@@ -48,14 +48,14 @@ def differences(seed: int, count: int, *, at_once: int = 5_000) -> tuple[int, li
     return good, wrong
 
 
-def test_20_000_lines_are_judged_as_the_judge_does():
+def test_the_loader_agrees_with_the_reference_on_20_000_lines():
     good, wrong = differences(1, 20_000)
     assert wrong == []
     assert 8_000 < good < 16_000
 
 
 @pytest.mark.slow
-def test_a_million_lines_are_judged_as_the_judge_does():
+def test_the_loader_agrees_with_the_reference_on_a_million_lines():
     for seed in range(100, 150):
         good, wrong = differences(seed, 20_000)
         assert wrong == [], seed
@@ -63,7 +63,7 @@ def test_a_million_lines_are_judged_as_the_judge_does():
 
 
 def load_skipping(file: Path, rejects: Path) -> dict[str, Any]:
-    """The report of a load that some lines are rejected from."""
+    """The report of a load with rejected lines."""
     out = io.StringIO()
     with pytest.raises(CommandError) as finished:
         call_command(
@@ -117,13 +117,13 @@ def loaded_as_expected(acme, folder: Path, seed: int, count: int) -> None:
     assert stored == expected
 
 
-def test_good_lines_are_stored_as_they_are_and_bad_ones_named(acme, tmp_path):
+def test_good_lines_are_stored_unchanged_and_bad_ones_named(acme, tmp_path):
     for seed in range(4):
         loaded_as_expected(acme, tmp_path, seed, 5_000)
 
 
 @pytest.mark.slow
-def test_of_a_million_lines_the_good_ones_are_stored_and_the_bad_ones_named(acme, tmp_path):
+def test_good_lines_of_a_million_are_stored_and_bad_ones_named(acme, tmp_path):
     loaded_as_expected(acme, tmp_path, 999, 10_000)
     before = memory_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from now on

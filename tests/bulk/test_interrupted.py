@@ -1,4 +1,4 @@
-"""What an operator sees of a load that is interrupted. (What is stored then: test_kills.py.)"""
+"""What an operator sees of an interrupted load. (test_kills.py checks what is stored.)"""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_a_load_starts_its_killed_server_again(installation, file):
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_stopped_load_goes_on_where_it_was(installation, file, name, code):
+def test_a_stopped_load_resumes(installation, file, name, code):
     installation.make_organization(name.lower())
     with begin(installation, name.lower(), file) as loading:
         await_rows(installation, name.lower(), 1000)
@@ -69,9 +69,9 @@ def test_a_stopped_load_goes_on_where_it_was(installation, file, name, code):
     assert count_rows(installation, name.lower()) == ROWS
 
 
-def test_a_commit_that_nobody_knows_of_is_done_once(installation, file):
+def test_a_commit_in_doubt_is_done_once(installation, file):
     installation.make_organization("answer")
-    # The first two never get there, the others are done and not heard of.
+    # The first two COMMITs are lost on the way; of the others, only the answers are.
     for place in ("before", "half", "answered", "half answered"):
         began = installation.proxy.commits
         installation.proxy.trap = Trap("commit", 6, place, installation.proxy.drop)
@@ -88,10 +88,10 @@ def test_a_commit_that_nobody_knows_of_is_done_once(installation, file):
     assert count_rows(installation, "answer") == ROWS
 
 
-def test_what_a_lost_commit_had_made_is_made_again(installation, tmp_path):
-    """The users that a batch refers to are made in its transaction, and gone with it."""
+def test_references_of_a_lost_commit_are_created_again(installation, tmp_path):
+    """The users that a batch refers to are created in its transaction, and rolled back with it."""
     installation.make_organization("made")
-    for number in range(1, 6):  # whichever of its COMMITs is the batch's
+    for number in range(1, 6):  # one of these COMMITs is the batch's
         file = tmp_path / f"{number}.jsonl"
         file.write_text(f'{{"session_id": "s-{number}", "user_id": "user-{number}"}}\n')
         installation.proxy.trap = Trap("commit", number, "before", installation.proxy.drop)
@@ -103,7 +103,7 @@ def test_what_a_lost_commit_had_made_is_made_again(installation, tmp_path):
     assert count_rows(installation, "made") >= 4
 
 
-def test_a_reject_is_named_once_though_its_batch_is_loaded_twice(installation, tmp_path):
+def test_a_reject_is_written_once_when_its_batch_is_retried(installation, tmp_path):
     installation.make_organization("rejects")
     file, rejects = tmp_path / "sessions.jsonl", tmp_path / "rejects"
     lines = [{"session_id": f"s-{n}", **({"nonsense": 1} if n % 3 else {})} for n in range(3000)]
@@ -111,13 +111,13 @@ def test_a_reject_is_named_once_though_its_batch_is_loaded_twice(installation, t
     command = (installation, "rejects", file, "--on-error=skip", f"--rejects={rejects}")
     with begin(*command, env=installation.environment) as loading:
         # Its rejects are written, its rows are not committed.
-        installation.proxy.trap = Trap("commit", 5, "before", loading.kill, is_the_end=True)
+        installation.proxy.trap = Trap("commit", 5, "before", loading.kill, ends_client=True)
         loading.communicate(timeout=60)
     assert loading.returncode == -signal.SIGKILL
     stored = count_rows(installation, "rejects")
     assert 0 < stored < rejects.read_text().count("\n") / 2
     with rejects.open("a") as half:
-        half.write('{"line": 4, "byte')  # what a full disk leaves
+        half.write('{"line": 4, "byte')  # as after a full disk
 
     with begin(*command, env=installation.environment) as again:
         said, complained = again.communicate(timeout=60)
@@ -128,7 +128,7 @@ def test_a_reject_is_named_once_though_its_batch_is_loaded_twice(installation, t
 
 
 @pytest.mark.slow
-def test_of_two_loads_of_one_job_the_second_is_told(installation, file):
+def test_a_second_load_of_the_same_job_is_refused(installation, file):
     installation.make_organization("twice")
     with begin(installation, "twice", "-", "--job=nightly", stdin=subprocess.PIPE) as first:
         with file.open("rb") as lines:
@@ -145,7 +145,7 @@ def test_of_two_loads_of_one_job_the_second_is_told(installation, file):
 
 
 def begin(installation, organization, file, *options, stdin=subprocess.DEVNULL, env=None):
-    """`bulk_upsert` by batches of 500, at a server that it starts itself."""
+    """`bulk_upsert` in batches of 500, with a server that it starts itself."""
     command = ["bulk_upsert", "sessions", str(file), f"--organization={organization}", "--json"]
     return subprocess.Popen(
         [sys.executable, str(ROOT / "manage.py"), *command, "--batch-size=500", *options],

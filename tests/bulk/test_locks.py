@@ -1,4 +1,4 @@
-"""Who changes a session or its runs waits for a load of the same in a line, and never in a ring."""
+"""Changes of a session or its runs wait for a load of the same, and never deadlock with it."""
 
 import threading
 
@@ -26,8 +26,8 @@ SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_b
 )
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.unguarded  # of a lock
-def test_who_waits_for_a_session_holds_none_of_its_runs(change):
-    """As a load does: or it would wait for the one, and be waited for by the other."""
+def test_a_change_that_waits_for_a_session_locks_none_of_its_runs(change):
+    """As a load does. Otherwise they could deadlock."""
     acme = make_organization("acme")
     run = make_run(make_session(acme))
 

@@ -1,5 +1,5 @@
-"""The order in the file is the order in the table, where times are equal or absent: whatever
-workers, batches, halves, interruptions and repetitions there are."""
+"""If times are equal or absent, rows have the order of the file: with any number of workers, any
+batch size, after splits, interruptions and retries."""
 
 import json
 from datetime import timedelta
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def conversations(count=60, **over):
-    """Messages of three sessions, turn by turn; keys in no order."""
+    """Messages of three sessions in turn, with unsorted keys."""
     return [
         {
             "external_id": f"m{n * 37 % count:03d}",
@@ -67,7 +67,7 @@ def load(organization, rows, resource="messages", *, job="", broken_after=None, 
 
 
 def rows_of(organization, model=Message, *columns):
-    """In the order of lists, the oldest first."""
+    """Rows in the order of lists, but the oldest first."""
     with tenant(organization):
         rows = model.objects.for_organization(organization).order_by("created_at", "id")
         return list(rows.values_list(*(columns or ["text"]), flat=len(columns) < 2))
@@ -94,7 +94,7 @@ def turns(rows):
 @pytest.mark.parametrize("times", ["absent", "equal", "some"])
 def test_messages_are_in_the_order_of_their_lines(times):
     rows = conversations(**({"created_at": NOON} if times == "equal" else {}))
-    if times == "some":  # (earlier than what the load says of the others)
+    if times == "some":  # (earlier than the load's for the others)
         rows = [{**row, "created_at": NOON} if n < 20 else row for n, row in enumerate(rows)]
     for workers, batch_size in WAYS:
         acme = make_organization(f"by-{workers}-{batch_size}")
@@ -103,13 +103,13 @@ def test_messages_are_in_the_order_of_their_lines(times):
         assert rows_of(acme) == [row["text"] for row in rows]
 
 
-def test_times_are_those_of_the_lines_whatever_the_workers():
+def test_rows_get_the_times_of_their_lines_with_any_number_of_workers():
     for workers, batch_size in WAYS:
         acme = make_organization(f"by-{workers}-{batch_size}")
         load(acme, conversations(), workers=workers, batch_size=batch_size)
         moments = rows_of(acme, Message, "created_at")
         assert [at - moments[0] for at in moments] == [timedelta(microseconds=n) for n in range(60)]
-        # What is made for a line is made with it.
+        # Rows created for a line have its time.
         assert rows_of(acme, Session, "session_id") == ["s0", "s1", "s2"]
         assert rows_of(acme, Session, "created_at") == moments[:3]
 
@@ -167,7 +167,7 @@ def test_other_rows_are_in_the_order_of_their_lines(resource):
 
 
 @pytest.mark.parametrize("times", ["absent", "first", "last"])
-def test_a_row_keeps_the_place_of_its_first_line_and_says_what_its_last_does(times):
+def test_a_row_has_the_position_of_its_first_line_and_the_values_of_its_last(times):
     rows = conversations(12)
     again = {**rows[1], "text": "Mended."}
     if times == "first":
@@ -184,7 +184,7 @@ def test_a_row_keeps_the_place_of_its_first_line_and_says_what_its_last_does(tim
         assert rows_of(acme) == expected
 
 
-def test_runs_of_a_session_on_two_lines_keep_their_places():
+def test_runs_of_a_session_on_two_lines_keep_their_positions():
     runs = [{"run_id": r, "content": r} for r in "zam"]
     rows = [{"session_id": "s", "runs": runs}, {"session_id": "t"}]
     rows.append({"session_id": "s", "runs": [{"run_id": "n"}, {**runs[1], "content": "again"}]})
@@ -199,7 +199,7 @@ def test_runs_of_a_session_on_two_lines_keep_their_places():
     assert [run for run, *_ in seen[0]] == ["z", "a", "m", "n"]
 
 
-def test_a_message_that_changes_its_session_is_as_its_last_line_says(monkeypatch):
+def test_a_message_that_changes_its_session_has_the_values_of_its_last_line(monkeypatch):
     monkeypatch.setattr(feed, "MAX_KEYS", 15)
     rows = [
         {
@@ -223,8 +223,8 @@ def test_a_message_that_changes_its_session_is_as_its_last_line_says(monkeypatch
     assert all(other == seen[0] for other in seen)
 
 
-def test_a_worker_that_lags_behind_is_waited_for_where_a_message_changes_its_session(monkeypatch):
-    """m0's line in s0 is the slow worker's, the later one in another session is not."""
+def test_a_message_that_changes_its_session_waits_for_a_slow_worker(monkeypatch):
+    """m0's line in s0 goes to the slow worker, its later line in another session does not."""
     sessions = [f"s{n}" for n in range(20)]
     slow = sessions[0]
     other = next(s for s in sessions if crc32(s.encode()) % 2 != crc32(slow.encode()) % 2)
@@ -249,12 +249,12 @@ def test_a_worker_that_lags_behind_is_waited_for_where_a_message_changes_its_ses
     assert found[0] == ("m0", other, "last")
 
 
-# -- interrupted, halved, again -------------------------------------------------------------------
+# -- interrupted, halved, retried -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("times", [{}, {"created_at": NOON}])
-def test_a_load_that_goes_on_keeps_the_order(workers, times):
+def test_a_resumed_load_keeps_the_order(workers, times):
     rows, acme = conversations(90, **times), make_organization("acme")
     options = {"job": "nightly", "workers": workers, "batch_size": 4, "preserve_timestamps": True}
     for broken_after in (50, 71):
@@ -266,19 +266,19 @@ def test_a_load_that_goes_on_keeps_the_order(workers, times):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_a_load_that_is_begun_anew_keeps_the_order_of_each_conversation(workers):
+def test_a_restarted_load_keeps_the_order_of_each_conversation(workers):
     rows, acme = conversations(90), make_organization("acme")
     with pytest.raises(BadLine):
         load(acme, [*rows[:57], b"{", *rows[58:]], workers=workers, batch_size=2)
     stored = in_sessions(acme)
     assert stored
-    for session, texts in stored.items():  # without a gap
+    for session, texts in stored.items():  # without gaps
         assert texts == turns(rows)[session][: len(texts)]
     load(acme, rows, workers=workers, batch_size=2)
     assert in_sessions(acme) == turns(rows)
 
 
-def test_batches_that_are_halved_and_tried_again_keep_the_order(monkeypatch):
+def test_batches_that_are_halved_and_retried_keep_the_order(monkeypatch):
     write, tries = Writer.write, []
 
     def fail(self, batch):
@@ -298,8 +298,8 @@ def test_batches_that_are_halved_and_tried_again_keep_the_order(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_new_lines_among_lines_that_were_loaded_before_keep_the_order(workers):
-    """Some batches are decoded ahead of the worker, some by it."""
+def test_new_lines_among_unchanged_lines_keep_the_order(workers):
+    """Some batches are decoded by the feed, some by the worker."""
     rows, acme = conversations(400, created_at=NOON), make_organization("acme")
     options = {"workers": workers, "batch_size": 10, "preserve_timestamps": True}
     load(acme, rows[:60], **options)

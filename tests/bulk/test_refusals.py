@@ -148,7 +148,7 @@ def test_strict_references_are_refused_by_name(acme, tmp_path):
         load(tmp_path, "sessions", [{"session_id": "s", "agent_id": "a"}], strict_references=True)
 
 
-def test_gzip_is_unpacked_and_a_cut_file_is_told(acme, tmp_path):
+def test_gzip_is_unpacked_and_a_truncated_file_is_refused(acme, tmp_path):
     data = b"".join(b'{"external_id": "user-%d"}\n' % n for n in range(5000))
     file = tmp_path / "users.jsonl.gz"
     file.write_bytes(gzip.compress(data))
@@ -206,7 +206,7 @@ def test_the_site_starts_without_the_heavy_libraries():
 
 
 @pytest.mark.parametrize("timeout", [-1.0, float("nan"), float("inf"), 1e9])
-def test_a_timeout_that_postgresql_cannot_keep_is_a_matter_of_usage(acme, tmp_path, timeout):
+def test_a_timeout_out_of_range_is_a_usage_error(acme, tmp_path, timeout):
     with pytest.raises(CommandError) as refusal:
         load(tmp_path, "users", [{"external_id": "u"}], timeout=timeout)
     assert refusal.value.returncode == 2
@@ -254,12 +254,12 @@ def test_a_file_whose_name_is_no_text_is_loaded(acme, tmp_path):
     ],
     ids=str,
 )
-def test_a_value_that_nothing_can_be_done_with_is_told(acme, tmp_path, option, complaint):
+def test_an_invalid_option_value_is_refused(acme, tmp_path, option, complaint):
     with pytest.raises(CommandError, match=complaint):
         load(tmp_path, "users", [{"external_id": "u1"}], **option)
 
 
-def test_a_reject_is_no_copy_of_its_line(acme, tmp_path):
+def test_a_reject_does_not_copy_its_line(acme, tmp_path):
     bad = [
         {"external_id": "u1", "x" * 100_000: 1},
         {"external_id": "u2", "status": "x" * 100_000},
@@ -272,7 +272,7 @@ def test_a_reject_is_no_copy_of_its_line(acme, tmp_path):
 
 
 @pytest.mark.parametrize("table", ["accounts_organization", "accounts_auditevent"])
-def test_a_role_that_may_not_is_told(acme, tmp_path, table):
+def test_a_role_without_privileges_is_reported(acme, tmp_path, table):
     denied = connection.execute_wrapper(partial(_deny, table))
     with denied, pytest.raises(CommandError, match="permission denied") as refusal:
         load(tmp_path, "users", [{"external_id": "u1"}])

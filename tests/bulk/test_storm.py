@@ -1,4 +1,4 @@
-"""Sixteen loads over the same keys at once: no deadlock, no update lost, no row of two writers.
+"""Sixteen concurrent loads of the same keys: no deadlock, no lost update, no row of two writers.
 
 Every writer says everything in its own way: a row tells whose line it is by each of its columns.
 What is demanded: each row is, whole, the last line of one of its writers, a session's runs of the
@@ -87,7 +87,7 @@ def storm(installation, slug, *, keys, rounds, batch_size):
 
 
 def whose(row):
-    """The one writer that every column is of."""
+    """The writer of all columns."""
     told = {row["metadata"].get("writer")}
     told |= {value.removeprefix("w-") for name in WORDS if (value := row.get(name))}
     assert len(told) == 1, row
@@ -95,7 +95,7 @@ def whose(row):
 
 
 def lines_of(writer, what, random, keys, rounds):
-    """Each key in each round, in an order of the writer's own."""
+    """Each key in each round, in the writer's own order."""
     make = {"sessions": session_line, "memories": memory_line, "messages": message_line}[what]
     lines = []
     for _ in range(rounds):
@@ -122,7 +122,7 @@ def session_line(writer, n, random):
 
 def memory_line(writer, n, random):
     line = {"content": f"Fact {n}", "importance": random.randrange(9) / 8}
-    if n % 2:  # by its content: also of the same user and agent
+    if n % 2:  # matched by its content: needs the same user and agent
         return line | own(writer, MEMORY, random, keys=())
     return line | own(writer, MEMORY, random) | {"external_id": f"m-{n}"}
 
@@ -141,7 +141,7 @@ def named(files, column):
 
 
 def run_at_once(installation, slug, files, batch_size):
-    """The commands' reports: each waits for its standard input, which all get at once."""
+    """The reports of the commands, which all get their standard input at the same time."""
     commands = []
     for what in WRITERS:
         command = [str(ROOT / "manage.py"), "bulk_upsert", what, "-", f"--organization={slug}"]

@@ -1,5 +1,5 @@
-"""One file through the command, the API and the console, each into an organization of its own:
-equal rows, equal reports, equal rejects."""
+"""One file through the command, the API and the console, each into its own organization: equal
+rows, equal reports, equal rejects."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from tests.makers import make_key, make_member, make_organization
 pytestmark = [pytest.mark.unguarded, pytest.mark.django_db]
 
 BAD = [b'{"nmae": "x"}', b"{", b'"text"', b'{"metadata": {"a": "\\u0000"}}']
-# What is there before, what then comes; the key of the row that lies in the trash meanwhile.
+# The rows before, the rows of the file; the key of the row in the trash.
 FILES = {
     "users": (
         [{"external_id": n} for n in ("same", "changes", "trashed")],
@@ -113,14 +113,14 @@ def told(report):
 
 
 def rows(organization, model):
-    """All columns but ids, times and who did it; references by their keys."""
+    """All columns but ids, times and actors; references by their keys."""
     names = []
     for field in model._meta.concrete_fields:
         if isinstance(field, TenantForeignKey):
             key = "session_id" if field.name == "session" else "external_id"
             names.append(f"{field.name}__{key}")
         elif not isinstance(field, models.DateTimeField | models.UUIDField) and (
-            field.name not in ("organization", "line_hash")  # (the digest holds a time)
+            field.name not in ("organization", "line_hash")  # (the hash contains a time)
         ):
             names.append(field.name)
     with tenant(organization):
@@ -129,7 +129,7 @@ def rows(organization, model):
 
 
 @pytest.mark.parametrize("resource", FILES)
-def test_three_doors_make_equal_rows_and_tell_equal_reports(db, tmp_path, resource):
+def test_three_doors_write_equal_rows_and_equal_reports(db, tmp_path, resource):
     before, after, (key, trashed) = FILES[resource]
     first, file = tmp_path / "before.jsonl", tmp_path / "file.jsonl"
     first.write_text("".join(json.dumps(row) + "\n" for row in before))

@@ -1,4 +1,4 @@
-"""What lines name and lies in the trash: refused, or brought back; never a row that hangs on it."""
+"""References to rows in the trash: refused, or restored; never a live row below a deleted one."""
 
 import json
 from contextlib import contextmanager
@@ -94,7 +94,7 @@ def count(organization, model):
 
 
 @pytest.mark.parametrize(("resource", "column"), CASES)
-def test_a_line_that_names_what_lies_in_the_trash_is_a_bad_line(trash, tmp_path, resource, column):
+def test_a_reference_to_a_row_in_the_trash_is_a_bad_line(trash, tmp_path, resource, column):
     model, before = ROWS[resource][0], count(trash, ROWS[resource][0])
     row = line_of(resource, column)
     with pytest.raises(CommandError) as told:
@@ -106,25 +106,25 @@ def test_a_line_that_names_what_lies_in_the_trash_is_a_bad_line(trash, tmp_path,
 
 
 @pytest.mark.parametrize(("resource", "column"), CASES)
-def test_it_is_brought_back_where_that_is_asked_for(trash, tmp_path, resource, column):
+def test_the_referenced_row_is_restored_on_request(trash, tmp_path, resource, column):
     report = load(tmp_path, resource, [line_of(resource, column)], restore=True)
     assert report["inserted"] == 1
     with tenant(trash):
         rows = RECORDS[column].model.objects.for_organization(trash)
         name = column if column in ("session_id", "run_id") else "external_id"
         assert not rows.get(**{name: "gone"}).is_deleted
-    # Again it is unchanged; and there again, it comes back again.
+    # Loaded again it is unchanged; deleted again, it is restored again.
     assert load(tmp_path, resource, [line_of(resource, column)], restore=True)["unchanged"] == 1
 
 
-def test_a_name_that_is_an_id_is_refused_likewise(trash, tmp_path):
+def test_a_reference_by_id_is_refused_likewise(trash, tmp_path):
     with tenant(trash):
         user = User.objects.for_organization(trash).get(external_id="gone")
     with pytest.raises(CommandError, match="is in the trash"):
         load(tmp_path, "sessions", [{"session_id": "new", "user_id": str(user.pk)}])
 
 
-def test_of_many_such_lines_each_is_named_and_the_others_are_stored(trash, tmp_path, monkeypatch):
+def test_each_such_line_is_rejected_and_the_others_are_stored(trash, tmp_path, monkeypatch):
     write, tries = Writer.write, []
     monkeypatch.setattr(
         Writer, "write", lambda self, batch: tries.append(len(batch.rows)) or write(self, batch)
@@ -149,7 +149,7 @@ def test_of_many_such_lines_each_is_named_and_the_others_are_stored(trash, tmp_p
         assert stored.count() == stored.filter(user__external_id="ann").count() == 20
 
 
-def test_the_doors_of_the_browser_and_of_requests_say_the_same(trash, tmp_path):
+def test_the_api_and_the_console_say_the_same(trash, tmp_path):
     row = {"session_id": "new", "user_id": "gone"}
     client = client_with(make_key(trash))
     kind = "application/x-ndjson"
@@ -170,7 +170,7 @@ def test_the_doors_of_the_browser_and_of_requests_say_the_same(trash, tmp_path):
     assert (restored.status_code, restored.json()["inserted"]) == (200, 1)
 
 
-def test_who_may_not_restore_a_user_is_refused(trash):
+def test_restoring_a_user_needs_the_permission(trash):
     scopes = ["session:read", "session:write", "session:delete", "user:read", "user:write"]
     row = {"session_id": "new", "user_id": "gone"}
     answer = client_with(make_key(trash, scopes)).post(
@@ -184,7 +184,7 @@ def test_who_may_not_restore_a_user_is_refused(trash):
 # -- left as they are -----------------------------------------------------------------------------
 
 
-def test_rows_that_went_there_too_are_left_there(acme, tmp_path):
+def test_rows_deleted_with_their_parent_stay_in_the_trash(acme, tmp_path):
     rows = [{"session_id": f"s{n}", "agent_id": "gone"} for n in range(3)]
     load(tmp_path, "sessions", rows)
     move("delete", acme, "agent_id")
@@ -197,7 +197,7 @@ def test_rows_that_went_there_too_are_left_there(acme, tmp_path):
 
 
 def test_a_line_that_changes_nothing_is_unchanged_and_one_that_does_is_refused(acme, tmp_path):
-    """A user's messages stay where they are when the user goes."""
+    """A user's messages stay when the user is deleted."""
     row = {"external_id": "m", "role": "user", "user_id": "gone", "session_id": "s"}
     load(tmp_path, "messages", [row])
     move("delete", acme, "user_id")
@@ -212,7 +212,7 @@ def test_a_line_that_changes_nothing_is_unchanged_and_one_that_does_is_refused(a
         assert not User.objects.for_organization(acme).get(external_id="gone").is_deleted
 
 
-# -- what goes there meanwhile --------------------------------------------------------------------
+# -- deleted meanwhile ----------------------------------------------------------------------------
 
 meanwhile = pytest.mark.django_db(transaction=True)
 
@@ -234,7 +234,7 @@ def run(organization, resource, rows, *, on_batch=lambda report: None, **options
 
 
 def elsewhere(work, *given):
-    """In a thread, on a connection of its own."""
+    """Runs `work` in a thread, on its own connection."""
 
     def do():
         try:
@@ -249,7 +249,7 @@ def elsewhere(work, *given):
 
 @meanwhile
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_user_who_goes_between_two_batches_is_seen(workers):
+def test_a_user_deleted_between_two_batches_is_noticed(workers):
     acme = make_organization("acme")
     make_user(acme, external_id="gone")
     rows = [{"session_id": f"s{n}", "user_id": "gone"} for n in range(12)]
@@ -262,24 +262,24 @@ def test_a_user_who_goes_between_two_batches_is_seen(workers):
 
     report = run(acme, "sessions", rows, on_batch=after, batch_size=2, workers=workers)
     assert report.rejected
-    with tenant(acme):  # those before went with the user, the others are not there
+    with tenant(acme):  # earlier ones were deleted with the user, later ones not inserted
         assert not Session.objects.for_organization(acme).live().exists()
 
 
 @meanwhile
 @pytest.mark.parametrize("restore", [False, True])
-def test_a_user_who_goes_between_the_look_up_and_the_write_is_seen(monkeypatch, restore):
+def test_a_user_deleted_between_the_look_up_and_the_write_is_noticed(monkeypatch, restore):
     acme = make_organization("acme")
     make_user(acme, external_id="gone")
-    hold, gone = Writer._hold, []
+    lock, deletions = Writer._lock_references, []
 
     def late(self, *given, **options):
-        if not gone:
-            gone.append(elsewhere(move, "delete", acme, "user_id"))
-            gone[0].join()
-        hold(self, *given, **options)
+        if not deletions:
+            deletions.append(elsewhere(move, "delete", acme, "user_id"))
+            deletions[0].join()
+        lock(self, *given, **options)
 
-    monkeypatch.setattr(Writer, "_hold", late)
+    monkeypatch.setattr(Writer, "_lock_references", late)
     rows = [{"session_id": "s", "user_id": "gone"}, {"session_id": "t", "user_id": "ann"}]
     report = run(acme, "sessions", rows, restore=restore)
     assert (report.rejected, report.counts.inserted) == ((0, 2) if restore else (1, 1))
@@ -290,8 +290,8 @@ def test_a_user_who_goes_between_the_look_up_and_the_write_is_seen(monkeypatch, 
 
 @contextmanager
 def deleting_after(monkeypatch, owner, name, organization, column):
-    """Deletes in a thread as soon as `name` has been done for the first time, in the middle of its
-    transaction; at the end the deletion is over."""
+    """Starts a deletion in a thread after the first call of `name`, in the middle of its
+    transaction; waits for the deletion at the end."""
     work, threads = getattr(owner, name), []
 
     def then_delete(*given, **options):
@@ -312,14 +312,14 @@ def deleting_after(monkeypatch, owner, name, organization, column):
 @pytest.mark.parametrize(
     ("resource", "column"), [("sessions", "user_id"), ("messages", "session_id")]
 )
-def test_who_deletes_after_the_look_up_waits_and_takes_the_new_rows_along(
+def test_a_deletion_after_the_look_up_waits_and_includes_the_new_rows(
     monkeypatch, resource, column
 ):
     acme = make_organization("acme")
     make_user(acme, external_id="gone")
     make_session(acme, session_id="gone")
     model, row = ROWS[resource]
-    with deleting_after(monkeypatch, Writer, "_hold", acme, column):
+    with deleting_after(monkeypatch, Writer, "_lock_references", acme, column):
         assert run(acme, resource, [{**row, column: "gone"}]).counts.inserted == 1
     with tenant(acme):
         assert (
@@ -333,18 +333,18 @@ def test_who_deletes_after_the_look_up_waits_and_takes_the_new_rows_along(
 
 
 @meanwhile
-def test_runs_of_a_session_that_goes_meanwhile_are_not_left_live(monkeypatch):
+def test_runs_of_a_session_deleted_meanwhile_are_not_left_live(monkeypatch):
     acme = make_organization("acme")
     make_session(acme, session_id="gone")
-    meet, gone = Writer._meet, []
+    match, deletions = Writer._match, []
 
     def late(self, stage, *given, **options):
-        meet(self, stage, *given, **options)
-        if not gone:
-            gone.append(elsewhere(move, "delete", acme, "session_id"))
-            gone[0].join()
+        match(self, stage, *given, **options)
+        if not deletions:
+            deletions.append(elsewhere(move, "delete", acme, "session_id"))
+            deletions[0].join()
 
-    monkeypatch.setattr(Writer, "_meet", late)
+    monkeypatch.setattr(Writer, "_match", late)
     row = {"session_id": "gone", "runs": [{"run_id": "r"}]}
     report = run(acme, "sessions", [row])
     assert (report.counts.deleted, report.children["runs"].deleted) == (1, 1)
@@ -353,7 +353,7 @@ def test_runs_of_a_session_that_goes_meanwhile_are_not_left_live(monkeypatch):
 
 
 @meanwhile
-def test_a_memory_that_is_added_while_its_user_goes_goes_along(monkeypatch):
+def test_a_memory_added_while_its_user_is_deleted_is_deleted_too(monkeypatch):
     acme = make_organization("acme")
     make_user(acme, external_id="gone")
     item = json.dumps({"content": "Likes tea.", "user_id": "gone"}).encode()
@@ -365,7 +365,7 @@ def test_a_memory_that_is_added_while_its_user_goes_goes_along(monkeypatch):
 
 
 @meanwhile
-def test_a_row_that_is_made_while_its_parent_goes_goes_along(monkeypatch):
+def test_a_row_created_while_its_parent_is_deleted_is_deleted_too(monkeypatch):
     acme = make_organization("acme")
     user, agent = make_user(acme, external_id="gone"), make_agent(acme)
     session = make_session(acme, user=user, agent=agent)
@@ -379,7 +379,7 @@ def test_a_row_that_is_made_while_its_parent_goes_goes_along(monkeypatch):
         assert Message.objects.for_organization(acme).get().is_deleted
 
 
-def test_a_row_is_not_made_or_moved_below_a_parent_that_has_gone(acme):
+def test_a_row_is_not_created_below_or_moved_to_a_deleted_parent(acme):
     user, other = make_user(acme, external_id="gone"), make_session(acme)
     agent = make_agent(acme)
     move("delete", acme, "user_id")

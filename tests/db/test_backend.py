@@ -23,7 +23,7 @@ from agentmem_site.checks import database_faults
 from agentmem_site.db.fields import OrganizationKey, TenantForeignKey
 from agentmem_site.db.ids import uuid7, uuid7_among, uuid7_at
 from agentmem_site.db.roles import APPLICATION, as_owner
-from agentmem_site.db.urls import connection_words
+from agentmem_site.db.urls import connection_parameters
 from agentmem_site.db.walls import TenantWall
 from memories.models import Agent, Memory
 from sessions.models import Message, Session
@@ -46,7 +46,7 @@ Scratch = Callable[[], AbstractContextManager[None]]
 
 @pytest.fixture(scope="module")
 def scratch(django_db_setup: None, django_db_blocker: Any) -> Iterator[Scratch]:
-    """Within `scratch()` the connection leads to a migrated database of its own."""
+    """Within `scratch()` the connection is to a separate, migrated database."""
     settings = connection.settings_dict
     name = f"{settings['NAME']}_scratch"
     template = settings["TEST"]["TEMPLATE"]
@@ -66,7 +66,7 @@ def scratch(django_db_setup: None, django_db_blocker: Any) -> Iterator[Scratch]:
             connection.close()
             settings["NAME"] = kept
 
-    signing_in = connection_words({**settings["OWNER"], "NAME": settings["NAME"]})
+    signing_in = connection_parameters({**settings["OWNER"], "NAME": settings["NAME"]})
     with psycopg.connect(**signing_in, autocommit=True) as owner:
         owner.execute(drop)
         owner.execute(make)
@@ -82,7 +82,7 @@ def violations() -> list[str]:
         return catalog.violations(cursor)
 
 
-def test_the_models_are_what_the_migrations_make(db):
+def test_the_migrations_match_the_models(db):
     call_command("makemigrations", check=True, dry_run=True, verbosity=0)
 
 
@@ -121,7 +121,7 @@ def test_the_application_can_neither_migrate_nor_truncate(scratch):
                 connection.cursor().execute(statement)
 
 
-def test_the_database_check_speaks_when_asked(scratch):
+def test_the_database_check_runs_only_on_request(scratch):
     with scratch():
         call_command("check", databases=["default"], stdout=StringIO())
         with as_owner(connection), connection.cursor() as cursor:
@@ -129,7 +129,7 @@ def test_the_database_check_speaks_when_asked(scratch):
         try:
             with pytest.raises(Exception, match="The wall of memories_memory is open"):
                 call_command("check", databases=["default"], stdout=StringIO())
-            call_command("check", stdout=StringIO())  # without the databases it is not asked
+            call_command("check", stdout=StringIO())  # without --database it does not run
         finally:
             with as_owner(connection), connection.cursor() as cursor:
                 cursor.execute("ALTER TABLE memories_memory ENABLE ROW LEVEL SECURITY")
@@ -140,7 +140,7 @@ def test_the_database_check_speaks_when_asked(scratch):
 
 @pytest.fixture
 def migrate_as_owner(scratch: Scratch) -> Iterator[Callable[..., None]]:
-    """Applies operations to the app `memories`, one migration each; then takes them back."""
+    """Applies operations to the app `memories`, one migration each; reverses them at the end."""
     state = ProjectState.from_apps(apps)
 
     def apply(*operations: Any) -> None:
@@ -198,7 +198,7 @@ TO_ORGANIZATION = (
 )
 
 
-def test_a_new_table_has_its_columns_in_order_its_key_and_its_wall(migrate_as_owner):
+def test_a_new_table_has_column_order_key_and_wall(migrate_as_owner):
     migrate_as_owner(make_note())
     with connection.cursor() as cursor:
         cursor.execute(
@@ -223,7 +223,7 @@ def test_a_new_table_has_its_columns_in_order_its_key_and_its_wall(migrate_as_ow
     }
 
 
-def test_a_reference_added_later_is_composite_and_goes_with_its_column(migrate_as_owner):
+def test_a_foreign_key_added_later_is_composite_and_dropped_with_its_column(migrate_as_owner):
     later = TenantForeignKey("memories.Tool", models.CASCADE, null=True, related_name="+")
     migrate_as_owner(make_note(), migrations.AddField("note", "tool", later))
     assert composite("tool_id", "memories_tool") in foreign_keys("memories_note")
@@ -234,7 +234,7 @@ def test_a_reference_added_later_is_composite_and_goes_with_its_column(migrate_a
     }
 
 
-def test_a_reference_keeps_its_key_when_it_changes_and_follows_its_target(migrate_as_owner):
+def test_a_changed_foreign_key_stays_composite_and_follows_its_target(migrate_as_owner):
     def agent(to: str, **options: Any) -> migrations.AlterField:
         field = TenantForeignKey(to, models.CASCADE, related_name="+", **options)
         return migrations.AlterField("note", "agent", field)
@@ -284,7 +284,7 @@ def test_a_wall_is_added_to_a_table_and_taken_from_it(migrate_as_owner):
     assert policies() == [[], False]
 
 
-def test_a_changed_wall_is_seen_by_the_autodetector():
+def test_the_autodetector_notices_a_changed_wall():
     wall = TenantWall(name="w")
     assert wall == TenantWall(name="w") != TenantWall(name="v")
     assert wall != TenantWall(name="w", admits_orphans=True)
@@ -293,7 +293,7 @@ def test_a_changed_wall_is_seen_by_the_autodetector():
     assert kwargs == {"name": "w", "admits_orphans": True}
 
 
-def test_as_owner_gives_the_application_back(scratch):
+def test_as_owner_switches_back_to_the_application(scratch):
     def session_user() -> str:
         with connection.cursor() as cursor:
             cursor.execute("SELECT session_user")
@@ -311,7 +311,7 @@ def test_as_owner_gives_the_application_back(scratch):
 
 
 # -- queries: the organization in every one -------------------------------------------------------
-# (The guard of tests/conftest.py fails a statement without it; these say that it is the right one.)
+# (The guard of tests/guard.py fails a statement without one. These check that it is the right one.)
 
 
 @pytest.fixture
@@ -431,7 +431,7 @@ def test_a_deferred_organization_is_loaded(acme):
         assert user.organization_id == acme.pk
 
 
-def test_saving_names_the_organization_and_never_sets_it(acme):
+def test_saving_filters_by_the_organization_and_never_sets_it(acme):
     user = make_user(acme)
     with tenant(acme):
         user.name = "Ann"
@@ -444,7 +444,7 @@ def test_saving_names_the_organization_and_never_sets_it(acme):
 
 
 @pytest.mark.parametrize("door", [tenant, lambda _: platform()], ids=["tenant", "platform"])
-def test_saving_under_another_organization_makes_no_twin(acme, globex, door):
+def test_saving_with_another_organization_creates_no_second_row(acme, globex, door):
     user = make_user(acme)
     with pytest.raises(DatabaseError, match="is not a row of"), door(acme):
         user.organization = globex
@@ -480,9 +480,9 @@ def test_ids_are_version_7_and_in_order():
     assert len({i.int & (1 << 62) - 1 for i in ids}) == len(ids)  # the random part alone
 
 
-def test_ids_of_given_moments_are_in_their_order():
+def test_ids_sort_by_their_time():
     start_us, most = 1_800_000_000_000_000, 2**64 - 1
-    # A microsecond apart, across the millisecond; the random part does not count.
+    # A microsecond apart, across a millisecond; the random part does not matter.
     ids = [UUID(bytes=uuid7_at(start_us + n, (n * 977 << 50) & most)) for n in range(5000)]
     assert ids == sorted(ids)
     assert {(i.version, i.variant) for i in ids} == {(7, "specified in RFC 4122")}
@@ -494,7 +494,7 @@ def test_ids_of_given_moments_are_in_their_order():
     assert uuid7_at(start_us, 1) != uuid7_at(start_us, 2)
 
 
-def test_ids_of_one_moment_are_in_the_order_of_their_places():
+def test_ids_with_the_same_time_sort_by_place():
     at_us, most = 1_800_000_000_000_000, 2**64 - 1
     ids = [UUID(bytes=uuid7_among(at_us, n, most - n)) for n in (0, 1, 2, 40_000, 2**24 - 1)]
     assert ids == sorted(ids)

@@ -1,4 +1,4 @@
-"""What `manage.py` tells of a database that no command can use."""
+"""What `manage.py` says about a database that no command can use."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ def ask(statement: str) -> None:
         cursor.execute(statement)
 
 
-def test_missing_tables_are_told_in_a_line(db, monkeypatch):
+def test_missing_tables_are_reported_in_one_line(db, monkeypatch):
     for statement in ("SELECT 1 FROM nowhere", "SELECT nothing FROM accounts_organization"):
         with pytest.raises(SystemExit) as told:
             run(monkeypatch, functools.partial(ask, statement))
@@ -36,12 +36,12 @@ def test_missing_tables_are_told_in_a_line(db, monkeypatch):
         )
 
 
-def test_other_faults_of_a_statement_keep_their_traceback(db, monkeypatch):
+def test_other_statement_errors_keep_their_traceback(db, monkeypatch):
     with pytest.raises(ProgrammingError):
         run(monkeypatch, functools.partial(ask, "SELECT FROM FROM"))
 
 
-def test_no_database_is_told_in_a_line(monkeypatch, capsys):
+def test_a_missing_database_is_reported_in_one_line(monkeypatch, capsys):
     def gone() -> None:
         raise OperationalError("connection refused") from psycopg.OperationalError()
 
@@ -60,7 +60,7 @@ def test_no_database_is_told_in_a_line(monkeypatch, capsys):
         (InternalError, psycopg.errors.ReadOnlySqlTransaction, "Error: The database is read-only"),
     ],
 )
-def test_what_cannot_be_saved_is_told_in_a_line(kind, cause, said, monkeypatch, capsys):
+def test_a_write_outage_is_reported_in_one_line(kind, cause, said, monkeypatch, capsys):
     def refused() -> None:
         raise kind("refused") from cause()
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_saved_is_told_in_a_line(kind, cause, said, monkeypatch, 
         refused()
 
 
-def test_other_faults_inside_the_database_keep_their_traceback(monkeypatch):
+def test_other_database_errors_keep_their_traceback(monkeypatch):
     def broken() -> None:
         raise InternalError("corrupt") from psycopg.errors.DataCorrupted()
 

@@ -1,4 +1,4 @@
-"""A full disk, a read-only server: said at every door, with how long to wait; and beforehand."""
+"""A full disk and a read-only server: each door says so and when to retry; probes notice them."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ def unasked(settings):
     ("state", "code", "words"),
     [("53100", "disk_full", "disk is full"), ("25006", "read_only", "is read-only")],
 )
-def test_a_refused_write_says_why_and_when_to_come_again(state, code, words, acme_key):
+def test_a_refused_write_says_why_and_when_to_retry(state, code, words, acme_key):
     with connection.cursor() as cursor:
         cursor.execute(RAISED.format(state))
     answer = client_with(acme_key).post("users", {"external_id": "ann"})
@@ -78,7 +78,7 @@ def test_a_refused_load_says_so(state, code, acme, acme_key, tmp_path, monkeypat
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_upload_that_finds_no_room_says_so(acme, acme_key, monkeypatch):
+def test_an_upload_to_a_full_disk_says_so(acme, acme_key, monkeypatch):
     @contextmanager
     def full():
         def write(data):
@@ -107,7 +107,7 @@ def test_what_is_an_outage():
     assert outage_of(None) is None
 
 
-# -- asked beforehand -----------------------------------------------------------------------------
+# -- probes ---------------------------------------------------------------------------------------
 
 
 def test_ready_says_that_the_disk_is_full_and_since_when(client, db, monkeypatch):
@@ -190,7 +190,7 @@ def small_disk(tmp_path):
 def fill(disk: Path) -> Path:
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
-        for _ in range(20):  # what a process that ends gives back is taken, too
+        for _ in range(20):  # also takes the space that an exiting process frees
             with suppress(OSError):
                 while True:
                     file.write(bytes(65536))
@@ -201,7 +201,7 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.unguarded
-def test_a_full_disk_is_seen_before_anybody_writes(small_disk, django_db_blocker):
+def test_a_full_disk_is_noticed_before_a_write(small_disk, django_db_blocker):
     server = Server(small_disk / "postgres-18")
     server.start(prepare=prepare_embedded(server.connection))
     beside = connections.create_connection("default")
@@ -218,7 +218,7 @@ def test_a_full_disk_is_seen_before_anybody_writes(small_disk, django_db_blocker
         beside.close()
         connections["default"] = kept
         server.stop(timeout_s=20)
-    for _ in range(5):  # (what the server that ended has removed is not free at once)
+    for _ in range(5):  # (space that the exited server freed is not available at once)
         filler = fill(small_disk)
         try:
             server.start()

@@ -1,4 +1,4 @@
-"""What is written to disk is its owner's alone, whatever the umask and whatever was there."""
+"""Files are private to their owner, whatever the umask and whatever existed before."""
 
 import ast
 import os
@@ -40,14 +40,14 @@ def test_a_file_is_private_from_its_first_byte(umask, tmp_path, how):
 
 
 @pytest.mark.parametrize("how", ["ab", "wb"])
-def test_a_file_that_was_open_to_others_is_closed(umask, tmp_path, how):
+def test_an_existing_file_becomes_private(umask, tmp_path, how):
     (tmp_path / "file").write_text("words")
     (tmp_path / "file").chmod(0o644)
     with open_private(tmp_path / "file", how):
         assert mode(tmp_path / "file") == "0o600"
 
 
-def test_what_is_no_file_keeps_its_mode(tmp_path):
+def test_pipes_and_devices_keep_their_mode(tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o644)
     (tmp_path / "pipe").chmod(0o644)
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
@@ -57,7 +57,7 @@ def test_what_is_no_file_keeps_its_mode(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a trap for root")
-def test_another_name_of_a_file_is_no_way_to_its_mode(tmp_path):
+def test_the_mode_of_a_file_with_hard_links_stays(tmp_path):
     (tmp_path / "known").write_text("everybody reads this")
     (tmp_path / "known").chmod(0o644)
     (tmp_path / "trap").hardlink_to(tmp_path / "known")
@@ -65,7 +65,7 @@ def test_another_name_of_a_file_is_no_way_to_its_mode(tmp_path):
         assert mode(tmp_path / "known") == "0o644"
 
 
-def test_folders_are_private_as_far_as_they_are_made(umask, tmp_path):
+def test_new_folders_are_private(umask, tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs").chmod(0o750)
     make_folder(tmp_path / "theirs" / "a" / "b")
@@ -129,7 +129,7 @@ def test_sample_files_are_private(umask, tmp_path, settings, monkeypatch):
 
 
 def writers(tree):
-    """Calls that make or write a file by themselves."""
+    """Calls that create or write a file directly."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -148,8 +148,8 @@ def test_nothing_else_opens_a_file_to_write():
     """Every file is written through `private`; `tempfile` is private by itself."""
     apart = {
         "agentmem_site/private.py",
-        "agentmem_site/embedded/files.py",  # pgdata/, of the server's user: 0700 too
-        "memories/embeddings/artefacts/build.py",  # makes the encoders' files, at home
+        "agentmem_site/embedded/files.py",  # pgdata/ of the server's account: 0700 too
+        "memories/embeddings/artefacts/build.py",  # builds the encoders' files, for developers
     }
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -1,4 +1,4 @@
-"""PostgreSQL's log after a day's ordinary failures: nothing that anybody said stands in it."""
+"""PostgreSQL's log has no data in it after ordinary errors."""
 
 import psycopg
 import pytest
@@ -20,7 +20,7 @@ embedded = pytest.mark.skipif(
 
 @pytest.fixture
 def logged():
-    """What the server has logged since the test began."""
+    """What the server has logged since the test started."""
     log = settings.EMBEDDED_SERVER.root / "server.log"
     begun = log.stat().st_size
 
@@ -42,7 +42,7 @@ def refused(statement: str, *params: object) -> None:
 @embedded
 @pytest.mark.unguarded
 @pytest.mark.django_db(transaction=True)
-def test_nothing_that_was_said_is_logged(acme, acme_key, tmp_path, logged):
+def test_no_data_is_logged(acme, acme_key, tmp_path, logged):
     api = client_with(acme_key)
     person = {"external_id": CANARY, "name": f"Ann {CANARY}", "email": f"{CANARY}@a.example"}
     assert api.post("users", person).status_code == 201
@@ -56,7 +56,7 @@ def test_nothing_that_was_said_is_logged(acme, acme_key, tmp_path, logged):
     assert api.get("memories", {"since": CANARY}).status_code == 400
     with pytest.raises(CommandError):
         load(tmp_path, "users", [{"external_id": CANARY, "nmae": CANARY}])
-    # Whatever else fails, as a bug would: its message alone quotes the value.
+    # Other errors, as from a bug: even the message quotes the value.
     refused("SELECT %s::uuid", CANARY)
     refused("SELECT %s::timestamptz", CANARY)
     refused("SELECT to_tsquery(%s)", f"{CANARY} (")
@@ -71,7 +71,7 @@ def test_nothing_that_was_said_is_logged(acme, acme_key, tmp_path, logged):
             copy.write(f"{CANARY}\n")
     refused("DO $$ BEGIN RAISE WARNING 'canary-7f3a'; PERFORM 1/0; END $$")
     call_command("erase_user", CANARY, organization="acme", yes=True)
-    with connection.cursor() as cursor:  # so that there is something to be seen
+    with connection.cursor() as cursor:  # so that something is logged
         cursor.execute("SELECT pg_backend_pid()")
         pid = cursor.fetchone()[0]
     other = connection.copy()
@@ -105,18 +105,18 @@ LOUD = [
 
 
 @pytest.mark.parametrize(("name", "value"), LOUD)
-def test_a_server_that_logs_what_people_said_is_named(name, value):
+def test_settings_that_log_data_are_named(name, value):
     assert quiet.loud({**quiet.QUIET, name: value}) == [f"{name} = {value}"]
 
 
-def test_fatal_errors_alone_are_quiet_too():
+def test_logging_only_fatal_errors_is_quiet_too():
     assert quiet.loud({**quiet.QUIET, "log_min_messages": "fatal", "log_duration": "on"}) == []
 
 
-def test_a_loud_log_is_a_warning_and_no_reason(client, db, monkeypatch, settings):
+def test_a_log_with_data_is_a_warning_only(client, db, monkeypatch, settings):
     settings.DISK_LEAST_BYTES = 0
     asked = "SELECT 'warning', " + ", ".join(f"'{value}'" for value in quiet.VALUES.values())
-    monkeypatch.setattr(quiet, "ASKED", asked)
+    monkeypatch.setattr(quiet, "CURRENT_SETTINGS", asked)
     response = client.get("/health/ready")
     assert (response.status_code, response.json()["reasons"]) == (200, [])
     (told,) = response.json()["warnings"]

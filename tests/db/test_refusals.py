@@ -1,4 +1,4 @@
-"""Why the database cannot be used is told apart, wherever somebody meets it."""
+"""Each door and command says why the database cannot be used."""
 
 import os
 import subprocess
@@ -14,8 +14,13 @@ from psycopg import sql
 
 from agentmem_site.db import refusals, setup
 from agentmem_site.db.outages import DISK_FULL, outage_of
-from agentmem_site.db.refusals import CannotConnect, cannot_connect, explained, told
-from agentmem_site.db.urls import connection_words
+from agentmem_site.db.refusals import (
+    CannotConnect,
+    cannot_connect,
+    connection_failure,
+    outage_message,
+)
+from agentmem_site.db.urls import connection_parameters
 from tests.api.conftest import client_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +31,7 @@ BEFORE = "connection failed: connection to server at "
 
 @pytest.fixture(autouse=True)
 def roles(db):
-    """Those of the tests' server."""
+    """The roles of the tests' server."""
 
 
 def url_of(place, **other):
@@ -89,7 +94,7 @@ def database_without_vectors():
     name = f"{connection.settings_dict['NAME']}_bare"
     place = {**connection.settings_dict["OWNER"], "NAME": connection.settings_dict["NAME"]}
     drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-    with psycopg.connect(**connection_words(place), autocommit=True) as asked:
+    with psycopg.connect(**connection_parameters(place), autocommit=True) as asked:
         asked.execute(drop)
         make = sql.SQL("CREATE DATABASE {} TEMPLATE template0")
         asked.execute(make.format(sql.Identifier(name)))
@@ -100,7 +105,7 @@ def database_without_vectors():
 
 
 @pytest.mark.parametrize("command", ["migrate", "serve"])
-def test_a_database_without_pgvector_is_told(command):
+def test_a_database_without_pgvector_is_reported(command):
     with database_without_vectors() as name:
         ended = run([command], application(NAME=name), owner(NAME=name))
     assert ended.returncode == 1
@@ -129,7 +134,7 @@ def test_setup_says_which_sign_in_failed():
     )
     assert ended.stderr == (
         "CommandError: The superuser's sign-in: PostgreSQL at 127.0.0.1, port 1, cannot be "
-        "reached: start PostgreSQL there, or mend host and port in the URL.\n"
+        "reached: start PostgreSQL there, or correct host and port in the URL.\n"
     )
 
 
@@ -155,7 +160,7 @@ def test_setup_says_which_sign_in_failed():
         ("connection timeout expired", "DOWN"),
     ],
 )
-def test_what_the_server_says_is_understood(words, refusal):
+def test_messages_of_the_server_are_recognized(words, refusal):
     found = cannot_connect(psycopg.OperationalError(BEFORE + words), PLACE, "X")
     assert isinstance(found, CannotConnect)
     assert found.refusal is getattr(refusals, refusal)
@@ -174,13 +179,13 @@ def test_the_embedded_server_is_named(settings):
 
 def test_tls_says_what_libpq_says():
     raw = psycopg.OperationalError(f"{BEFORE} failed: SSL error: certificate verify failed\nMore")
-    assert "failed (certificate verify failed): look at" in str(cannot_connect(raw, PLACE, "X"))
+    assert "failed (certificate verify failed): check" in str(cannot_connect(raw, PLACE, "X"))
 
 
-def test_what_is_not_understood_is_passed_on():
+def test_unknown_messages_are_passed_on():
     error = psycopg.OperationalError("FATAL:  etwas\n\tanderes")
     assert cannot_connect(error, PLACE) is error
-    assert told(OperationalError(*error.args)) == "No database: FATAL: etwas anderes"
+    assert outage_message(OperationalError(*error.args)) == "No database: FATAL: etwas anderes"
     full = psycopg.OperationalError(
         "FATAL: could not write: No space left on device; Connection refused"
     )
@@ -188,7 +193,7 @@ def test_what_is_not_understood_is_passed_on():
     assert outage_of(full) is DISK_FULL
 
 
-def test_ready_says_which_and_names_nothing(client, monkeypatch):
+def test_ready_says_why_without_names(client, monkeypatch):
     raw = psycopg.OperationalError('FATAL:  database "d" does not exist')
     refused = cannot_connect(raw, PLACE, "DATABASE_URL")
 
@@ -202,7 +207,7 @@ def test_ready_says_which_and_names_nothing(client, monkeypatch):
     assert answer.json()["reasons"] == ["The server has no database of that name."]
 
 
-def test_the_log_says_which(acme_key, monkeypatch, caplog):
+def test_the_log_says_why(acme_key, monkeypatch, caplog):
     refused = cannot_connect(psycopg.OperationalError("Connection refused"), PLACE, "X")
 
     def gone(*args, **kwargs):
@@ -213,8 +218,8 @@ def test_the_log_says_which(acme_key, monkeypatch, caplog):
     assert "(The database cannot be reached)" in caplog.text
 
 
-def test_a_missing_role_is_told_from_a_wrong_password():
+def test_a_missing_role_is_distinguished_from_a_wrong_password():
     raw = psycopg.OperationalError("password authentication failed")
     for role, wanted in [("agentmem_owner", refusals.PASSWORD), ("nobody", refusals.ROLE)]:
         error = cannot_connect(raw, {**PLACE, "USER": role}, "X")
-        assert explained(error).refusal is wanted
+        assert connection_failure(error).refusal is wanted

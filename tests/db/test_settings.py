@@ -1,4 +1,4 @@
-"""The settings: what cannot be read is refused by its name, and all are documented."""
+"""The settings: invalid ones are refused by name, and all are documented."""
 
 import os
 import re
@@ -105,7 +105,7 @@ MANAGE, RSGI = ("manage.py",), ("-c", "import agentmem_site.rsgi")
         (RSGI, "DATABASE_URL", SECRET),
     ],
 )
-def test_a_misspelt_setting_ends_whatever_begins(command, name, value):
+def test_a_misspelt_setting_stops_every_command(command, name, value):
     ended = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -124,7 +124,7 @@ def test_a_misspelt_setting_ends_whatever_begins(command, name, value):
 
 
 def documented() -> dict[str, str]:
-    """name -> default, as docs/operations.md has it."""
+    """name -> default, from docs/operations.md."""
     page = (ROOT / "docs/operations.md").read_text()
     table = page.partition("## Settings")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", table, re.MULTILINE)
@@ -132,11 +132,11 @@ def documented() -> dict[str, str]:
     return dict(rows)
 
 
-def test_the_page_tells_each_setting_and_its_default():
+def test_the_page_has_each_setting_and_its_default():
     assert documented() == site.env.defaults
 
 
-def test_no_setting_is_named_that_is_not_there():
+def test_every_setting_that_is_named_exists():
     papers = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     sources = [
         path

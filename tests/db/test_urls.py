@@ -1,4 +1,4 @@
-"""The URLs of the database: each option reaches libpq, or is refused by its name."""
+"""Database URLs: each option reaches libpq, or is refused by name."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from django.db import connection
 from psycopg.conninfo import conninfo_to_dict
 
 from agentmem_site.db.roles import as_owner, owner_beside
-from agentmem_site.db.urls import connection_words, settings_of_url
+from agentmem_site.db.urls import connection_parameters, settings_of_url
 from tests.db.tls import behind_tls, make_certificate, socket_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ EMPTY = {"USER": "", "PASSWORD": "", "HOST": "", "PORT": "", "OPTIONS": {}}
         ),
     ],
 )
-def test_a_url_is_taken_apart(url, wanted):
+def test_a_url_is_parsed(url, wanted):
     assert settings_of_url(url, "X") == {"NAME": "d", **EMPTY, **wanted}
 
 
@@ -76,7 +76,7 @@ def test_every_option_reaches_every_connection():
     query = "&".join(f"{name}={quote(value, safe='')}" for name, value in EVERY_OPTION.items())
     found = settings_of_url(f"postgres://u:p@h:1/d?{query}", "X")
     place = {"user": "u", "password": "p", "host": "h", "port": "1", "dbname": "d"}
-    assert connection_words(found) == EVERY_OPTION | place
+    assert connection_parameters(found) == EVERY_OPTION | place
     psql, env = connection.client_class.settings_to_cmd_args_env(found, ["-c", "SELECT 1"])
     del place["password"]
     assert conninfo_to_dict(psql[1]) == EVERY_OPTION | place
@@ -87,7 +87,7 @@ def test_every_option_reaches_every_connection():
     ("url", "told"),
     [
         ("postgres://u:secret@h/d?sslmod=require", "knows no option sslmod: remove it"),
-        ("postgres://u:secret@h/d?sslmode=require&sslmode=disable", "sslmode stands there twice"),
+        ("postgres://u:secret@h/d?sslmode=require&sslmode=disable", "sslmode is given twice"),
         ("postgres://u:secret@h/d?CONN_MAX_AGE=5", "set AGENTMEM_CONN_MAX_AGE_S"),
         ("postgres://u:secret@h/d?client_encoding=latin1", "AgentMem speaks UTF-8"),
         ("postgres://u:secret@h/d?pool=true", "knows no option pool"),
@@ -96,13 +96,13 @@ def test_every_option_reaches_every_connection():
         ("postgres://u:secret@h/d?sslmode=requierd", "sslmode has a value that libpq does not"),
         ("postgres://u:secret@h/d?connect_timeout=secret", "connect_timeout has a value"),
         ("postgres://u:secret@h/d?require_auth=secret", "require_auth has a value that"),
-        ("postgres://u:secret@h:54x2/d", "X is to be postgres://"),
-        ("postgres://u:secret@h:99999/d", "X is to be postgres://"),
+        ("postgres://u:secret@h:54x2/d", "X must be postgres://"),
+        ("postgres://u:secret@h:99999/d", "X must be postgres://"),
         ("'postgres://u:secret@h/d'", "without quotation marks"),
         ('"postgres://u:secret@h/d"', "without quotation marks"),
-        ("mysql://u:secret@h/d", "X is to be postgres://"),
-        ("secret", "X is to be postgres://"),
-        ("postgres://u:secret@h/", "X is to be postgres://"),
+        ("mysql://u:secret@h/d", "X must be postgres://"),
+        ("secret", "X must be postgres://"),
+        ("postgres://u:secret@h/", "X must be postgres://"),
         ("postgres://u:se/cret@h/d", "are %-encoded"),
         ("postgres://u:se#cret@h/d", "are %-encoded"),
         ("postgres://u:se?cret@h/d", "are %-encoded"),
@@ -118,7 +118,7 @@ def test_a_url_is_refused_without_its_password(url, told):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_owner_connects_with_options_of_its_own(monkeypatch):
+def test_the_owner_connects_with_its_own_options(monkeypatch):
     known = connection.settings_dict
     own = {**known["OPTIONS"], "application_name": "owner"}
     monkeypatch.setitem(known, "OWNER", {**known["OWNER"], "OPTIONS": {**own, "pool": True}})
@@ -145,7 +145,7 @@ with as_owner(connection), connection.cursor() as cursor:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory):
-    """(port, certificate that signs for it, another)"""
+    """(port, the certificate that signs for it, another one)"""
     if site.EMBEDDED_SERVER is None or not shutil.which("openssl"):
         pytest.skip("needs openssl and the embedded server")
     folder = tmp_path_factory.mktemp("tls")
@@ -185,14 +185,14 @@ def test_the_superuser_s_url_checks_the_server(tls):
     refused = set_up(f"?sslmode=verify-full&sslrootcert={wrong}")
     assert refused.returncode == 1
     assert "certificate verify failed" in refused.stderr
-    # It has no SCRAM-SHA-256-PLUS, for it does not know of the TLS before it.
+    # The server has no SCRAM-SHA-256-PLUS: it does not know about the TLS in front of it.
     refused = set_up("?sslmode=require&channel_binding=require")
     assert refused.returncode == 1
     assert "channel binding" in refused.stderr
     done = set_up(f"?sslmode=verify-full&sslrootcert={right}")
     assert (done.returncode, done.stderr) == (0, "")
     misspelt = set_up("?sslmod=verify-full")
-    assert "--superuser-url: the libpq that is installed" in misspelt.stderr
+    assert "--superuser-url: the installed libpq" in misspelt.stderr
     assert misspelt.returncode == 2
 
 
@@ -210,7 +210,7 @@ def test_the_owner_s_url_checks_the_server(tls):
     assert "certificate verify failed" in refused.stderr
     done = as_the_owner(f"?sslmode=verify-full&sslrootcert={right}&application_name=mine")
     assert done.stdout == "agentmem_owner agentmem mine True\n", done.stderr
-    # What it does not say stands in DATABASE_URL.
+    # DATABASE_URL has what it does not say.
     assert as_the_owner("").stdout == "agentmem_owner agentmem app True\n"
 
 

@@ -1,5 +1,5 @@
-"""PostgreSQL behind TLS: a server on 127.0.0.1 with a certificate of its own, which hands what it
-hears to a Unix socket (the embedded binaries are built without TLS)."""
+"""PostgreSQL behind TLS: a server on 127.0.0.1 with its own certificate, which forwards to a Unix
+socket (the embedded binaries are built without TLS)."""
 
 import socket
 import ssl
@@ -14,7 +14,7 @@ _SSL_REQUEST = bytes([0, 0, 0, 8, 4, 210, 22, 47])
 
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """(certificate, key) of 127.0.0.1, signed by itself."""
+    """(certificate, key) for 127.0.0.1, self-signed."""
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
     words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1"
     words += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
@@ -24,7 +24,7 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 @contextmanager
 def behind_tls(target: str, certificate: Path, key: Path) -> Iterator[int]:
-    """The port on which the Unix socket `target` is spoken to."""
+    """The port that forwards to the Unix socket `target`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -34,7 +34,7 @@ def behind_tls(target: str, certificate: Path, key: Path) -> Iterator[int]:
                 while (asked := client.recv(8)) != _SSL_REQUEST:
                     if not asked:
                         return
-                    client.sendall(b"N")  # no GSSAPI; and who speaks plainly is not spoken to
+                    client.sendall(b"N")  # no GSSAPI; unencrypted clients are refused
                 client.sendall(b"S")
                 with (
                     context.wrap_socket(client, server_side=True) as secure,

@@ -85,7 +85,7 @@ def wait_until(happened: Callable[[], Any], timeout_s: float = 20) -> None:
 
 
 def started_elsewhere(data_dir: Path, **how: Any) -> subprocess.Popen[str]:
-    """A process of its own, in a process group of its own, that starts the server."""
+    """A process that starts the server, in its own process group."""
     code = (
         "import sys; from pathlib import Path; from agentmem_site.embedded import Server;"
         "print(Server(Path(sys.argv[1])).start())"
@@ -102,7 +102,7 @@ def started_elsewhere(data_dir: Path, **how: Any) -> subprocess.Popen[str]:
 
 
 def as_account(name: str, act: Callable[[], object]) -> str:
-    """The message of the EmbeddedError that `act` ends with as that user; '' for none."""
+    """The message of the EmbeddedError that `act` raises as that user; '' for none."""
 
     def child(answer: Any) -> None:
         user = pwd.getpwnam(name)
@@ -123,7 +123,7 @@ def as_account(name: str, act: Callable[[], object]) -> str:
     return str(ours.recv())
 
 
-# An ordinary life
+# Starting and stopping
 
 
 def test_starts_once_and_stops_once(server: Server) -> None:
@@ -144,7 +144,7 @@ def unwanted(superuser: dict[str, Any]) -> None:
     pytest.fail("prepare ran again")
 
 
-def test_running_already_costs_little(server: Server) -> None:
+def test_starting_a_running_server_is_cheap(server: Server) -> None:
     server.start(prepare=lambda superuser: None)
     begun = time.perf_counter()
     for _ in range(10):
@@ -152,7 +152,7 @@ def test_running_already_costs_little(server: Server) -> None:
     assert (time.perf_counter() - begun) / 10 < 0.02
 
 
-def test_cluster_is_as_promised(server: Server) -> None:
+def test_cluster_has_the_expected_settings(server: Server) -> None:
     promised = {
         "listen_addresses": "",
         "fsync": "on",
@@ -197,7 +197,7 @@ def test_everything_is_private_and_inside(server: Server) -> None:
         assert (root / name).stat().st_mode & 0o777 == 0o700
 
 
-def test_environment_of_the_caller_does_not_disturb(
+def test_environment_of_the_caller_is_ignored(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PGHOST", "PGPORT", "PGDATA", "PGOPTIONS", "PGUSER", "PGSERVICE", "TZ", "LC_ALL"):
@@ -226,7 +226,7 @@ def test_connection_is_known_before_the_first_start(server: Server) -> None:
     assert [path.name for path in server.root.iterdir()] == ["secrets.json"]
 
 
-def test_passwords_are_made_once_by_many(tmp_path: Path) -> None:
+def test_concurrent_processes_create_passwords_once(tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(8) as pool:
         made = pool.map(connection_in, [tmp_path / "pg"] * 32)
     assert len({known["PASSWORD"] for known in made}) == 1
@@ -237,7 +237,7 @@ def connection_in(data_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["x" * 90, "a,b"])
-def test_socket_is_abstract_where_a_path_does_not_do(tmp_path: Path, name: str) -> None:
+def test_socket_is_abstract_if_the_path_does_not_fit(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     if not sys.platform.startswith("linux"):
         with pytest.raises(DataDirectoryRefusal, match="AGENTMEM_DATA_DIR"):
@@ -290,7 +290,7 @@ def test_prepare_is_repeated_after_an_upgrade(server: Server) -> None:
     assert len(seen) == 1
 
 
-def test_start_without_prepare_leaves_it_to_the_next(server: Server) -> None:
+def test_start_without_prepare_leaves_it_to_the_next_start(server: Server) -> None:
     server.start(prepare=lambda superuser: None)
     server.stop()
     server.start()
@@ -309,14 +309,14 @@ def test_two_starts_at_once_make_one_server(server: Server) -> None:
     assert ask(server, "SELECT 1") == 1
 
 
-def test_lock_is_not_kept_by_the_server(server: Server) -> None:
+def test_server_does_not_keep_the_lock(server: Server) -> None:
     server.start()
     with server.folder.locked(time.monotonic(), pytest.fail):
         pass
 
 
 @on_linux
-def test_server_is_nobodys_child(server: Server) -> None:
+def test_server_is_not_a_child_of_this_process(server: Server) -> None:
     server.start()
     pid = server.status().pid
     assert pid
@@ -338,7 +338,7 @@ def test_killed_server_starts_again(server: Server) -> None:
 
 
 @on_linux
-def test_orphaned_backend_is_waited_for(server: Server) -> None:
+def test_start_waits_for_an_orphaned_backend(server: Server) -> None:
     server.start()
     with connect(server) as connection:
         backend = connection.info.backend_pid
@@ -349,15 +349,15 @@ def test_orphaned_backend_is_waited_for(server: Server) -> None:
         timer.start()
         assert server.start(say=said.append) is True
         timer.join()
-    assert "Waiting for the last processes of a killed PostgreSQL to end" in said
+    assert "Waiting for the last processes of a killed PostgreSQL to exit" in said
     assert ask(server, "SELECT 1") == 1
 
 
 @on_linux
-def test_reused_pid_is_not_taken_for_the_server(server: Server) -> None:
+def test_reused_pid_is_not_mistaken_for_the_server(server: Server) -> None:
     server.start()
     kill_postmaster(server)
-    # of the server's own user, the case in which PostgreSQL itself refuses to start
+    # of the server's own account: in this case PostgreSQL itself refuses to start
     folder = server.pgdata.stat()
     mine = os.geteuid() != 0
     user, group = (None, None) if mine else (folder.st_uid, folder.st_gid)
@@ -389,7 +389,7 @@ def test_zombie_is_no_server(server: Server) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense\n", "-1\n"])
-def test_damaged_pid_file_does_not_hinder(server: Server, text: str) -> None:
+def test_damaged_pid_file_is_ignored(server: Server, text: str) -> None:
     server.start()
     server.stop()
     (server.pgdata / "postmaster.pid").write_text(text)
@@ -397,7 +397,9 @@ def test_damaged_pid_file_does_not_hinder(server: Server, text: str) -> None:
 
 
 @on_linux
-def test_recovery_is_waited_for_and_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_waits_for_recovery_and_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(starting, "_SAY_EVERY_S", 0.3)
     server.start()
     kill_postmaster(server)
@@ -405,13 +407,13 @@ def test_recovery_is_waited_for_and_told(server: Server, monkeypatch: pytest.Mon
     said: list[str] = []
     assert server.start(say=said.append) is True
     frozen.join()
-    # before it there may be a word about the killed server's last processes
+    # before it, there may be a message about the killed server's last processes
     assert said[-1].startswith("PostgreSQL is recovering after a crash; ")
     assert ask(server, "SELECT 1") == 1
 
 
 @on_linux
-def test_recovery_beyond_the_time_is_told_and_goes_on(server: Server) -> None:
+def test_recovery_beyond_the_timeout_is_reported_and_continues(server: Server) -> None:
     server.start()
     kill_postmaster(server)
     frozen = freeze_recovery(server, for_s=1.5)
@@ -457,7 +459,7 @@ def test_server_that_dies_at_start_shows_its_log(server: Server) -> None:
         (signal.SIGKILL, 0.45),
     ],
 )
-def test_interrupted_first_start_is_made_good(
+def test_interrupted_first_start_is_repeated(
     server: Server, number: signal.Signals, after_s: float
 ) -> None:
     starter = started_elsewhere(server.data_dir)
@@ -472,7 +474,7 @@ def test_interrupted_first_start_is_made_good(
 def test_server_outlives_the_terminal(server: Server) -> None:
     starter = started_elsewhere(server.data_dir)
     assert starter.communicate(timeout=60)[0] == "True\n"
-    with pytest.raises(ProcessLookupError):  # nothing is left in its process group
+    with pytest.raises(ProcessLookupError):  # its process group is empty
         os.killpg(starter.pid, signal.SIGHUP)
     assert ask(server, "SELECT 1") == 1
 
@@ -530,18 +532,16 @@ def test_refuses_another_major_version(server: Server) -> None:
     server.start()
     server.stop()
     (server.pgdata / "PG_VERSION").write_text("16\n")
-    with pytest.raises(
-        DataDirectoryRefusal, match=r"holds data of PostgreSQL 16 and this is .* 18"
-    ):
+    with pytest.raises(DataDirectoryRefusal, match=r"has data of PostgreSQL 16 and this is .* 18"):
         server.start()
     (server.pgdata / "PG_VERSION").write_text("18\n")
 
 
-def test_refuses_a_folder_of_something_else(server: Server) -> None:
+def test_refuses_a_folder_with_other_contents(server: Server) -> None:
     server.data_dir.mkdir()
     (server.data_dir / "thesis.txt").write_text("mine")
     for refused in (server.start, server.connection):
-        with pytest.raises(DataDirectoryRefusal, match="is not empty and holds no embedded server"):
+        with pytest.raises(DataDirectoryRefusal, match="is not empty and has no embedded server"):
             refused()
     assert [path.name for path in server.data_dir.iterdir()] == ["thesis.txt"]
 
@@ -570,7 +570,7 @@ def test_refuses_an_unknown_role(server: Server) -> None:
     assert not server.data_dir.exists()
 
 
-def test_refuses_a_version_it_does_not_bring(tmp_path: Path) -> None:
+def test_refuses_a_version_that_is_not_installed(tmp_path: Path) -> None:
     with pytest.raises(EmbeddedError, match="PostgreSQL 17 for this system is not installed"):
         Server(tmp_path / "pg", version=17).start()
 
@@ -583,7 +583,9 @@ def test_refuses_a_folder_it_may_not_write(server: Server, tmp_path: Path) -> No
     tmp_path.chmod(0o700)
 
 
-def test_full_disk_is_said_before_any_work(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_before_any_work(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = SimpleNamespace(total=10**12, free=5 * folder.MB)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(DataDirectoryRefusal, match="has 5 MB left and a new database needs 200"):
@@ -657,7 +659,7 @@ def test_closed_parent_folder_without_setpriv_is_named(
     monkeypatch.setattr(account, "_closed", lambda path, account: [closed])
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(
-        DataDirectoryRefusal, match=rf"may not pass {closed}: set AGENTMEM_DATA_DIR"
+        DataDirectoryRefusal, match=rf"may not enter {closed}: set AGENTMEM_DATA_DIR"
     ):
         Server(closed / "postgres-18").start()
 
@@ -679,7 +681,7 @@ def test_settings_fit_the_machine(memory_mb: int, free_mb: int, shared: str, wal
     assert chosen["fsync"] == "on"
 
 
-def test_memory_is_the_least_limit_on_the_way(tmp_path: Path) -> None:
+def test_memory_is_the_smallest_limit_of_all_control_groups(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     cgroup = tmp_path / "proc/self/cgroup"
     unlimited = configuration.usable_memory(tmp_path)
@@ -721,7 +723,7 @@ def test_log_has_no_statement_and_no_value(server: Server) -> None:
     assert "canary-7f3a" not in logged(server)
 
 
-def test_log_of_an_older_cluster_is_as_quiet(server: Server) -> None:
+def test_log_of_an_older_cluster_has_none_either(server: Server) -> None:
     server.start()
     server.stop()
     (server.pgdata / "agentmem.conf").write_text("log_statement = 'all'\n")
@@ -786,7 +788,9 @@ def test_no_line_of_the_log_is_older_than_its_days(tmp_path: Path) -> None:
     assert not before.exists()
 
 
-def test_full_disk_hinders_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_does_not_prevent_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

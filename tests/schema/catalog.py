@@ -15,7 +15,7 @@ from agentmem_site.db.fields import OrganizationKey, TenantForeignKey, tenant_ke
 from agentmem_site.db.roles import ADMIN, APPLICATION
 
 OUR_APPS = ("accounts", "memories", "agent_sessions")
-# Looked up before an organization is known, or without one; all other models are data plane.
+# Queried before an organization is known, or without one. All other models are data plane.
 IDENTITY_PLANE = {"accounts.Organization", "accounts.Member", "accounts.AuditEvent"}
 ORGANIZATIONS = "accounts_organization"
 
@@ -128,7 +128,7 @@ def columns(cursor: Any) -> list[str]:
 
 
 def sequences(cursor: Any) -> list[str]:
-    """Ids are version 7, minted by the server: nothing counts in the data plane."""
+    """Ids are UUIDs of version 7: the data plane has no sequences."""
     identity = _fetch(
         cursor,
         "SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
@@ -143,7 +143,7 @@ def sequences(cursor: Any) -> list[str]:
 
 
 def triggers(cursor: Any) -> list[str]:
-    """None but those of foreign keys: a distributed table has none."""
+    """Only those of foreign keys: a distributed table cannot have others."""
     rows = _fetch(
         cursor,
         "SELECT tgrelid::regclass::text, tgname FROM pg_trigger"
@@ -191,7 +191,7 @@ def unique_keys(cursor: Any) -> list[str]:
 
 
 def references(cursor: Any) -> list[str]:
-    """Composite among data-plane tables, at once, never SET NULL; else to organization alone."""
+    """Composite among data-plane tables, immediate, never SET NULL; others to organization only."""
     found = []
     made = _by_table(
         _fetch(
@@ -236,7 +236,7 @@ def references(cursor: Any) -> list[str]:
 
 
 def index_names(cursor: Any) -> list[str]:
-    """Each index is one that the model names: no reader, no index."""
+    """Each index is declared in the model."""
     found = []
     present = _by_table(
         _fetch(
@@ -287,7 +287,7 @@ def walls(cursor: Any) -> list[str]:
             (True, "*", [APPLICATION], OF_CONTEXT, None),
             (True, "*", [ADMIN], "true", None),
         ]
-        if tenant_key(model) is None:  # rows of no organization may be written
+        if tenant_key(model) is None:  # rows without an organization may be inserted
             wanted.append((True, "a", [APPLICATION], None, "(organization_id IS NULL)"))
         found += [
             f"{table}: the policy {policy} is missing."
@@ -303,7 +303,7 @@ def walls(cursor: Any) -> list[str]:
 
 
 def owners(cursor: Any) -> list[str]:
-    """The owner's, so that the walls bind the application."""
+    """Tables belong to the owner, so that the walls bind the application."""
     owner = connection.settings_dict["OWNER"]["USER"]
     return [
         f"{name} must belong to {owner}, not to {holder}."
@@ -318,7 +318,7 @@ def owners(cursor: Any) -> list[str]:
 
 
 def views(cursor: Any) -> list[str]:
-    """A view sees with its owner's eyes unless it says security_invoker."""
+    """A view has its owner's privileges unless it is security_invoker."""
     return [
         f"The view {name} must be WITH (security_invoker = true)."
         for (name,) in _fetch(
@@ -331,7 +331,7 @@ def views(cursor: Any) -> list[str]:
 
 
 def roles(cursor: Any, application: str = APPLICATION, admin: str = ADMIN) -> list[str]:
-    """The application is an ordinary role that owns nothing and enters, not inherits, the admin."""
+    """The application is an ordinary role that owns nothing and does not inherit the admin role."""
     ((is_superuser, bypasses, creates, inherits, may_set, admin_bypasses),) = _fetch(
         cursor,
         "SELECT a.rolsuper, a.rolbypassrls, a.rolcreaterole OR a.rolcreatedb OR a.rolreplication,"
@@ -364,7 +364,7 @@ def roles(cursor: Any, application: str = APPLICATION, admin: str = ADMIN) -> li
 
 
 def append_only(cursor: Any) -> list[str]:
-    """Nobody but the owner changes or removes a row of an append-only table."""
+    """Only the owner may update or delete rows of an append-only table."""
     tables = [m._meta.db_table for m in our_models() if getattr(m, "is_append_only", False)]
     return [
         f"{table}: {role} must not have {right}."
@@ -381,7 +381,7 @@ def append_only(cursor: Any) -> list[str]:
 
 
 def functions(cursor: Any) -> list[str]:
-    """What runs as the owner: search_path pinned, for the application alone."""
+    """Functions that run as the owner set search_path, and only the application may call them."""
     owner = connection.settings_dict["OWNER"]["USER"]
     found = []
     for name, holder, config, is_public, is_granted in _fetch(

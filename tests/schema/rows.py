@@ -24,7 +24,7 @@ from tests.schema import catalog
 
 
 def populate(*organizations: Organization) -> None:
-    """Fails for a model that nobody made a row of: add it here, and the walls are tested on it."""
+    """Fails for a model without rows: add it here, so that its wall is tested."""
     for organization in organizations:
         user, agent = make_user(organization), make_agent(organization)
         block, tool = make_block(organization, user=user), make_tool(organization)

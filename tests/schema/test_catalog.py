@@ -1,4 +1,4 @@
-"""Every table obeys the rules of the schema (catalog.py), as the migrations make it."""
+"""Every table that the migrations create obeys the rules of the schema (catalog.py)."""
 
 import pytest
 from django.db import connection
@@ -21,7 +21,7 @@ def test_the_tests_sign_in_as_the_application():
         assert cursor.fetchone() == (user, user)
 
 
-def test_what_is_looked_at():
+def test_the_catalog_covers_all_models():
     assert {"accounts_user", "accounts_apikey", "memories_memory"} <= catalog.data_plane().keys()
     assert catalog.walled().keys() - catalog.data_plane().keys() == {"accounts_auditevent"}
     with connection.cursor() as cursor:

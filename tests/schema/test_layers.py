@@ -24,14 +24,14 @@ FLOORS = [
     "roof",
 ]
 
-# Inside an app, from below. What is not named here stands with the services: a model cannot
-# import it, a door can.
+# Inside an app, from below. Modules that are not named here count as services: a model cannot
+# import them, a door can.
 LAYERS = [
-    {"errors", "roles", "words"},  # they know no table
+    {"errors", "roles", "words"},  # these know no table
     {"actors", "organization_settings", "tenancy"},
     {"querysets"},
     {"models"},
-    {"access", "bulk", "embeddings", "search"},  # read the models, change no row by themselves
+    {"access", "bulk", "embeddings", "search"},  # these read the models and change no rows
     {"services"},
     {"api", "admin", "management", "apps"},
 ]
@@ -47,7 +47,7 @@ def is_comment_with_reason(comment: str) -> bool:
 
 
 class Module:
-    """A source file: where it stands, and what it imports."""
+    """A source file: its module and its imports."""
 
     def __init__(self, path: Path, root: Path = ROOT) -> None:
         self.file = path.relative_to(root)
@@ -59,7 +59,7 @@ class Module:
         self.comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
 
     def imports(self) -> Iterator[tuple[int, str, bool]]:
-        """(line, module of ours, whether a function imports it); those for types count, too."""
+        """(line, module of ours, whether a function imports it), including imports for types."""
         yield from self._imports(self.tree, inside=False)
 
     def _imports(self, node: ast.AST, inside: bool) -> Iterator[tuple[int, str, bool]]:
@@ -127,7 +127,7 @@ def test_no_module_imports_the_tests():
 
 
 def circles(modules: list[Module]) -> list[str]:
-    """The modules that import themselves by way of others, wherever the imports stand."""
+    """The modules that import themselves through others, in functions too."""
     names = {module.name for module in modules}
     needs = {
         module.name: {
@@ -147,7 +147,7 @@ def circles(modules: list[Module]) -> list[str]:
     return [name for name in needs if name in reach(name, set())]
 
 
-def test_no_modules_import_each_other():
+def test_there_are_no_import_cycles():
     assert circles([Module(path) for path in sources()]) == []
 
 
@@ -161,7 +161,7 @@ def test_no_modules_import_each_other():
         "def f():\n    from accounts.{} import x  # heavy",
     ],
 )
-def test_a_circle_is_seen(tmp_path, form):
+def test_an_import_cycle_is_noticed(tmp_path, form):
     (tmp_path / "accounts").mkdir()
     for name, other in [("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")]:
         (tmp_path / "accounts" / f"{name}.py").write_text(form.format(other))
@@ -194,7 +194,7 @@ def test_a_circle_is_seen(tmp_path, form):
         ("agentmem_site/urls.py", "from sessions.api import views", None),
     ],
 )
-def test_a_wrong_way_is_seen(tmp_path, file, text, complaint):
+def test_a_wrong_import_is_noticed(tmp_path, file, text, complaint):
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(text)

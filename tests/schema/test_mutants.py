@@ -1,4 +1,4 @@
-"""The checks of the catalog are not vacuous: each reports the wall that is broken before it.
+"""The checks of the catalog can fail: each reports the wall that a mutant breaks.
 
 As the owner, in a transaction that is rolled back.
 """
@@ -172,11 +172,11 @@ def test_the_catalog_reports(owner, mutant):
     assert catalog.violations(owner) == reported
 
 
-def test_no_mutant_nothing_to_report(owner):
+def test_nothing_is_reported_without_a_mutant(owner):
     assert catalog.violations(owner) == []
 
 
-# -- roles: they belong to the whole server, so other roles stand in for a spoilt application ------
+# -- roles: they belong to the whole server, so other roles take the place of the application ------
 
 
 def test_a_superuser_is_reported(owner):

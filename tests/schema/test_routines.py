@@ -66,7 +66,7 @@ def renew(connection, *texts):
     return renew_routines(connection, [*installed_routines(), *map(routine, texts)])
 
 
-def test_the_database_is_what_the_files_say(db):
+def test_the_database_matches_the_files(db):
     assert stale_routines(connection, installed_routines()) == []
     assert {r.name for r in installed_routines()} >= {"agentmem_search", "agentmem_uuid7"}
     call_command("check", databases=["default"])
@@ -80,7 +80,7 @@ def test_a_new_file_is_created_once_and_dropped_with_its_file(owner):
     assert probes() == []
 
 
-def test_a_changed_text_is_renewed_and_an_older_one_comes_back(owner):
+def test_a_changed_file_is_installed_and_so_is_an_older_one(owner):
     renew(owner, ONE)
     newer = ONE.replace("n + 1", "n + 2")
     assert renew(owner, newer) == ["probe_one"]
@@ -98,7 +98,7 @@ def test_a_changed_text_is_renewed_and_an_older_one_comes_back(owner):
     ],
     ids=["arguments", "result", "names"],
 )
-def test_another_signature_leaves_no_second_routine(owner, change, signature):
+def test_a_changed_signature_leaves_no_second_routine(owner, change, signature):
     renew(owner, ONE)
     assert renew(owner, change(ONE)) == ["probe_one"]
     assert probes() == [signature or "probe_one(integer)"]
@@ -133,6 +133,8 @@ def test_check_names_what_differs(owner):
 
 
 def test_reversed_migrations_create_their_routines_again(owner):
+    later = routine(ONE.replace("probe_one", "probe_two"), name="probe_two")
+    renew_routines(owner, [*installed_routines(), routine(ONE), later])
     HandOver({"probe_one": ONE}).database_backwards("accounts", Editor(owner), None, None)
     assert probes() == ["probe_one(integer)"]
     assert ask("SELECT count(*) FROM agentmem_routine WHERE app = 'accounts'") == 0
@@ -149,13 +151,13 @@ def test_a_file_that_creates_another_name_is_refused(tmp_path, monkeypatch):
     (tmp_path / "sql").mkdir()
     (tmp_path / "sql" / "other.sql").write_text(ONE)
     monkeypatch.setattr(apps.get_app_config("accounts"), "path", str(tmp_path))
-    with pytest.raises(ImproperlyConfigured, match=r"other\.sql: its first line has to be"):
+    with pytest.raises(ImproperlyConfigured, match=r"other\.sql: its first line must be"):
         installed_routines()
 
 
-def test_a_first_line_that_names_other_arguments_is_refused(owner):
+def test_a_header_with_other_arguments_is_refused(owner):
     text = ONE.replace("-- probe_one(integer)", "-- probe_one(text)")
-    with pytest.raises(ImproperlyConfigured, match=r"makes no probe_one\(text\)"):
+    with pytest.raises(ImproperlyConfigured, match=r"does not create probe_one\(text\)"):
         renew(owner, text)
     assert probes() == []
 

@@ -1,4 +1,4 @@
-"""The second wall: what the database itself shows, to whom, in which context."""
+"""The second wall: which rows the database itself shows, to whom, in which context."""
 
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from tests.makers import TESTER, make_organization, make_user
 from tests.schema import catalog
 from tests.schema.rows import populate
 
-# The wall has to hold when the organization is forgotten: these statements forget it.
+# The wall must hold if a query forgets the organization. These statements do.
 pytestmark = [pytest.mark.django_db, pytest.mark.unguarded]
 
 DATA_PLANE = catalog.data_plane()
@@ -44,20 +44,20 @@ def fetch(statement, *parameters):
 
 
 def change(statement, *parameters) -> int:
-    """How many rows it changed."""
+    """The number of rows that the statement changed."""
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         return cursor.rowcount
 
 
 def visible() -> dict[str, set]:
-    """The organizations whose rows can be seen, by table; a table that shows none is left out."""
+    """The organizations with visible rows, by table. Tables without visible rows are left out."""
     found = {t: {o for (o,) in fetch(f'SELECT organization_id FROM "{t}"')} for t in WALLED}
     return {table: organizations for table, organizations in found.items() if organizations}
 
 
 def refusal(statement, *parameters) -> psycopg.Error:
-    """How the database refuses it."""
+    """The database's error for the statement."""
     with pytest.raises(DatabaseError) as caught, transaction.atomic():
         change(statement, *parameters)
     return caught.value.__cause__
@@ -66,13 +66,13 @@ def refusal(statement, *parameters) -> psycopg.Error:
 # -- reading ------------------------------------------------------------------------------------
 
 
-def test_without_a_context_nothing_is_there(both):
+def test_without_a_context_nothing_is_visible(both):
     assert visible() == {}
     for model in WALLED.values():
         assert not model._base_manager.exists()
 
 
-def test_an_organization_sees_its_own_rows_alone(both):
+def test_an_organization_sees_only_its_own_rows(both):
     for organization in both:
         with tenant(organization):
             assert visible() == {table: {organization.pk} for table in WALLED}
@@ -83,7 +83,7 @@ def test_the_context_of_an_unknown_organization_is_empty(both):
         assert visible() == {}
 
 
-def test_the_context_is_of_one_organization_by_its_id(both):
+def test_the_context_takes_one_organization_by_its_id(both):
     acme, _ = both
     with tenant(acme.pk):
         assert visible() == {table: {acme.pk} for table in WALLED}
@@ -114,7 +114,7 @@ def test_copy_out_shows_no_more_than_select(both):
                 assert sum(1 for _ in copy.rows()) == own > 0
 
 
-def test_a_subquery_and_a_join_by_id_do_not_reach_over(both):
+def test_subqueries_and_joins_by_id_do_not_cross_organizations(both):
     acme, globex = both
     with tenant(globex):
         theirs = Session.objects.for_organization(globex).get()
@@ -134,7 +134,7 @@ def test_nothing_of_another_organization_can_be_changed(both):
             statement = f'UPDATE "{table}" SET updated_at = now()'
             assert change(f"{statement} WHERE organization_id = %s", globex.pk) == 0
             own = model._base_manager.count()
-            assert change(statement) == own > 0, table  # of all that the table holds
+            assert change(statement) == own > 0, table  # of all rows in the table
 
 
 def test_nothing_of_another_organization_can_be_removed(both):
@@ -154,7 +154,7 @@ def test_without_a_context_nothing_can_be_changed_or_removed(both):
 
 
 def copy_row(model, organization) -> tuple[str, list]:
-    """An INSERT of one of the visible rows again, as a row of that organization."""
+    """An INSERT that copies one of the visible rows into that organization."""
     names = [f.column for f in model._meta.local_concrete_fields if not f.generated]
     values = {"id": "%s", "organization_id": "%s"}
     order = sorted(names, key=lambda name: (name != "id", name != "organization_id"))
@@ -167,7 +167,7 @@ def copy_row(model, organization) -> tuple[str, list]:
     )
 
 
-def test_no_row_can_be_made_in_another_organization(both):
+def test_no_row_can_be_inserted_into_another_organization(both):
     acme, globex = both
     with tenant(acme):
         for table, model in WALLED.items():
@@ -185,13 +185,13 @@ def test_no_row_can_be_moved_to_another_organization(both):
             assert "row-level security" in str(error), table
 
 
-def test_without_a_context_no_row_can_be_made(acme):
+def test_without_a_context_no_row_can_be_inserted(acme):
     user = {"id": uuid4(), "organization": acme}
     with pytest.raises(DatabaseError, match="row-level security"), transaction.atomic():
         User.objects.bulk_create([User(**user)])
 
 
-def test_copy_straight_into_a_walled_table_is_refused(both):
+def test_copy_into_a_walled_table_is_refused(both):
     acme, _ = both
     for table in WALLED:
         with (
@@ -208,7 +208,7 @@ def test_copy_straight_into_a_walled_table_is_refused(both):
 
 
 def test_no_row_refers_to_another_organization(both):
-    """Row-level security alone would accept it: the checks of a foreign key see all rows."""
+    """Row-level security alone would accept it: foreign key checks see all rows."""
     acme, globex = both
     assert len(REFERENCES) >= 15
     for model, field in REFERENCES:
@@ -218,11 +218,11 @@ def test_no_row_refers_to_another_organization(both):
             statement = f'UPDATE "{model._meta.db_table}" SET "{field.column}" = %s'
             error = refusal(statement, foreign)
             assert isinstance(error, psycopg.errors.ForeignKeyViolation), (model, field)
-            # It cannot be told from an id that is nobody's.
+            # It cannot be distinguished from an id that does not exist.
             assert str(error) == str(refusal(statement, uuid4())), (model, field)
 
 
-def test_platform_cannot_mix_organizations_either(both):
+def test_platform_cannot_mix_organizations(both):
     acme, globex = both
     with platform():
         foreign = Agent.objects.for_organization(globex).first()
@@ -237,7 +237,7 @@ def test_platform_cannot_mix_organizations_either(both):
 # -- the audit log ------------------------------------------------------------------------------
 
 
-def test_an_event_of_no_organization_is_written_and_not_read(acme):
+def test_an_event_without_an_organization_can_be_written_but_not_read(acme):
     record_event(organization=None, actor=TESTER, action="sign_in_failed", resource_type="member")
     with tenant(acme):
         record_event(organization=None, actor=TESTER, action="sign_in_failed", resource_type="x")
@@ -286,7 +286,7 @@ def test_an_error_in_a_savepoint_leaves_the_context(both):
         assert visible() == {table: {acme.pk} for table in WALLED}
 
 
-def test_a_context_that_failed_leaves_nothing_in_a_test_either(both):
+def test_a_failed_context_leaves_nothing_even_in_a_test(both):
     acme, _ = both
     for context in (tenant, lambda _: platform()):
         for error in ("SELECT 1 / 0", "SELECT nonsense"):
@@ -299,7 +299,7 @@ def test_a_context_that_failed_leaves_nothing_in_a_test_either(both):
 
 
 def state() -> tuple:
-    """The role, the context and what can be seen of it, in a transaction of its own."""
+    """The role, the context and what is visible, in a separate transaction."""
     seen = User._base_manager.count()
     role, matches = fetch("SELECT current_user, current_user = session_user")[0]
     assert matches, role
@@ -348,8 +348,8 @@ def test_a_lost_connection_leaves_no_context():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_deferred_mix_is_refused_too():
-    """INITIALLY IMMEDIATE can be deferred: the COMMIT refuses it then."""
+def test_a_deferred_mix_of_organizations_is_refused_too():
+    """INITIALLY IMMEDIATE constraints can be deferred: then the COMMIT fails."""
     acme, globex = make_organization("acme"), make_organization("globex")
     populate(acme, globex)
     with tenant(globex):

@@ -142,7 +142,7 @@ class Command(BaseCommand):
         except ServiceError as error:
             raise CommandError(str(error), returncode=PERMISSION) from error
         except OperationalError as error:
-            raise CommandError(refusals.told(error), returncode=TEMPORARY) from error
+            raise CommandError(refusals.outage_message(error), returncode=TEMPORARY) from error
         try:
             with ExitStack() as stack:
                 stack.enter_context(_terminable())

@@ -72,7 +72,7 @@ class Command(BaseCommand):
             except EncoderError as error:
                 raise CommandError(str(error), returncode=TEMPORARY) from error
             except OperationalError as error:
-                raise CommandError(refusals.told(error), returncode=TEMPORARY) from error
+                raise CommandError(refusals.outage_message(error), returncode=TEMPORARY) from error
             left = _count(organization) if options["once"] else 0
         self.stdout.write(_sentence(worker.work) + _left(left))
 

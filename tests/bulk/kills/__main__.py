@@ -1,4 +1,4 @@
-"""`python -m tests.bulk.kills --kills 1000 --seed 7`: prints what was done, and the first fault."""
+"""`python -m tests.bulk.kills --kills 1000 --seed 7`: prints what it did, and the first fault."""
 
 import argparse
 import signal
@@ -13,10 +13,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bulk.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--faults", type=int, default=1, help="stop after so many")
-    parser.add_argument("--verbose", action="store_true", help="tell of each command")
+    parser.add_argument("--faults", type=int, default=1, help="stop after this many")
+    parser.add_argument("--verbose", action="store_true", help="print each command")
     chosen = parser.parse_args()
-    # (Its server is stopped, whoever stops it.)
+    # (So that its server is stopped, too.)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     def say(words: str) -> None:

@@ -1,4 +1,4 @@
-"""Random files: new rows, changed and unchanged ones, the same key again, bad lines."""
+"""Random files: new, changed and unchanged rows, repeated keys, bad lines."""
 
 import gzip
 import json
@@ -27,12 +27,12 @@ class File:
     @property
     def bad(self) -> dict[int, int]:
         """Line number -> byte offset of the bad lines."""
-        found, offset = {}, 0
+        offsets, offset = {}, 0
         for number, ((_, is_good), raw) in enumerate(zip(self.lines, self.raw, strict=True), 1):
             if not is_good:
-                found[number] = offset
+                offsets[number] = offset
             offset += len(raw)
-        return found
+        return offsets
 
     def write(self) -> None:
         data = b"".join(self.raw)
@@ -49,7 +49,7 @@ def make_file(
     bad_share: float,
     before: Sequence[Row] = (),
 ) -> File:
-    """A file on top of what the tables hold; some lines as they stood in files `before`."""
+    """A file for tables with these rows; some lines are repeated from files `before`."""
     file = File(resource, path)
     lines: list[Row] = []
     make = {"sessions": _session, "memories": _memory, "messages": _message}[resource]
@@ -58,7 +58,7 @@ def make_file(
     # (Each once: which vector a row keeps depends on whether its lines are in one batch.)
     known = [key for key in tables.rows if key[0] == stored]
     random.shuffle(known)
-    # (Their last lines: a vector that was given since stays.)
+    # (Their last lines: a vector that has been set since stays.)
     said = {key_of(resource, line): line for line in before}
     for _ in range(rows):
         if lines and random.random() < repeats:
@@ -166,27 +166,27 @@ def _message(random: Random, tables: Tables, key: Any) -> Row:
         session = random.choice(with_runs)
         line |= {"session_id": session[1], "run_id": random.choice(sorted(tables.runs[session]))}
     elif random.random() < 0.5:
-        line["session_id"] = f"of-{random.randrange(50)}"  # made, unless it is there
+        line["session_id"] = f"of-{random.randrange(50)}"  # created if missing
     return line
 
 
 def _twice(random: Random, resource: str, line: Row) -> tuple[Row, Row]:
-    """The line, and another of its key with other values."""
+    """The line, and another one with the same key and other values."""
     again = dict(line)
     if resource == "messages":
         again["text"] = _text(random)
     elif resource == "sessions":
         again |= {"name": _text(random), "runs": [_run(random) for _ in range(random.randrange(3))]}
     else:
-        # (Both with a vector: one without keeps what it finds, which would depend on whether both
-        # are in one batch.)
+        # (Both with a vector: one without keeps the existing vector, which would depend on whether
+        # both are in one batch.)
         again |= {"importance": random.randrange(9) / 8} | _vector(random)
         line = line | _vector(random)
     return line, again
 
 
 def _spoilt(random: Random, tables: Tables, resource: str, line: Row) -> bytes:
-    """The line as nobody can load it."""
+    """The line, broken so that it cannot be loaded."""
     required = {"sessions": "session_id", "messages": "role", "memories": "content"}[resource]
     ways = [
         json.dumps(line).encode()[:-1],
@@ -202,14 +202,14 @@ def _spoilt(random: Random, tables: Tables, resource: str, line: Row) -> bytes:
     if resource == "memories":
         ways.append(json.dumps({**line, "embedding": [1.0, 2.0]}).encode())
     sessions = [key for key in tables.rows if key[0] == "session"]
-    if resource == "messages" and sessions:  # told by the database alone
+    if resource == "messages" and sessions:  # only the database can know
         nowhere = {"session_id": random.choice(sessions)[1], "run_id": "nowhere"}
         ways.append(json.dumps({"external_id": "bad", "role": "user", **nowhere}).encode())
     return random.choice(ways)
 
 
 def _given(row: Row) -> Row:
-    """A row as a line would say it again."""
+    """A line with the values of a row."""
     hidden = {"hash", "embedding", "embedding_state"}
     return {
         name: value

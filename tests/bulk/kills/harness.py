@@ -1,7 +1,7 @@
-"""Loads that are killed at random moments, and the same command again until it ends well.
+"""Kills loads at random moments, and repeats the same command until it succeeds.
 
-The real command in its own process; an embedded PostgreSQL of the harness's own behind a proxy,
-on a small disk where one can be mounted.
+The real command runs in its own process; the harness's own embedded PostgreSQL runs behind a proxy,
+on a small disk if one can be mounted.
 """
 
 import json
@@ -30,11 +30,11 @@ from tests.bulk.kills.proxy import Proxy, Trap
 from tests.bulk.kills.stored import Stored, read
 
 ROOT = Path(__file__).resolve().parents[3]
-DISK_BYTES = 512 * 1024 * 1024  # enough for a cluster; little enough to be filled at once
+DISK_BYTES = 512 * 1024 * 1024  # enough for a cluster; small enough to be filled quickly
 PATIENCE_S = 90
 WELL = {0, 3}
 TEMPORARY = 75
-# What a signal ends a command with: 143 and 130, which is also what a shell makes of a death by it.
+# Exit codes after a signal: 143 and 130, which a shell also returns for a process killed by it.
 SIGNALLED = {
     "client KILL": {-signal.SIGKILL},
     "client TERM": {143, -signal.SIGTERM},
@@ -43,12 +43,12 @@ SIGNALLED = {
 
 
 class Fault(AssertionError):
-    """Something is lost, doubled or told wrong."""
+    """Something is lost, doubled or reported wrongly."""
 
 
 @dataclass
 class Figures:
-    """What a run has done."""
+    """The statistics of a run."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     moments: Counter[str] = field(default_factory=Counter)
@@ -76,25 +76,25 @@ class Figures:
 
 @dataclass
 class Ended:
-    """A command that has ended, and what had been done to it."""
+    """A command that has ended, and how it was disturbed."""
 
     code: int
-    said: str
-    complained: str
-    killed: str  # what, at which moment; "" if it came to its end undisturbed
+    output: str
+    errors: str
+    killed: str  # what, at which moment; "" if it was not disturbed
     seconds: float
-    may_be_early: bool  # no connection of it was seen
+    may_be_early: bool  # it has not connected
 
     @property
     def report(self) -> dict[str, Any]:
-        for line in reversed(self.said.splitlines()):
+        for line in reversed(self.output.splitlines()):
             with suppress(ValueError):
                 return dict(json.loads(line))
         return {}
 
 
 class Installation:
-    """A server of the harness's own, with a door that it can break."""
+    """The harness's own server, behind a proxy that can break connections."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -115,7 +115,7 @@ class Installation:
         self.server = Server(folder, version=int(folder.name.removeprefix("postgres-")))
         given = self.server.connection("agentmem_app")
         self.proxy = Proxy(_socket(given)).__enter__()
-        # To the server itself, which a command then starts where it does not run.
+        # For direct connections: then a command starts the server if it is not running.
         self.without_door = environment
         self.environment = environment | {
             "DATABASE_URL": f"postgres://{given['USER']}:{given['PASSWORD']}@127.0.0.1:"
@@ -152,7 +152,7 @@ class Installation:
                 file.seek(0, os.SEEK_END)
 
     def free(self) -> None:
-        with self._filling:  # (the proxy's thread may still be at it)
+        with self._filling:  # (the proxy's thread may still be filling it)
             self.filler.unlink(missing_ok=True)
 
     def postmaster(self) -> int:
@@ -162,7 +162,7 @@ class Installation:
         self.server.start(timeout_s=PATIENCE_S)
 
     def empty(self) -> None:
-        """Room on the small disk."""
+        """Frees space on the small disk."""
         with self.owner() as connection:
             connection.execute("TRUNCATE accounts_organization CASCADE")
 
@@ -191,7 +191,7 @@ class Installation:
 
 
 class Run:
-    """Files and kills, from a seed, until as many kills as asked for have struck."""
+    """Files and kills, from a seed, until the given number of kills has struck."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class Run:
         self._decks: dict[str, list[str]] = {}
 
     def deal(self, weights: dict[str, int]) -> str:
-        """One of them by chance; of a short run, too, each in its share."""
+        """One of them at random. Even in a short run, each has its share."""
         name = " ".join(weights)
         deck = self._decks.setdefault(name, [])
         if not deck:
@@ -226,7 +226,7 @@ class Run:
         return deck.pop()
 
     def until(self, kills: int) -> Figures:
-        began = time.monotonic()
+        started = time.monotonic()
         number = 0
         while self.figures.kills < kills and len(self.faults) < self.most_faults:
             world = World(self, Random(f"{self.seed}/{number}"), f"w{self.seed}-{number}")
@@ -240,13 +240,13 @@ class Run:
                 if self.tells_all:
                     self.say("\n  ".join(world.story))
             number += 1
-            self.figures.seconds = time.monotonic() - began
+            self.figures.seconds = time.monotonic() - started
             self.say(str(self.figures))
         return self.figures
 
 
 class World:
-    """An organization, some files into it one after the other, each killed several times."""
+    """An organization, and some files loaded into it one by one, each killed several times."""
 
     def __init__(self, run: Run, random: Random, slug: str) -> None:
         self.run = run
@@ -255,7 +255,7 @@ class World:
         self.random = random
         self.slug = slug
         self.oracle = Tables()
-        self.said: dict[str, list[Row]] = {}  # by resource: the good lines of its files so far
+        self.loaded: dict[str, list[Row]] = {}  # by resource: the good lines of its files so far
         self.story: list[str] = []
 
     def live(self, kills: int) -> None:
@@ -271,7 +271,7 @@ class World:
     def _one_file(self, number: int) -> None:
         random = self.random
         resource = random.choice(("sessions", "memories", "messages"))
-        self.installation.free()  # of a fault that came when its command had ended
+        self.installation.free()  # after a kill that struck when its command had ended
         with self.installation.owner() as connection:
             self._throw_away(connection)
             self._change(connection)
@@ -289,13 +289,13 @@ class World:
             path,
             rows=rows,
             bad_share=random.choice((0.05, 0.3)) if skips else 0,
-            before=self.said.setdefault(resource, []),
+            before=self.loaded.setdefault(resource, []),
         )
-        self.said[resource] += [line for line, is_good in file.lines if is_good]
+        self.loaded[resource] += [line for line, is_good in file.lines if is_good]
         rejects = path.with_suffix(".rejects") if skips else None
         command = self._command(file, rejects)
         outcome = self.oracle.apply(resource, file.lines)
-        # What the same file would do on top: a load that had come to its end before the kill.
+        # The outcome of loading the file again: the first load may have finished before the kill.
         again = self.oracle.apply(resource, file.lines)
         self.figures.files += 1
         self.figures.lines += outcome.read
@@ -306,14 +306,14 @@ class World:
             after = read(connection, self.organization)
         reports = after.ends[len(before.ends) :]
         changed = outcome.changed | (again.changed if len(reports) > 1 else set())
-        told = after.faults(self.oracle) + after.touched(before, changed)
+        faults = after.faults(self.oracle) + after.touched(before, changed)
         if self.installation.can("--job"):
-            told += _faults_of_reports(reports, ended.report, outcome, again)
+            faults += _faults_of_reports(reports, ended.report, outcome, again)
             if resource == "memories":
-                told += _faults_of_versions(reports, before, after)
-        told += _faults_of_rejects(file, rejects, ended) if rejects else []
-        if told:
-            raise Fault("\n".join(told[:20]) + f"\n({len(told)} in all)")
+                faults += _faults_of_versions(reports, before, after)
+        faults += _faults_of_rejects(file, rejects, ended) if rejects else []
+        if faults:
+            raise Fault("\n".join(faults[:20]) + f"\n({len(faults)} in all)")
         path.unlink()
 
     def _command(self, file: File, rejects: Path | None) -> list[str]:
@@ -337,7 +337,7 @@ class World:
         return command
 
     def _throw_away(self, connection: psycopg.Connection[Any]) -> None:
-        """Some rows into the trash."""
+        """Moves some rows to the trash."""
         keys = [k for k in self.oracle.rows if k not in self.oracle.deleted]
         for key in self.random.sample(keys, len(keys) // 20):
             trash = "SET is_deleted = true, deleted_at = now()"
@@ -370,7 +370,7 @@ class World:
             self.oracle.delete(key)
 
     def _change(self, connection: psycopg.Connection[Any]) -> None:
-        """Some rows as somebody else would: a line that was loaded into them is news again."""
+        """Changes some rows as another client would, so that their lines differ again."""
         keys = [k for k in self.oracle.rows if k[0] != "memory" and k not in self.oracle.deleted]
         for key in self.random.sample(keys, len(keys) // 20):
             table, column, key_column = {
@@ -387,7 +387,7 @@ class World:
     # -- commands ----------------------------------------------------------------------------------
 
     def _until_well(self, command: list[str], file: File, *, planned: int) -> Ended:
-        """The end of the first command that nobody stopped."""
+        """Repeats the command until it succeeds."""
         quiet = 0
         while True:
             kill = self._choose(file) if planned else None
@@ -400,25 +400,25 @@ class World:
                 return ended
             quiet = 0 if ended.killed else quiet + 1
             if quiet > 5:
-                raise Fault(f"It does not come to an end: {ended.complained}")
+                raise Fault(f"It does not come to an end: {ended.errors}")
             if quiet:
                 time.sleep(0.5)
 
     def _check(self, ended: Ended) -> None:
         what, _, _ = ended.killed.partition(" at ")
-        # (A signal while Python itself starts is told by Python.)
-        if ended.may_be_early and "KeyboardInterrupt" in ended.complained:
+        # (A signal while Python itself starts is reported by Python.)
+        if ended.may_be_early and "KeyboardInterrupt" in ended.errors:
             return
         if ended.code not in WELL | SIGNALLED.get(what, {TEMPORARY}):
-            raise Fault(f"exit code {ended.code}: {ended.complained[-1500:]}")
-        if "Traceback" in ended.complained:
-            raise Fault(f"a traceback: {ended.complained[-1500:]}")
+            raise Fault(f"exit code {ended.code}: {ended.errors[-1500:]}")
+        if "Traceback" in ended.errors:
+            raise Fault(f"a traceback: {ended.errors[-1500:]}")
 
     def _run(self, command: list[str], kill: "Kill | None", file: File) -> Ended:
         installation, proxy = self.installation, self.installation.proxy
         if self.has_door:
             installation.revive()
-        met, killed, began = proxy.met, "", time.monotonic()
+        connections, killed, started = proxy.connections, "", time.monotonic()
         self.figures.commands += 1
         opened = file.path if self.reads_stdin else Path(os.devnull)
         with (
@@ -434,7 +434,7 @@ class World:
         ):
             timer = kill and kill.set_for(installation, process)
             try:
-                said, complained = process.communicate(timeout=PATIENCE_S)
+                output, errors = process.communicate(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise Fault(f"it hangs, after {kill}") from None
@@ -442,14 +442,14 @@ class World:
                 proxy.trap = None
                 if timer:
                     timer.cancel()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
         if kill and kill.struck:
             killed = str(kill)
             self.figures.kinds[kill.what] += 1
             self.figures.moments[kill.when] += 1
             kill.recover(installation)
-        early = proxy.met == met
-        return Ended(process.returncode, said, complained, killed, seconds, early)
+        early = proxy.connections == connections
+        return Ended(process.returncode, output, errors, killed, seconds, early)
 
     def _choose(self, file: File) -> "Kill":
         random = self.random
@@ -468,7 +468,7 @@ class World:
             nth=random.randint(1, 2 if when == "connect" else batches // 2 + 1),
             after_s=random.uniform(0, 0.5 + 0.02 * batches),
             then=random.choice((0.2, 0.5, 1, 2)),
-            is_met=random.random() < 0.5,
+            recovers_early=random.random() < 0.5,
         )
 
 
@@ -482,7 +482,7 @@ KINDS = {
     "postmaster KILL": 2,
     "postmaster stopped": 1,
     "network cut": 3,
-    "network blinks": 4,  # mostly in the middle of a COMMIT: the loader itself has to find out
+    "network blinks": 4,  # mostly in the middle of a COMMIT: the loader itself must notice
     "network stalled": 2,
     "disk full": 1,
 }
@@ -496,14 +496,14 @@ MID_COMMIT = {f"commit {place}" for place in PLACES if place != "before"}
 
 @dataclass
 class Kill:
-    """What strikes a command, and when."""
+    """How a command is disturbed, and when."""
 
     what: str
-    when: str  # "time", "connect", or a moment and a place of the proxy's
+    when: str  # "time", "connect", or a moment and a stage of the proxy
     nth: int
     after_s: float
-    then: float  # seconds until what was cut, stalled or filled is well again
-    is_met: bool  # what was killed comes back while the command still runs
+    then: float  # seconds until the network or the disk works again
+    recovers_early: bool  # what was killed comes back while the command still runs
     struck: bool = False
 
     def __str__(self) -> str:
@@ -526,7 +526,7 @@ class Kill:
             return timer
         moment, _, place = self.when.partition(" ")
         installation.proxy.trap = Trap(
-            moment, self.nth, place, act, is_the_end=self.what == "client KILL"
+            moment, self.nth, place, act, ends_client=self.what == "client KILL"
         )
         return None
 
@@ -540,17 +540,17 @@ class Kill:
                 os.kill(pid, signal.SIGKILL if how == "KILL" else signal.SIGTERM)
         elif whom == "postmaster":
             os.kill(installation.postmaster(), signal.SIGKILL if how == "KILL" else signal.SIGQUIT)
-            if self.is_met:
+            if self.recovers_early:
                 threading.Thread(target=installation.revive, daemon=True).start()
         elif self.what == "network cut":
-            proxy.drop(down_s=self.then, hard=self.is_met)
+            proxy.drop(down_s=self.then, hard=self.recovers_early)
         elif self.what == "network blinks":
-            proxy.drop(hard=self.is_met)
+            proxy.drop(hard=self.recovers_early)
         elif self.what == "network stalled":
             proxy.stall(self.then)
         else:
             installation.fill()
-            if self.is_met:
+            if self.recovers_early:
                 threading.Timer(self.then, installation.free).start()
 
     def recover(self, installation: Installation) -> None:
@@ -559,14 +559,14 @@ class Kill:
 
 
 def _faults_of_reports(ends: list[Row], last: Row, outcome: Outcome, again: Outcome) -> list[str]:
-    """Of the loads that came to their end, by their audit events: the first did it all, whatever
-    has interrupted it, another did the same file over."""
+    """Checks the audit events of loads that finished: the first did everything, in spite of
+    interruptions; a second one loaded the same file again."""
     if not ends:
-        return ["no audit event tells of the load"]
-    told = []
+        return ["the load has no audit event"]
+    faults = []
     names = [name for name in COUNTS if last.get(name) != ends[-1].get(name)]
     if names:
-        told.append(f"report: {last}, and its audit event: {ends[-1]}")
+        faults.append(f"report: {last}, and its audit event: {ends[-1]}")
     for number, report in enumerate(ends):
         wanted = outcome if number == 0 else again
         ranges = {
@@ -577,16 +577,16 @@ def _faults_of_reports(ends: list[Row], last: Row, outcome: Outcome, again: Outc
             "deleted": wanted.deleted,
             "duplicates": Range(0, wanted.repeated),
         }
-        told += _outside(report, ranges, f"report {number + 1} of {len(ends)}")
+        faults += _outside(report, ranges, f"report {number + 1} of {len(ends)}")
         if report["read"] != sum(report[name] for name in COUNTS):
-            told.append(f"report: its parts are not what it has read: {report}")
-        if below := report.get("runs"):
+            faults.append(f"report: its parts are not what it has read: {report}")
+        if runs := report.get("runs"):
             inserted = Range(wanted.runs_inserted, wanted.runs_inserted)
             ranges = {"inserted": inserted, "updated": wanted.runs_updated}
-            told += _outside(below, ranges, "runs")
-            if sum(below.values()) != wanted.runs:
-                told.append(f"runs: {below} are not {wanted.runs}")
-    return told
+            faults += _outside(runs, ranges, "runs")
+            if sum(runs.values()) != wanted.runs:
+                faults.append(f"runs: {runs} are not {wanted.runs}")
+    return faults
 
 
 def _outside(report: Row, ranges: dict[str, Range], what: str) -> list[str]:
@@ -598,19 +598,19 @@ def _outside(report: Row, ranges: dict[str, Range], what: str) -> list[str]:
 
 
 def _faults_of_versions(ends: list[Row], before: Stored, after: Stored) -> list[str]:
-    """Each change that was told of has moved a version, and no other."""
+    """Each change in the reports has incremented a version, and no other change has."""
     moved = sum(after.versions.values()) - sum(before.versions.values())
     written = sum(report["inserted"] + report["updated"] for report in ends)
-    return [] if moved == written else [f"{written} changes are told of and {moved} were made"]
+    return [] if moved == written else [f"{written} changes are reported and {moved} were made"]
 
 
 def _faults_of_rejects(file: File, rejects: Path, ended: Ended) -> list[str]:
     lines = [json.loads(line) for line in rejects.read_text().splitlines()]
     found = [(line["line"], line["byte_offset"]) for line in lines]
     wanted = sorted(file.bad.items())
-    told = [] if sorted(found) == wanted else [f"rejects: {sorted(found)}, not {wanted}"]
+    faults = [] if sorted(found) == wanted else [f"rejects: {sorted(found)}, not {wanted}"]
     code = 3 if wanted else 0
-    return told if ended.code == code else [*told, f"exit code {ended.code}, not {code}"]
+    return faults if ended.code == code else [*faults, f"exit code {ended.code}, not {code}"]
 
 
 def _socket(given: dict[str, Any]) -> str:
@@ -618,7 +618,7 @@ def _socket(given: dict[str, Any]) -> str:
 
 
 def _mount(folder: Path) -> bool:
-    """A small disk there, where that can be had."""
+    """Mounts a small disk there, if possible."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0711", "tmpfs", str(folder)]
     with suppress(OSError):

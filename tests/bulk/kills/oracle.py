@@ -1,5 +1,5 @@
-"""What the tables must hold: a plain upsert of dicts, line after line, that shares nothing with the
-loader but the words of SPEC.md 2."""
+"""The expected rows: a plain upsert of dicts, line by line, that shares no code with the loader,
+only SPEC.md 2."""
 
 import hashlib
 import struct
@@ -75,7 +75,7 @@ _MOMENTS = {"started_at", "completed_at", "expires_at"}
 
 @dataclass
 class Range:
-    """How often at least and at most: what the lines of one key come to depends on which of them
+    """The least and the greatest count: the result of lines with one key depends on which of them
     are in one batch."""
 
     least: int = 0
@@ -88,7 +88,7 @@ class Range:
 
 @dataclass
 class Outcome:
-    """What the report must say of a file."""
+    """The expected report of a file."""
 
     read: int = 0
     rejected: int = 0
@@ -99,7 +99,7 @@ class Outcome:
     runs: int = 0
     runs_inserted: int = 0
     runs_updated: Range = field(default_factory=Range)
-    changed: set[Key] = field(default_factory=set)  # stored rows that some line is a change to
+    changed: set[Key] = field(default_factory=set)  # stored rows that some line changes
 
 
 @dataclass
@@ -109,15 +109,15 @@ class Tables:
     rows: dict[Key, Row] = field(default_factory=dict)
     runs: dict[Key, dict[str, Row]] = field(default_factory=dict)  # by their session's key
     deleted: set[Key] = field(default_factory=set)
-    # Memories in the trash that are known by their content: their place is free.
-    gone: list[Row] = field(default_factory=list)
+    # Memories without a key in the trash: the same content can be added again.
+    deleted_contents: list[Row] = field(default_factory=list)
     users: set[str] = field(default_factory=set)
     agents: set[str] = field(default_factory=set)
 
     def apply(self, resource: str, lines: list[tuple[Row, bool]]) -> Outcome:
-        """Upserts the lines of a file that are good (each with whether it is)."""
+        """Upserts the good lines of a file; each comes with whether it is good."""
         outcome = Outcome(read=len(lines))
-        met: Counter[Key] = Counter()
+        lines_of: Counter[Key] = Counter()
         changes: Counter[Key] = Counter()
         first: dict[Key, tuple[Row | None, dict[str, Row]]] = {}
         run_changes: Counter[tuple[Key, str]] = Counter()
@@ -126,7 +126,7 @@ class Tables:
                 outcome.rejected += 1
                 continue
             key = key_of(resource, line)
-            met[key] += 1
+            lines_of[key] += 1
             self._refer(line)
             outcome.runs += len(line.get("runs") or [])
             if key in self.deleted:
@@ -144,8 +144,8 @@ class Tables:
                 run_changes[key, name] += runs[name] != old_runs[name]
             is_new_run = any(old_runs.get(name) != run for name, run in runs.items())
             changes[key] += old is not None and (old != new or is_new_run)
-        outcome.repeated = sum(met.values()) - len(met)
-        for key, times in met.items():
+        outcome.repeated = sum(lines_of.values()) - len(lines_of)
+        for key, times in lines_of.items():
             if key in self.deleted:
                 outcome.deleted.add(1, times)
                 continue
@@ -162,9 +162,9 @@ class Tables:
         return outcome
 
     def delete(self, key: Key) -> None:
-        """Into the trash; a session's runs go with it."""
+        """Moves a row to the trash; a session's runs too."""
         if "content" in key:
-            self.gone.append(self.rows.pop(key))
+            self.deleted_contents.append(self.rows.pop(key))
         else:
             self.deleted.add(key)
 
@@ -219,8 +219,8 @@ def key_of(resource: str, line: Row) -> Key:
 
 
 def content_hash(speaker: str | None, content: str) -> bytes:
-    said = unicodedata.normalize("NFC", content.strip())
-    return hashlib.sha256(f"{speaker or ''}\0{said}".encode()).digest()
+    normalized = unicodedata.normalize("NFC", content.strip())
+    return hashlib.sha256(f"{speaker or ''}\0{normalized}".encode()).digest()
 
 
 def halves(vector: list[float] | None) -> bytes | None:

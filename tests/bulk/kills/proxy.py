@@ -1,4 +1,4 @@
-"""A TCP door to PostgreSQL's Unix socket that sees what passes, and can be told to break it."""
+"""A TCP proxy in front of PostgreSQL's Unix socket, which can break connections at given points."""
 
 import socket
 import struct
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-# What the client sends, told apart by its bytes: `ON COMMIT DROP` has no zero behind it.
+# Messages of the client, recognized by their bytes. (`ON COMMIT DROP` has no zero after it.)
 COMMIT, COPY = b"COMMIT\0", b"COPY "
 _BACKEND_KEY = b"K\0\0\0"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST, not FIN
@@ -16,17 +16,17 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST, not FIN
 
 @dataclass
 class Trap:
-    """What to do when the `nth` such moment passes, and how far its bytes come before it.
+    """What to do at the `nth` such moment, and how many of its bytes pass first.
 
-    `place`: before (nothing), half, sent (all of it), answered (the server has done it, and its
-    answer is held back), half answered.
+    `stage`: before (none), half, sent (all), answered (the server has done it, and its answer is
+    held back), half answered.
     """
 
     moment: str  # connect, copy, commit
     nth: int
-    place: str
+    stage: str
     act: Callable[[], None]
-    is_the_end: bool = False  # of the client: nothing more of it passes
+    ends_client: bool = False  # nothing more of the client passes
     seen: int = 0
     is_sprung: bool = False
 
@@ -40,19 +40,19 @@ class Trap:
 
 @dataclass(eq=False)
 class Link:
-    """One connection of a client, and the server's end of it."""
+    """One connection: the client's end and the server's."""
 
     client: socket.socket
     server: socket.socket
-    backend: int = 0  # its process
-    holding: Trap | None = None  # until the server answers
+    backend: int = 0  # its pid
+    held: Trap | None = None  # until the server answers
 
     def close(self, *, hard: bool = True) -> None:
         for end in (self.client, self.server):
             with suppress(OSError):
                 if hard and end is self.client:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                # (close alone leaves a thread that is reading in its read.)
+                # (After close alone, a thread that is reading would stay in its read.)
                 end.shutdown(socket.SHUT_RDWR)
             with suppress(OSError):
                 end.close()
@@ -63,8 +63,8 @@ class Proxy:
     target: str  # the path of the server's socket; "@..." in Linux's abstract namespace
     trap: Trap | None = None
     links: list[Link] = field(default_factory=list)
-    down_until: float = 0  # until then, whoever connects is turned away
-    met: int = 0  # connections
+    down_until: float = 0  # until then, connections are refused
+    connections: int = 0
     commits: int = 0
     _flowing: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -88,7 +88,7 @@ class Proxy:
             link.close(hard=hard)
 
     def stall(self, seconds: float) -> None:
-        """Nothing passes for so long; then it goes on as if nothing had been."""
+        """Lets nothing pass for that long."""
         self._flowing.clear()
         threading.Timer(seconds, self._flowing.set).start()
 
@@ -103,7 +103,7 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self.met += 1
+            self.connections += 1
             self._spring("connect")
             server = socket.socket(socket.AF_UNIX)
             try:
@@ -120,7 +120,7 @@ class Proxy:
                 threading.Thread(target=pump, args=[link], daemon=True).start()
 
     def _spring(self, moment: str) -> None:
-        """For what has no bytes of its own."""
+        """For moments without bytes."""
         if self.trap and self.trap.is_due(moment):
             self.trap.act()
 
@@ -131,19 +131,19 @@ class Proxy:
                 trap = self._due(data)
                 if trap is None:
                     link.server.sendall(data)
-                elif trap.place in ("before", "half"):
-                    link.server.sendall(data[: len(data) // 2 if trap.place == "half" else 0])
-                    rest = data[len(data) // 2 if trap.place == "half" else 0 :]
+                elif trap.stage in ("before", "half"):
+                    link.server.sendall(data[: len(data) // 2 if trap.stage == "half" else 0])
+                    rest = data[len(data) // 2 if trap.stage == "half" else 0 :]
                     trap.act()
-                    if trap.is_the_end:
+                    if trap.ends_client:
                         break
                     self._flowing.wait()
                     link.server.sendall(rest)
-                elif trap.place == "sent":
+                elif trap.stage == "sent":
                     link.server.sendall(data)
                     trap.act()
                 else:
-                    link.holding = trap
+                    link.held = trap
                     link.server.sendall(data)
         self._end(link)
 
@@ -163,9 +163,9 @@ class Proxy:
                 if not link.backend and (at := data.find(_BACKEND_KEY)) >= 0:
                     link.backend = int.from_bytes(data[at + 5 : at + 9], "big")
                 self._flowing.wait()
-                trap, link.holding = link.holding, None
+                trap, link.held = link.held, None
                 if trap:
-                    half = len(data) // 2 if trap.place == "half answered" else 0
+                    half = len(data) // 2 if trap.stage == "half answered" else 0
                     link.client.sendall(data[:half])
                     data = data[half:]
                     trap.act()

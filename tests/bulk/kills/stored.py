@@ -1,4 +1,4 @@
-"""What the tables hold, read as their owner (whom no wall hides a row from), and in what it differs
+"""The rows of the tables, read as their owner (for whom there are no walls), and how they differ
 from the oracle."""
 
 from typing import Any
@@ -43,7 +43,7 @@ _KEYS = {
     "message": "t.external_id",
     "memory": "t.external_id",
 }
-# A row's life, and what no load may change of a row that it leaves alone.
+# What no load may change in a row that it leaves alone.
 _LIFE = "t.id, t.xmin::text, t.created_at, t.updated_at, t.is_deleted"
 
 
@@ -58,17 +58,17 @@ def read(connection: psycopg.Connection[Any], organization: Any) -> "Stored":
             [organization],
         )
         width = _KEYS[kind].count(",") + 1
-        for found in rows:
-            life, version, vector = found[:5], found[5], found[6]
-            row = dict(zip(columns, found[7 + width :], strict=True))
-            key = (kind, *found[7 : 7 + width])
+        for values in rows:
+            life, version, vector = values[:5], values[5], values[6]
+            row = dict(zip(columns, values[7 + width :], strict=True))
+            key = (kind, *values[7 : 7 + width])
             if kind == "memory":
                 row["hash"] = bytes(row["hash"])
                 row["embedding"] = vector and bytes(vector)[4:]
                 if row["external_id"] is None:
                     key = ("memory", "content", row["hash"], row["agent_id"], row["user_id"])
                     if life[4]:
-                        stored.gone.append(row)
+                        stored.deleted_contents.append(row)
                         continue
                 stored.versions[key] = version
             if key in stored.rows:
@@ -106,7 +106,7 @@ class Stored:
         self.rows: dict[Key, Row] = {}
         self.lives: dict[Key, tuple[Any, ...]] = {}  # id, xmin, created, updated, is_deleted
         self.versions: dict[Key, int] = {}
-        self.gone: list[Row] = []
+        self.deleted_contents: list[Row] = []  # memories without a key, in the trash
         self.doubled: list[Key] = []
         self.users: list[str] = []
         self.agents: list[str] = []
@@ -114,52 +114,52 @@ class Stored:
         self.histories: dict[Any, tuple[int, int]] = {}  # of a memory: rows, highest version
 
     def faults(self, oracle: Tables) -> list[str]:
-        """In what the tables differ from the oracle."""
-        told = [f"twice: {key}" for key in self.doubled]
+        """How the tables differ from the oracle."""
+        faults = [f"twice: {key}" for key in self.doubled]
         expected = dict(oracle.rows)
         for key, runs in oracle.runs.items():
             expected |= {("run", key[1], name): run for name, run in runs.items()}
-        told += [f"lost: {key}" for key in expected.keys() - self.rows.keys()]
-        told += [f"from nowhere: {key}" for key in self.rows.keys() - expected.keys()]
+        faults += [f"lost: {key}" for key in expected.keys() - self.rows.keys()]
+        faults += [f"from nowhere: {key}" for key in self.rows.keys() - expected.keys()]
         for key in expected.keys() & self.rows.keys():
             if expected[key] != self.rows[key]:
-                told.append(f"differs: {key}: {_difference(expected[key], self.rows[key])}")
+                faults.append(f"differs: {key}: {_difference(expected[key], self.rows[key])}")
             deleted = (key if key[0] != "run" else ("session", key[1])) in oracle.deleted
             if deleted != self.lives[key][4]:
-                told.append(f"{'not ' if deleted else ''}in the trash: {key}")
-        if _sorted(oracle.gone) != _sorted(self.gone):
-            told.append("the memories in the trash that are known by content differ")
-        for what, wanted, found in (
+                faults.append(f"{'not ' if deleted else ''}in the trash: {key}")
+        if _sorted(oracle.deleted_contents) != _sorted(self.deleted_contents):
+            faults.append("the memories in the trash that have no key differ")
+        for what, wanted, names in (
             ("users", oracle.users, self.users),
             ("agents", oracle.agents, self.agents),
         ):
-            if sorted(wanted) != sorted(found):
-                told.append(f"{what}: {sorted(found)}, not {sorted(wanted)}")
+            if sorted(wanted) != sorted(names):
+                faults.append(f"{what}: {sorted(names)}, not {sorted(wanted)}")
         for key, version in self.versions.items():
             written = self.histories.get(self.lives[key][0], (0, 0))
             if written != (version, version):
-                told.append(f"history of {key}: {written} of version {version}")
-        return told
+                faults.append(f"history of {key}: {written} of version {version}")
+        return faults
 
     def touched(self, before: "Stored", changed: set[Key]) -> list[str]:
-        """What became of rows that had to stay as they were, `changed` being those that did not."""
-        told = []
+        """Changes in rows other than `changed`, and rows that were replaced."""
+        faults = []
         for key, life in before.lives.items():
             now = self.lives.get(key)
             if key not in changed and now != life:
-                told.append(f"touched: {key}: {life} -> {now}")
+                faults.append(f"touched: {key}: {life} -> {now}")
             elif now and (now[0], now[2]) != (life[0], life[2]):
-                told.append(f"another row: {key}: {life} -> {now}")
-        return told
+                faults.append(f"another row: {key}: {life} -> {now}")
+        return faults
 
 
 def _sorted(rows: list[Row]) -> list[str]:
     return sorted(repr(sorted(row.items())) for row in rows)
 
 
-def _difference(expected: Row, found: Row) -> str:
+def _difference(expected: Row, actual: Row) -> str:
     return ", ".join(
-        f"{name} is {found.get(name)!r}, not {value!r}"
+        f"{name} is {actual.get(name)!r}, not {value!r}"
         for name, value in expected.items()
-        if found.get(name) != value
+        if actual.get(name) != value
     )

@@ -1,4 +1,4 @@
-"""Loads that are interrupted, done by several workers, or meet lines and databases that fail."""
+"""Loads that are interrupted, have several workers, bad lines or a failing database."""
 
 import json
 from functools import partial
@@ -82,7 +82,7 @@ def parts(organization):
 # -- interrupted ----------------------------------------------------------------------------------
 
 
-def test_a_load_goes_on_where_it_was_interrupted_and_reports_the_whole(acme):
+def test_an_interrupted_load_resumes_and_reports_the_whole(acme):
     rows = [*users(9), {"external_id": "u0", "name": "Other"}]
     with pytest.raises(Unreadable) as stopped:
         run(acme, rows, job="nightly", broken_after=7)
@@ -98,7 +98,7 @@ def test_a_load_goes_on_where_it_was_interrupted_and_reports_the_whole(acme):
         assert [(e.status, e.changes["read"]) for e in events] == [("failure", 6), ("success", 10)]
 
 
-def test_a_file_that_has_changed_is_not_gone_on_with(acme):
+def test_a_load_of_a_changed_file_does_not_resume(acme):
     rows = users(9)
     with pytest.raises(Unreadable):
         run(acme, rows, job="nightly", broken_after=7)
@@ -111,21 +111,21 @@ def test_a_file_that_has_changed_is_not_gone_on_with(acme):
     assert (report.read, report.counts.updated, report.counts.unchanged) == (9, 1, 5)
 
 
-def test_other_options_make_another_load_of_it(acme):
+def test_a_load_with_other_options_does_not_resume(acme):
     with pytest.raises(Unreadable):
         run(acme, users(9), job="nightly", broken_after=7)
     with pytest.raises(ChangedFile):
         run(acme, users(9), job="nightly", preserve_timestamps=True)
 
 
-def test_after_a_bad_line_the_mended_file_is_loaded_from_its_beginning(acme):
+def test_after_a_bad_line_the_corrected_file_is_loaded_from_its_start(acme):
     with pytest.raises(BadLine):
         run(acme, [*users(7), {"external_id": ""}], job="nightly")
     report = run(acme, users(8, name="Mended"), job="nightly")
     assert (report.counts.inserted, report.counts.updated) == (2, 6)
 
 
-def test_a_load_without_a_name_leaves_nothing_to_go_on_with(acme):
+def test_a_load_without_a_name_leaves_no_checkpoint(acme):
     with pytest.raises(Unreadable):
         run(acme, users(9), broken_after=7)
     assert parts(acme) == 0
@@ -152,7 +152,7 @@ def test_a_load_that_another_process_has_taken_over_stops(acme):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_several_workers_the_lines_of_one_key_keep_their_order():
+def test_lines_of_one_key_keep_their_order_with_several_workers():
     acme = make_organization("acme")
     rows = [{"external_id": f"u{n % 40}", "name": f"{n}"} for n in range(400)]
     report = run(acme, rows, workers=3, batch_size=10)
@@ -165,14 +165,14 @@ def test_of_several_workers_the_lines_of_one_key_keep_their_order():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_each_worker_goes_on_where_it_was():
+def test_each_worker_resumes_at_its_checkpoint():
     acme = make_organization("acme")
     with pytest.raises(Unreadable):
         run(acme, users(100), job="nightly", workers=3, broken_after=80)
     assert parts(acme) == 3
     stored = len(names(acme))
     assert 0 < stored < 100
-    # (With as many workers as it was begun with, whatever is asked for now.)
+    # (With as many workers as at its start, whatever the option says now.)
     report = run(acme, users(100), job="nightly", workers=1)
     assert (report.read, report.counts.inserted, report.counts.unchanged) == (100, 100, 0)
     assert (len(names(acme)), parts(acme)) == (100, 0)
@@ -187,7 +187,7 @@ def test_a_bad_line_stops_all_workers():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_one_of_two_workers_has_stored_is_told(tmp_path):
+def test_a_stopped_load_reports_what_one_of_two_workers_stored(tmp_path):
     acme = make_organization("acme")
     here, there = (
         [u for u in users(40) if crc32(u["external_id"].encode()) % 2 == n] for n in (0, 1)
@@ -205,7 +205,7 @@ def test_bad_lines_are_named_in_a_file_and_the_others_stored(acme, tmp_path):
     rejects = tmp_path / "rejects.jsonl"
     rows = [*users(4), b"{", {"external_id": "u4", "nmae": "x"}, {"external_id": "u5"}]
     options = {"on_error": "skip", "rejects": rejects, "batch_size": 2}
-    for _ in range(2):  # a new load begins a new file
+    for _ in range(2):  # a new load starts a new file
         with pytest.raises(CommandError, match="2 lines are rejected") as told:
             load(tmp_path, "users", rows, **options)
         assert told.value.returncode == 3
@@ -219,7 +219,7 @@ def test_bad_lines_are_named_in_a_file_and_the_others_stored(acme, tmp_path):
     assert sorted(names(acme)) == ["u0", "u1", "u2", "u3", "u5"]
 
 
-def test_without_a_file_the_first_rejects_are_told(acme, tmp_path):
+def test_without_a_file_the_first_rejects_are_shown(acme, tmp_path):
     with pytest.raises(CommandError) as told:
         load(tmp_path, "users", [{"external_id": ""}], on_error="skip")
     assert "line 1: external_id: Expected `str` of length >= 1" in str(told.value)
@@ -244,7 +244,7 @@ def test_rejects_that_cannot_be_written_stop_the_load_before_its_batch(acme, tmp
     assert names(acme) == {}
 
 
-def test_unknown_fields_can_be_left_out(acme, tmp_path):
+def test_unknown_fields_can_be_ignored(acme, tmp_path):
     runs = [{"run_id": "r", "mood": "good"}]
     row = {"session_id": "s", "weather": "fine", "runs": runs}
     assert load(tmp_path, "sessions", [row], ignore_unknown=True)["runs"]["inserted"] == 1
@@ -281,7 +281,7 @@ def test_rejected_lines_keep_nothing_of_their_batch(acme):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Makes batches fail: `failing(error, when)`, where `when(rows, try)` says so."""
+    """Makes batches fail: `failing(error, when)`, if `when(rows, try)`."""
     write = Writer.write
     tries = []
 
@@ -312,27 +312,27 @@ def failing(monkeypatch):
         errors.OperationalError,  # libpq's own
     ],
 )
-def test_what_passes_is_tried_again(acme, failing, error):
+def test_a_transient_error_is_retried(acme, failing, error):
     failing(error, lambda rows, tries: tries in (1, 2, 4, 5))
     report = run(acme, users(6))
     assert (report.counts.inserted, report.tally.retries) == (6, 4)
 
 
-def test_what_does_not_pass_stops_the_load(acme, failing):
+def test_an_error_that_persists_stops_the_load(acme, failing):
     tries = failing(errors.DeadlockDetected, lambda rows, tries: tries > 1)
     with pytest.raises(Interrupted) as stopped:
         run(acme, users(6))
     assert (stopped.value.report.last_line, len(tries)) == (3, 1 + 1 + AT_ONCE.tries)
 
 
-def test_a_full_disk_is_waited_for_twice(acme, failing):
+def test_a_load_waits_twice_for_a_full_disk(acme, failing):
     tries = failing(errors.DiskFull, lambda rows, tries: True)
     with pytest.raises(Interrupted):
         run(acme, users(3))
     assert len(tries) == 3
 
 
-def test_a_damaged_database_is_not_tried_again(acme, failing):
+def test_a_damaged_database_is_not_retried(acme, failing):
     tries = failing(errors.DataCorrupted, lambda rows, tries: True)
     with pytest.raises(Refused):
         run(acme, users(3))
@@ -346,13 +346,13 @@ def test_a_batch_that_takes_too_long_is_halved_and_grows_again(acme, failing):
     assert report.counts.inserted == 40
 
 
-def test_a_batch_as_small_as_it_may_get_stops_the_load(acme, failing):
+def test_a_slow_batch_of_the_minimum_size_stops_the_load(acme, failing):
     failing(errors.QueryCanceled, lambda rows, tries: True)
     with pytest.raises(Interrupted, match="A batch of 2 rows takes longer than 30 s"):
         run(acme, users(8), batch_size=8, min_batch_size=2)
 
 
-def test_what_a_line_names_is_made_again_when_it_was_purged_meanwhile(acme):
+def test_a_referenced_row_that_is_purged_meanwhile_is_created_again(acme):
     from sessions.bulk import MESSAGES
 
     def purge(report):
@@ -372,13 +372,13 @@ def test_what_a_line_names_is_made_again_when_it_was_purged_meanwhile(acme):
     assert (report.counts.inserted, report.tally.retries) == (3, 1)
 
 
-def test_lines_seen_before_count_once_when_a_smaller_batch_is_the_last(acme, failing):
+def test_unchanged_lines_count_once_when_a_batch_is_split(acme, failing):
     known = users(12)
     run(acme, known, batch_size=12)
     rows = [
         row for pair in zip(known, users(24)[12:], strict=True) for row in pair
-    ]  # every other line is known
-    # A batch of 24 is written in pieces of 3; after the first two the database is away.
+    ]  # every other line is unchanged
+    # A batch of 24 is written in pieces of 3; after the first two, the database goes away.
     failing(errors.QueryCanceled, lambda rows, tries: rows > 3)
     interrupted = iter([False, False, True])
 
@@ -398,7 +398,7 @@ def test_lines_seen_before_count_once_when_a_smaller_batch_is_the_last(acme, fai
 # -- the trash ------------------------------------------------------------------------------------
 
 
-def test_what_lies_in_the_trash_comes_back_with_all_that_went_there_with_it(acme, tmp_path):
+def test_restored_rows_come_back_with_everything_deleted_with_them(acme, tmp_path):
     rows = [
         {"session_id": "s1", "name": "One", "runs": [{"run_id": "r1"}, {"run_id": "r2"}]},
         {"session_id": "s2", "runs": [{"run_id": "r1"}]},
@@ -419,8 +419,8 @@ def test_what_lies_in_the_trash_comes_back_with_all_that_went_there_with_it(acme
             assert not model.objects.for_organization(acme).deleted().exists()
 
 
-def test_what_cannot_come_back_is_a_bad_line(acme, tmp_path):
-    """A session whose agent lies in the trash would be purged with it."""
+def test_a_row_that_cannot_be_restored_is_a_bad_line(acme, tmp_path):
+    """A session whose agent is in the trash would be purged with it."""
     load(tmp_path, "sessions", [{"session_id": "s", "agent_id": "a"}])
     with tenant(acme):
         found = Session.objects.for_organization(acme).filter(session_id="s")

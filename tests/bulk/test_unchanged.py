@@ -1,4 +1,4 @@
-"""A line loaded before is known by its hash; whatever has changed since, it is looked at anew."""
+"""An unchanged line is recognized by its hash; after any change it is compared again."""
 
 import pytest
 from django.db import connection
@@ -33,7 +33,7 @@ ROWS = {
 
 @pytest.fixture
 def written():
-    """The statements that put lines into a temp table: what a line that is known does without."""
+    """The statements that copy lines into a staging table. Unchanged lines need none."""
     statements = []
 
     def note(execute, sql, parameters, many, context):
@@ -47,7 +47,7 @@ def written():
 
 
 @pytest.mark.parametrize("resource", ROWS)
-def test_what_was_loaded_before_is_known_without_a_look(acme, tmp_path, resource, written):
+def test_unchanged_lines_are_recognized_by_their_hash(acme, tmp_path, resource, written):
     first = load(tmp_path, resource, ROWS[resource])
     assert first["inserted"] == 1
     assert written
@@ -93,7 +93,7 @@ def _run(acme):
         ),
         (_rename_user, ("updated", 1)),
         (_another_agent, ("updated", 1)),
-        # A run that the line does not name takes nothing from it.
+        # A run that the line does not have changes nothing about it.
         (
             lambda acme: append_run(
                 Session.objects.get(organization=acme),
@@ -106,7 +106,7 @@ def _run(acme):
     ],
     ids=["run changed", "run purged", "user has another key", "another agent", "run appended"],
 )
-def test_what_hangs_on_a_session_is_looked_at_too(acme, tmp_path, change, expected):
+def test_changes_below_a_session_are_noticed(acme, tmp_path, change, expected):
     load(tmp_path, "sessions", ROWS["sessions"])
     with tenant(acme):
         change(acme)
@@ -130,13 +130,13 @@ def test_a_deleted_run_comes_back_with_restore(acme, tmp_path):
         assert not _run(acme).is_deleted
 
 
-def test_a_line_whose_run_stayed_in_the_trash_is_not_known(acme, tmp_path):
+def test_a_line_whose_run_stayed_in_the_trash_is_compared_again(acme, tmp_path):
     load(tmp_path, "sessions", ROWS["sessions"])
     with tenant(acme):
         one = Run.objects.for_organization(acme).filter(run_id="r1")
         runs.delete(one, organization=acme, actor=TESTER)
     renamed = [{**ROWS["sessions"][0], "name": "Tea"}]
-    for updated in (1, 0):  # the session is written, and is as it was
+    for updated in (1, 0):  # the session is written once
         report = load(tmp_path, "sessions", renamed)
         assert (report["updated"], report["runs"]["deleted"]) == (updated, 1)
     assert load(tmp_path, "sessions", renamed, restore=True)["runs"]["updated"] == 1
@@ -144,13 +144,13 @@ def test_a_line_whose_run_stayed_in_the_trash_is_not_known(acme, tmp_path):
         assert not _run(acme).is_deleted
 
 
-def test_the_same_line_under_other_options_is_another(acme, tmp_path):
+def test_the_same_line_with_other_options_is_compared_again(acme, tmp_path):
     row = {"external_id": "u1", "created_at": "2020-01-01T00:00:00Z"}
     load(tmp_path, "users", [row])
     assert load(tmp_path, "users", [row], preserve_timestamps=True)["updated"] == 1
 
 
-def test_a_vector_made_anew_is_replaced_by_that_of_the_line(acme, tmp_path):
+def test_a_new_vector_is_replaced_by_the_one_in_the_line(acme, tmp_path):
     row = {"content": "Tea", "external_id": "m", "embedding": [0.5] * 384, "embedding_model": "x"}
     load(tmp_path, "memories", [row])
     with tenant(acme):
@@ -160,7 +160,7 @@ def test_a_vector_made_anew_is_replaced_by_that_of_the_line(acme, tmp_path):
     assert load(tmp_path, "memories", [row])["updated"] == 1
 
 
-def test_the_last_line_of_a_key_counts_where_an_earlier_one_is_known(acme, tmp_path):
+def test_the_last_line_of_a_key_counts_if_an_earlier_one_is_unchanged(acme, tmp_path):
     known, other = {"external_id": "u1", "name": "A"}, {"external_id": "u1", "name": "B"}
     load(tmp_path, "users", [known])
     report = load(tmp_path, "users", [other, known])
@@ -170,7 +170,7 @@ def test_the_last_line_of_a_key_counts_where_an_earlier_one_is_known(acme, tmp_p
     assert load(tmp_path, "users", [known, other])["updated"] == 1
 
 
-def test_messages_within_runs_are_known_too(acme, tmp_path):
+def test_sessions_with_messages_in_runs_are_recognized_too(acme, tmp_path):
     load(tmp_path, "sessions", ROWS["sessions"])
     row = {**ROWS["messages"][0], "run_id": "r1"}
     load(tmp_path, "messages", [row])
