@@ -1,7 +1,7 @@
-"""Serving: between granian's event loop and Django's threads, so that no client holds a thread
-with what it does not send, or does not read.
+"""Serving: between granian's event loop and Django's threads, so that a client that sends or reads
+slowly holds no thread.
 
-`application.py` is the way of a request; `bodies.py` reads what is sent, `doors.py` says who may
-send how much, `threads.py` says how many requests are worked on, `answers.py` hands out answers.
-Django is called as the WSGI application that it is, and knows nothing of this room.
+`application.py` is the path of a request. `bodies.py` reads bodies, `doors.py` limits who may send
+how much, `threads.py` limits how many requests run at the same time, `responses.py` sends
+responses. Django is called as a WSGI application and knows nothing of this package.
 """

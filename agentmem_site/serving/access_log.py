@@ -1,7 +1,7 @@
-"""The access log: a line for each request, with what an operator counts and nothing that was said.
+"""The access log: a line for each request, with figures for the operator and without content.
 
-`serving` makes an `Access` when a request comes and logs it when its answer is sent; the middleware
-fills in what Django knows of it. Under another WSGI server the middleware does all of that.
+`serving` creates an `Access` when a request arrives and logs it when its response is sent; the
+middleware fills in what Django knows. Under another WSGI server the middleware does all of that.
 """
 
 import logging
@@ -22,16 +22,16 @@ from accounts.api.authentication import Caller
 from accounts.models import Member
 from agentmem_site.logs import template_of
 
-ACCESS = "agentmem.access"  # where the WSGI environment has the request's Access
+ACCESS = "agentmem.access"  # the key of the request's Access in the WSGI environment
 
 logger = logging.getLogger("agentmem.access")
 
-_UNKNOWN = ""  # nobody has looked up the route yet
-_METHOD_LENGTH = 20
+_UNKNOWN = ""  # the route has not been looked up yet
+_MAX_METHOD_LENGTH = 20
 
 
-class Who(NamedTuple):
-    """Whose key, or who is signed in to the console."""
+class Identity(NamedTuple):
+    """The holder of the key, or who is signed in to the console."""
 
     organization_id: UUID | None = None
     key_id: UUID | None = None
@@ -40,19 +40,19 @@ class Who(NamedTuple):
 
 @dataclass(slots=True)
 class Access:
-    """A request on its way. `route` is a template as `/api/v1/agents/{agent_id}`, None where no
-    address fits: what stands in a path may be a person's name."""
+    """A request in progress. `route` is a template such as `/api/v1/agents/{agent_id}`, None if
+    no route matches. The path itself may contain a person's name."""
 
     method: str
     route: str | None = _UNKNOWN
-    who: Who | None = None
+    identity: Identity | None = None
     status: int = 0
     bytes_sent: int = 0  # of the body
     request_id: str = ""
-    _begun_s: float = field(default_factory=time.perf_counter)
+    _started_s: float = field(default_factory=time.perf_counter)
 
     def log(self, path: str) -> None:
-        """Writes the line, once the answer is sent. Probes of health that went well leave none."""
+        """Writes the line, once the response is sent. Successful health probes have none."""
         if not settings.ACCESS_LOG:
             return
         if self.route == _UNKNOWN:
@@ -60,22 +60,22 @@ class Access:
         is_probe = self.route is not None and self.route.startswith("/health/")
         if is_probe and self.status < 400:
             return
-        method = self.method[:_METHOD_LENGTH]
-        who = self.who or Who()
+        method = self.method[:_MAX_METHOD_LENGTH]
+        identity = self.identity or Identity()
         fields = {
             "method": method,
             "route": self.route,
             "status": self.status,
-            "duration_ms": round(1000 * (time.perf_counter() - self._begun_s), 1),
+            "duration_ms": round(1000 * (time.perf_counter() - self._started_s), 1),
             "bytes": 0 if method == "HEAD" else self.bytes_sent,
-            **who._asdict(),
+            **identity._asdict(),
             "request_id": self.request_id,
         }
         logger.info("%s %s %d", method, self.route, self.status, extra={"fields": fields})
 
 
 class AccessLogMiddleware:
-    """The outermost one: what the others refuse has its line, too."""
+    """The outermost middleware: requests that the others refuse have their line, too."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         if not settings.ACCESS_LOG:
@@ -88,7 +88,7 @@ class AccessLogMiddleware:
         response: Any = self.get_response(request)
         match = request.resolver_match
         access.route = template_of(match.route) if match else route_to(request.path_info)
-        access.who = _caller(request) or access.who
+        access.identity = _caller(request) or access.identity
         if given is not None:
             return response
         access.status = response.status_code
@@ -103,7 +103,7 @@ class AccessLogMiddleware:
 
 
 class _Counted:
-    """The parts of an answer; its end, or its being given up, writes the line."""
+    """The parts of a response; closing it writes the line."""
 
     def __init__(self, parts: Iterable[bytes], access: Access, path: str) -> None:
         self._parts = iter(parts)
@@ -123,7 +123,7 @@ class _Counted:
 
 
 def route_to(path: str) -> str | None:
-    """The template of the route that answers `path`; None where there is none."""
+    """The template of the route that matches `path`; None if there is none."""
     if path.startswith(settings.STATIC_URL):
         return f"{settings.STATIC_URL}{{path}}"
     try:
@@ -132,14 +132,14 @@ def route_to(path: str) -> str | None:
         return None
 
 
-def _caller(request: HttpRequest) -> Who | None:
-    """Of whom the door has already looked up; asks nothing."""
+def _caller(request: HttpRequest) -> Identity | None:
+    """The caller, if a view has looked it up; without a query."""
     user: Any = request.__dict__.get("user")
     if isinstance(user, LazyObject):
-        user = request.__dict__.get("_cached_user")  # None: no view asked who it is
+        user = request.__dict__.get("_cached_user")  # None: no view has looked it up
     match user:
         case Caller():
-            return Who(user.organization.pk, key_id=user.actor.id)
+            return Identity(user.organization.pk, key_id=user.actor.id)
         case Member():
-            return Who(user.organization_id, member_id=user.pk)
+            return Identity(user.organization_id, member_id=user.pk)
     return None

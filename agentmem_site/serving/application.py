@@ -1,4 +1,4 @@
-"""The way of a request from granian to Django and back (RSGI)."""
+"""The path of a request from granian to Django and back (RSGI)."""
 
 import asyncio
 import logging
@@ -20,30 +20,30 @@ from agentmem_site.console.outages import refusal_page
 from agentmem_site.db.limits import limited
 from agentmem_site.db.outages import AWAY, outage_of
 from agentmem_site.serving.access_log import ACCESS, Access
-from agentmem_site.serving.answers import (
+from agentmem_site.serving.bodies import KIB, Body, Pace, Stream, TooSlow, spool
+from agentmem_site.serving.doors import FORM_BYTES, door_to, identify
+from agentmem_site.serving.responses import (
     WSGI,
-    Answer,
     Pipe,
-    answer_of,
-    closing_of,
-    environ_of,
-    headers_of,
+    ServerResponse,
+    call_wsgi,
+    closed_after,
+    header_list,
+    wsgi_environ,
 )
-from agentmem_site.serving.bodies import KIB, Body, Pace, Stream, TooSlow, kept
-from agentmem_site.serving.doors import FORM_BYTES, door_to, who_calls
 from agentmem_site.serving.threads import Busy, Threads
 
-_AT_ONCE_BYTES = 64 * KIB  # what comes with the headers, or right after them,
-_AT_ONCE_S = 0.5  # is nobody's to wait for: who sends it need not be known
-_PATIENCE_S = 2.0
+# A body that arrives with the headers, or right after them, is read without looking up the caller.
+_FIRST_BYTES, _FIRST_S = 64 * KIB, 0.5
+_BUSY_AFTER_S = 2.0
 _DRAINED_BYTES, _DRAINED_S, _DRAIN_IDLE_S = 64 * 1024 * KIB, 10.0, 1.0
-_KEPT_OPEN_UP_TO = 1024 * KIB  # that much of a body is drained, and the connection goes on
+_KEPT_OPEN_UP_TO = 1024 * KIB  # with at most this much of a body left, the connection stays open
 _SWITCHES_EVERY_S = 0.001
 _TOO_SLOW = 408
 
 _LIVE = ("/health/live", "/health/live/")
 _READY = ("/health/ready", "/health/ready/")
-_BUSY = "The server is busy: everything that can be worked on at once is. Send it again in a while."
+_BUSY = "The server is busy. Send the request again in a moment."
 _SIGN_IN_FIRST = "The form is too large for somebody who is not signed in."
 
 T = TypeVar("T")
@@ -56,9 +56,9 @@ class _CutShort(Exception):
 
 
 class Application:
-    """Calls `wsgi` in threads: `threads` requests compute at once, with those that wait there are
-    `max_threads`; `transfers` bodies and answers go as they come, each of which may stand still for
-    `idle_s` seconds."""
+    """Calls `wsgi` in threads: `threads` requests compute at the same time, up to `max_threads`
+    including those that wait. `transfers` bodies and responses are streamed, each of which may
+    stall for `idle_s` seconds."""
 
     def __init__(
         self,
@@ -72,24 +72,27 @@ class Application:
         self._wsgi = wsgi
         self._idle_s = idle_s
         self._threads = Threads(
-            "request", at_once=threads, at_most=max(threads, max_threads), patience_s=_PATIENCE_S
+            "request",
+            computing=threads,
+            total=max(threads, max_threads),
+            timeout_s=_BUSY_AFTER_S,
         )
         self._transfers = Threads(
-            "transfer", at_once=transfers, at_most=transfers, patience_s=_PATIENCE_S
+            "transfer", computing=transfers, total=transfers, timeout_s=_BUSY_AFTER_S
         )
-        self._probes = Threads("probe", at_once=1, at_most=1, patience_s=_PATIENCE_S)
-        self._ready: asyncio.Task[Answer] | None = None
+        self._probes = Threads("probe", computing=1, total=1, timeout_s=_BUSY_AFTER_S)
+        self._ready: asyncio.Task[ServerResponse] | None = None
         live = health.live(_probe())
-        self._live, self._live_headers = live.content, headers_of(live)
-        self._form_pace = Pace(idle_s=idle_s / 3, least_rate=0, whole_s=idle_s / 3)
-        self._body_pace = Pace(idle_s=idle_s, least_rate=KIB, whole_s=10 * idle_s)
-        self._stream_pace = Pace(idle_s=idle_s, least_rate=KIB / 16)
+        self._live, self._live_headers = live.content, header_list(live)
+        self._form_pace = Pace(idle_s=idle_s / 3, min_rate=0, total_s=idle_s / 3)
+        self._body_pace = Pace(idle_s=idle_s, min_rate=KIB, total_s=10 * idle_s)
+        self._stream_pace = Pace(idle_s=idle_s, min_rate=KIB / 16)
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The event loop gets its turn, however many threads compute.
+        # The event loop gets its turn quickly, however many threads compute.
         sys.setswitchinterval(_SWITCHES_EVERY_S)
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         if scope.path in _LIVE and scope.method in ("GET", "HEAD"):
@@ -99,119 +102,121 @@ class Application:
         access = Access(scope.method)
         try:
             try:
-                await self._answered(scope, protocol, body, access)
+                await self._respond(scope, protocol, body, access)
             finally:
                 access.log(scope.path)
             await body.drain(up_to=_DRAINED_BYTES, within_s=_DRAINED_S, idle_s=_DRAIN_IDLE_S)
         finally:
             await body.close()
 
-    async def _answered(self, scope: Any, protocol: Any, body: Body, access: Access) -> None:
+    async def _respond(self, scope: Any, protocol: Any, body: Body, access: Access) -> None:
         try:
-            answer = await self._answer(scope, body, access)
-            self._close_after(scope, body, answer)
-            await self._send(protocol, answer, access)
+            response = await self._response(scope, body, access)
+            self._close_after(scope, body, response)
+            await self._send(protocol, response, access)
         except Exception as error:
-            answer = _refusal_of(scope, error)
-            self._close_after(scope, body, answer)
-            await self._send(protocol, answer, access)
+            response = _error_response(scope, error)
+            self._close_after(scope, body, response)
+            await self._send(protocol, response, access)
 
-    def _close_after(self, scope: Any, body: Body, answer: Answer) -> None:
-        """The rest of a body is read, that the next request be understood, or is said to be the end
-        of the connection."""
-        left = body.left
-        is_kept = left is not None and left <= _KEPT_OPEN_UP_TO and answer.status != _TOO_SLOW
+    def _close_after(self, scope: Any, body: Body, response: ServerResponse) -> None:
+        """Closes the connection after this response, unless so little of the body remains that it
+        is drained."""
+        remaining = body.remaining
+        is_short = remaining is not None and remaining <= _KEPT_OPEN_UP_TO
+        is_kept = is_short and response.status != _TOO_SLOW
         if not is_kept and scope.http_version.startswith("1"):
-            answer.headers.append(("connection", "close"))
+            response.headers.append(("connection", "close"))
 
-    async def _answer(self, scope: Any, body: Body, access: Access) -> Answer:
+    async def _response(self, scope: Any, body: Body, access: Access) -> ServerResponse:
         if scope.path in _READY and body.ended:
             return await self._readiness(scope)
         if body.ended:
-            return await self._asked(scope, access, BytesIO(), 0)
-        with kept() as collected:
+            return await self._call(scope, access, BytesIO(), 0)
+        with spool() as collected:
             try:
-                at_once = Pace(idle_s=_AT_ONCE_S, least_rate=0, whole_s=_AT_ONCE_S)
-                await body.read(collected, up_to=_AT_ONCE_BYTES, pace=at_once)
+                first = Pace(idle_s=_FIRST_S, min_rate=0, total_s=_FIRST_S)
+                await body.read(collected, up_to=_FIRST_BYTES, pace=first)
             except TooSlow:
                 pass
             if not body.ended or body.is_cut_short:
                 door = door_to(scope.path)
                 headers = dict(scope.headers.items())
-                asks = partial(_with_database, partial(who_calls, door, headers))
-                who = await self._threads.run(asks, last=True)  # (it is late already)
-                if who is None:
-                    if not door.is_console:  # Django says who it wants
-                        return await self._asked(scope, access, BytesIO(), 0, last=True)
+                look_up = partial(_with_database, partial(identify, door, headers))
+                identity = await self._threads.run(look_up, last=True)  # (it is late already)
+                if identity is None:
+                    if not door.is_console:  # Django refuses it
+                        return await self._call(scope, access, BytesIO(), 0, last=True)
                     await body.read(collected, up_to=FORM_BYTES + 1, pace=self._form_pace)
                     if body.received > FORM_BYTES:
-                        return _refused(scope, 413, "body_too_large", _SIGN_IN_FIRST)
+                        return _refusal(scope, 413, "body_too_large", _SIGN_IN_FIRST)
                 else:
-                    access.who = who
+                    access.identity = identity
                     if door.streams:
-                        return await self._streamed(scope, access, body, collected)
-                    await body.read(collected, up_to=door.takes + 1, pace=self._body_pace)
+                        return await self._stream(scope, access, body, collected)
+                    # (One byte more than allowed shows Django that the body is too long.)
+                    await body.read(collected, up_to=door.max_bytes + 1, pace=self._body_pace)
             if body.is_cut_short:
                 raise _CutShort
             collected.seek(0)
-            return await self._asked(scope, access, collected, body.received)
+            return await self._call(scope, access, collected, body.received)
 
-    async def _asked(
+    async def _call(
         self, scope: Any, access: Access, body: IO[bytes], length: int, *, last: bool = False
-    ) -> Answer:
-        environ = environ_of(scope, body, length) | {ACCESS: access}
-        # Requests for a table that is locked wait in a crowd: others go before them.
+    ) -> ServerResponse:
+        environ = wsgi_environ(scope, body, length) | {ACCESS: access}
+        # Requests for a locked table pile up: other kinds go before them.
         kind = "/".join(scope.path.split("/", 4)[:4])
         return await self._threads.run(
-            partial(answer_of, self._wsgi, environ), kind=kind, last=last
+            partial(call_wsgi, self._wsgi, environ), kind=kind, last=last
         )
 
-    async def _streamed(
+    async def _stream(
         self, scope: Any, access: Access, body: Body, collected: IO[bytes]
-    ) -> Answer:
+    ) -> ServerResponse:
         collected.seek(0)
         loop = asyncio.get_running_loop()
         stream = Stream(collected.read(), body, self._stream_pace, loop)
-        environ = environ_of(scope, cast(IO[bytes], stream), body.length) | {ACCESS: access}
-        return await self._transfers.run(partial(answer_of, self._wsgi, environ))
+        environ = wsgi_environ(scope, cast(IO[bytes], stream), body.length) | {ACCESS: access}
+        return await self._transfers.run(partial(call_wsgi, self._wsgi, environ))
 
-    async def _readiness(self, scope: Any) -> Answer:
-        """One answer for all who ask at once, from a thread of its own."""
+    async def _readiness(self, scope: Any) -> ServerResponse:
+        """One response for all simultaneous probes, from a thread of its own."""
         if self._ready is None or self._ready.done():
-            # (Who asks logs by itself: this one is shared, and is nobody's line.)
-            environ = environ_of(scope, BytesIO(), 0) | {ACCESS: Access(scope.method)}
+            # (Each probe logs itself; the shared call gets an Access that is never logged.)
+            environ = wsgi_environ(scope, BytesIO(), 0) | {ACCESS: Access(scope.method)}
             self._ready = asyncio.ensure_future(
-                self._probes.run(partial(answer_of, self._wsgi, environ))
+                self._probes.run(partial(call_wsgi, self._wsgi, environ))
             )
-        answer = await asyncio.shield(self._ready)
-        return Answer(answer.status, list(answer.headers), answer.body)
+        shared = await asyncio.shield(self._ready)
+        return ServerResponse(shared.status, list(shared.headers), shared.body)
 
-    async def _send(self, protocol: Any, answer: Answer, access: Access) -> None:
+    async def _send(self, protocol: Any, response: ServerResponse, access: Access) -> None:
         """Raises: Busy."""
-        parts = answer.body
-        access.status = answer.status
-        access.request_id = dict(answer.headers).get("x-request-id", "")
+        parts = response.body
+        access.status = response.status
+        access.request_id = dict(response.headers).get("x-request-id", "")
         if isinstance(parts, bytes):
             access.bytes_sent = len(parts)
-            protocol.response_bytes(answer.status, answer.headers, parts)
+            protocol.response_bytes(response.status, response.headers, parts)
             return
         loop = asyncio.get_running_loop()
 
         def send() -> None:
             with Pipe() as pipe:
-                begin = partial(protocol.response_file, answer.status, answer.headers, pipe.path)
-                loop.call_soon_threadsafe(begin)
+                head = (response.status, response.headers)
+                loop.call_soon_threadsafe(partial(protocol.response_file, *head, pipe.path))
                 try:
                     pipe.send(parts, idle_s=self._idle_s)
                 except Exception:
-                    logger.exception("An answer broke off")
+                    logger.exception("A response broke off")
                 finally:
                     access.bytes_sent = pipe.sent_bytes
 
         try:
             await self._transfers.run(send)
         except Busy:
-            with closing_of(parts):
+            with closed_after(parts):
                 raise
 
 
@@ -222,44 +227,44 @@ def _probe() -> HttpRequest:
 
 
 def _length(scope: Any) -> int | None:
-    """Of the body, in bytes; None where it is told by its end."""
-    given = scope.headers.get("content-length")
-    if given is not None:
-        return int(given)
-    is_told_by_its_end = "transfer-encoding" in scope.headers or scope.http_version.startswith("2")
-    return None if is_told_by_its_end else 0
+    """Of the body, in bytes; None if unknown."""
+    length = scope.headers.get("content-length")
+    if length is not None:
+        return int(length)
+    is_unknown = "transfer-encoding" in scope.headers or scope.http_version.startswith("2")
+    return None if is_unknown else 0
 
 
-def _with_database(ask: Callable[[], T]) -> T:
-    """As Django does around a request."""
+def _with_database(query: Callable[[], T]) -> T:
+    """Handles connections as Django does around a request."""
     close_old_connections()
     try:
         with limited():
-            return ask()
+            return query()
     finally:
         close_old_connections()
 
 
-def _refusal_of(scope: Any, error: Exception) -> Answer:
+def _error_response(scope: Any, error: Exception) -> ServerResponse:
     match error:
         case Busy():
-            return _refused(scope, 503, "busy", _BUSY, wait_s=1)
+            return _refusal(scope, 503, "busy", _BUSY, wait_s=1)
         case TooSlow():
-            return _refused(
-                scope, _TOO_SLOW, "body_too_slow", f"The body came too slowly: {error}."
-            )
+            detail = f"The body arrived too slowly: {error}."
+            return _refusal(scope, _TOO_SLOW, "body_too_slow", detail)
         case _CutShort():
-            return _refused(scope, 400, "body_cut_short", "The body ends before it should.")
+            detail = "The body ends before its Content-Length."
+            return _refusal(scope, 400, "body_cut_short", detail)
     outage = outage_of(error)
     if outage is None and isinstance(error, DatabaseError | InterfaceError):
         outage = AWAY
     if outage is not None:
-        return _refused(scope, 503, outage.code, outage.message, wait_s=outage.wait_s)
+        return _refusal(scope, 503, outage.code, outage.message, wait_s=outage.wait_s)
     logger.error("A request failed outside Django", exc_info=error)
-    return _refused(scope, 500, "error", "Something went wrong here; the log has it.")
+    return _refusal(scope, 500, "error", "Something went wrong; the server's log has it.")
 
 
-def _refused(scope: Any, status: int, code: str, detail: str, wait_s: int = 0) -> Answer:
+def _refusal(scope: Any, status: int, code: str, detail: str, wait_s: int = 0) -> ServerResponse:
     request_id = request_id_of(scope.headers.get("x-request-id", ""))
     token = current_request_id.set(request_id)
     try:
@@ -272,4 +277,4 @@ def _refused(scope: Any, status: int, code: str, detail: str, wait_s: int = 0) -
     response["X-Request-Id"] = request_id
     if wait_s:
         response["Retry-After"] = str(wait_s)
-    return Answer(status, headers_of(response), response.content)
+    return ServerResponse(status, header_list(response), response.content)

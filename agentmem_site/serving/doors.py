@@ -1,4 +1,4 @@
-"""Who may send how much, and how slowly: asked only where a body is long, or late."""
+"""Who may send how much, and how slowly. Only used where a body is long, or late."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from django.urls import Resolver404, resolve, reverse
 
 from accounts.api.authentication import holder_of, key_of
 from accounts.api.views import TenantView
-from agentmem_site.serving.access_log import Who
+from agentmem_site.serving.access_log import Identity
 
-FORM_BYTES = 64 * 1024  # of somebody who is not signed in
+FORM_BYTES = 64 * 1024  # for somebody who is not signed in
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where a body goes. `takes` bytes at most, one more of which tells that it is too long;
-    `streams`: it is read as it comes, whatever its length."""
+    """Where a body goes, with at most `max_bytes`; if it `streams`, it is read as it arrives,
+    whatever its length."""
 
     is_console: bool
-    takes: int
+    max_bytes: int
     streams: bool
 
 
@@ -40,15 +40,15 @@ def door_to(path: str) -> Door:
     return Door(False, view().max_body_bytes, view.streams)
 
 
-def who_calls(door: Door, headers: Mapping[str, str]) -> Who | None:
-    """Who holds a key, or is signed in to the console; None: nobody known. `headers` are in lower
-    case.
+def identify(door: Door, headers: Mapping[str, str]) -> Identity | None:
+    """The holder of the key, or who is signed in to the console; None if unknown. `headers` are in
+    lower case.
 
-    What they may do is for the view to say. Asks the database.
+    The view checks what they may do. Queries the database.
     """
     if not door.is_console:
         holder = holder_of(key_of(headers))
-        return holder and Who(holder.organization.pk, key_id=holder.actor.id)
+        return holder and Identity(holder.organization.pk, key_id=holder.actor.id)
     try:
         cookies = SimpleCookie(headers.get("cookie", ""))
     except CookieError:
@@ -58,4 +58,4 @@ def who_calls(door: Door, headers: Mapping[str, str]) -> Who | None:
         return None
     store = import_module(settings.SESSION_ENGINE).SessionStore(cookie.value)
     member_id = store.get(SESSION_KEY)
-    return Who(member_id=member_id) if member_id else None
+    return Identity(member_id=member_id) if member_id else None

@@ -1,17 +1,17 @@
-"""A server process that outlives its supervisor would serve on with nobody to stop it."""
+"""Ends a server process with its parent; otherwise it would serve on with nobody to stop it."""
 
 import os
 import signal
 import threading
 import time
 
-_LOOKS_EVERY_S = 1.0
+_CHECKS_EVERY_S = 1.0
 _STOPS_WITHIN_S = 10.0
 
 
 def end_with_parent() -> threading.Thread:
-    """Watches the process that started this one, from a daemon thread, and ends this one with it:
-    by SIGTERM, and at once where that is not enough."""
+    """Watches the parent process from a daemon thread. When it ends, sends SIGTERM to this process,
+    and kills it if that is not enough."""
     parent = os.getppid()
     thread = threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True)
     thread.start()
@@ -20,7 +20,7 @@ def end_with_parent() -> threading.Thread:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(_LOOKS_EVERY_S)
+        time.sleep(_CHECKS_EVERY_S)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_STOPS_WITHIN_S)
     os._exit(1)

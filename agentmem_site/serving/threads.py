@@ -1,4 +1,4 @@
-"""Threads for calls that compute for a short while, or wait for long."""
+"""Threads for calls that compute briefly or wait for long."""
 
 import asyncio
 from collections import Counter
@@ -12,45 +12,44 @@ _COMPUTES_AT_MOST_S = 0.05
 
 
 class Busy(Exception):
-    """Every thread is taken, and stays so."""
+    """No thread has become free in time."""
 
 
 class Threads:
-    """`at_once` calls compute. One that takes longer than 50 ms is thought to wait (for a lock, a
-    service) and lets another one in, until there are `at_most`. The others stand in a queue: those
-    first of whose kind the fewest wait, and in the order in which they came; who can stand `last`
-    after all others. To be used from one event loop."""
+    """Runs up to `computing` calls at the same time. A call that takes longer than 50 ms is assumed
+    to wait (for a lock, a service) and lets another one start, up to `total`. The others queue:
+    first those of whose kind the fewest calls wait, then in the order of arrival; `last` calls
+    come after all others. Used from one event loop."""
 
-    def __init__(self, name: str, *, at_once: int, at_most: int, patience_s: float) -> None:
-        self._pool = ThreadPoolExecutor(at_most, thread_name_prefix=name)
-        self._at_once = at_once
-        self._at_most = at_most
-        self._patience_s = patience_s
+    def __init__(self, name: str, *, computing: int, total: int, timeout_s: float) -> None:
+        self._pool = ThreadPoolExecutor(total, thread_name_prefix=name)
+        self._max_computing = computing
+        self._total = total
+        self._timeout_s = timeout_s
         self._computing: set[object] = set()
         self._running: set[object] = set()
         self._waiting: Counter[str] = Counter()  # by kind
         self._queue: list[tuple[bool, str, asyncio.Future[None]]] = []
 
     async def run(self, call: Callable[[], T], *, kind: str = "", last: bool = False) -> T:
-        """Raises: Busy, where none of `at_most` threads got free for `patience_s`; what the call
-        raises."""
+        """Raises: Busy, if no thread became free within `timeout_s`; what the call raises."""
         turn = await self._turn(kind, last)
         loop = asyncio.get_running_loop()
 
-        def wait() -> None:
+        def count_as_waiting() -> None:
             self._waiting[kind] += 1
             self._end(turn, self._computing)
 
-        timer = loop.call_later(_COMPUTES_AT_MOST_S, wait)
+        timer = loop.call_later(_COMPUTES_AT_MOST_S, count_as_waiting)
 
         def leave() -> None:
             timer.cancel()
             if turn not in self._computing:
                 self._waiting[kind] -= 1
-                self._waiting += Counter()  # forgets kinds of which none waits
+                self._waiting += Counter()  # removes kinds with a count of 0
             self._end(turn, self._computing, self._running)
 
-        # (A thread is free when its call has ended, not when nobody waits for it any more.)
+        # (A thread is free when its call has ended, not when its caller stops waiting.)
         done = self._pool.submit(call)
         done.add_done_callback(lambda _: loop.call_soon_threadsafe(leave))
         return await asyncio.wrap_future(done)
@@ -62,8 +61,8 @@ class Threads:
         self._admit()
         try:
             while not turn.done():
-                await asyncio.wait([turn], timeout=self._patience_s)
-                if not turn.done() and len(self._running) >= self._at_most:
+                await asyncio.wait([turn], timeout=self._timeout_s)
+                if not turn.done() and len(self._running) >= self._total:
                     raise Busy
         except BaseException:
             if place in self._queue:
@@ -81,10 +80,10 @@ class Threads:
         while self._queue:
             first = min(self._queue, key=lambda place: (place[0], self._waiting[place[1]]))
             last, kind, turn = first
-            # One place is kept for who comes next, and is no such.
-            kept = 1 if self._at_once > 1 and (last or self._waiting[kind]) else 0
-            is_free = len(self._computing) < self._at_once - kept
-            if not is_free or len(self._running) >= self._at_most:
+            # `last` calls, and calls of a kind that waits, leave one place free for others.
+            reserved = 1 if self._max_computing > 1 and (last or self._waiting[kind]) else 0
+            is_free = len(self._computing) < self._max_computing - reserved
+            if not is_free or len(self._running) >= self._total:
                 return
             self._queue.remove(first)
             self._computing.add(turn)

@@ -139,7 +139,7 @@ def test_a_body_that_stalls_is_told_so(server, acme_key):
     with send(server, head, b'{"content"') as sent:
         status, told = answer(sent)
     assert (status, told["code"]) == (408, "body_too_slow")
-    assert "nothing came for 5 s" in told["detail"]
+    assert "nothing arrived for 5 s" in told["detail"]
 
 
 def test_a_slow_body_arrives_whole(server, acme_key):
@@ -191,7 +191,7 @@ def test_an_upload_that_stalls_is_told_what_is_stored(server, acme_key):
     sent.sendall(chunk(b'{"external_id":"u"}\n'))
     status, told = answer(sent)
     assert (status, told["code"]) == (400, "unreadable_body")
-    assert "nothing came for 5 s" in told["detail"]
+    assert "nothing arrived for 5 s" in told["detail"]
     assert "Nothing is stored" in told["detail"]
 
 

@@ -1,4 +1,4 @@
-"""From Django's answer to granian's."""
+"""Converts requests and responses between granian (RSGI) and Django (WSGI)."""
 
 import errno
 import os
@@ -17,21 +17,22 @@ from django.http import HttpResponse
 Headers = list[tuple[str, str]]
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-_JOINED_UP_TO = 4 * 1024 * 1024  # a file of the console's
-_AT_ONCE_BYTES = 4096  # what poll() says there is room for
+_MAX_JOINED_BYTES = 4 * 1024 * 1024  # a static file of the console
+_WRITE_BYTES = 4096  # poll() guarantees room for this many
 
 
 @dataclass(slots=True)
-class Answer:
-    """`body` is bytes, or, of what is made while it is sent, parts, to be closed at their end."""
+class ServerResponse:
+    """A response. `body` is bytes, or for a streaming response its parts, to be closed at the
+    end."""
 
     status: int
     headers: Headers
     body: bytes | Iterable[bytes]
 
 
-def environ_of(scope: Any, body: IO[bytes], length: int | None) -> dict[str, Any]:
-    """The request as PEP 3333 has it. `length` in bytes; None: chunked, until the end."""
+def wsgi_environ(scope: Any, body: IO[bytes], length: int | None) -> dict[str, Any]:
+    """The request's WSGI environment (PEP 3333). `length` in bytes; None: chunked."""
     server, _, port = scope.server.rpartition(":")
     client, _, client_port = scope.client.rpartition(":")
     environ = {
@@ -53,11 +54,11 @@ def environ_of(scope: Any, body: IO[bytes], length: int | None) -> dict[str, Any
         "wsgi.run_once": False,
     }
     for name, value in scope.headers.items():
-        if "_" in name:  # it would read like another's
+        if "_" in name:  # it could pass for another header
             continue
         key = f"HTTP_{name.upper().replace('-', '_')}"
-        before = [environ[key]] if key in environ else []
-        environ[key] = ("; " if name == "cookie" else ",").join([*before, value])
+        earlier = [environ[key]] if key in environ else []
+        environ[key] = ("; " if name == "cookie" else ",").join([*earlier, value])
     environ.setdefault("HTTP_HOST", scope.authority or scope.server)
     environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE", "")
     environ.pop("HTTP_CONTENT_LENGTH", None)
@@ -67,9 +68,9 @@ def environ_of(scope: Any, body: IO[bytes], length: int | None) -> dict[str, Any
     return environ
 
 
-def answer_of(application: WSGI, environ: dict[str, Any]) -> Answer:
-    """Calls the application, in the thread at hand."""
-    answer = Answer(500, [], b"")
+def call_wsgi(application: WSGI, environ: dict[str, Any]) -> ServerResponse:
+    """Calls the application in the current thread."""
+    answer = ServerResponse(500, [], b"")
 
     def start_response(status: str, headers: Headers, exc_info: Any = None) -> None:
         answer.status = int(status.split(" ", 1)[0])
@@ -77,21 +78,21 @@ def answer_of(application: WSGI, environ: dict[str, Any]) -> Answer:
 
     parts = application(environ, start_response)
     length = dict(answer.headers).get("content-length")
-    is_made_as_it_goes = getattr(parts, "streaming", False)
-    if is_made_as_it_goes and (length is None or int(length) > _JOINED_UP_TO):
+    is_streaming = getattr(parts, "streaming", False)
+    if is_streaming and (length is None or int(length) > _MAX_JOINED_BYTES):
         answer.body = parts
     else:
-        with closing_of(parts):
+        with closed_after(parts):
             answer.body = b"".join(parts)
     return answer
 
 
-def headers_of(response: HttpResponse) -> Headers:
+def header_list(response: HttpResponse) -> Headers:
     return [(name.lower(), value) for name, value in response.items()]
 
 
 @contextmanager
-def closing_of(parts: Iterable[bytes]) -> Iterator[None]:
+def closed_after(parts: Iterable[bytes]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -101,8 +102,8 @@ def closing_of(parts: Iterable[bytes]) -> Iterator[None]:
 
 
 class Pipe:
-    """A named pipe that granian reads as a file: what it has not sent yet is not made yet, so that
-    an answer of any length costs no memory. (Its stream of an answer has no such back pressure.)"""
+    """A named pipe that granian reads as a file. It gives back pressure, which granian's own
+    streams lack: a response of any length costs no memory."""
 
     def __enter__(self) -> "Pipe":
         self._folder = TemporaryDirectory(prefix="agentmem-")
@@ -115,25 +116,25 @@ class Pipe:
         self._folder.cleanup()
 
     def send(self, parts: Iterable[bytes], *, idle_s: float) -> None:
-        """In the thread at hand. Ends early when the client has gone, or takes nothing for `idle_s`
-        seconds."""
-        gone = suppress(BrokenPipeError, TimeoutError)
-        with closing_of(parts), gone, _opened(self.path, idle_s) as pipe:
+        """Sends in the current thread. Ends early if the client disconnects, or reads nothing for
+        `idle_s` seconds."""
+        disconnected = suppress(BrokenPipeError, TimeoutError)
+        with closed_after(parts), disconnected, _opened(self.path, idle_s) as pipe:
             writable = select.poll()
             writable.register(pipe, select.POLLOUT)
             for part in parts:
-                left = memoryview(part)
-                while left:
+                rest = memoryview(part)
+                while rest:
                     if not writable.poll(1000 * idle_s):
                         raise TimeoutError
-                    written = os.write(pipe, left[:_AT_ONCE_BYTES])
+                    written = os.write(pipe, rest[:_WRITE_BYTES])
                     self.sent_bytes += written
-                    left = left[written:]
+                    rest = rest[written:]
 
 
 @contextmanager
 def _opened(path: str, within_s: float) -> Iterator[int]:
-    """For writing, once its reader is there. Raises: TimeoutError."""
+    """Opens the pipe for writing as soon as it has a reader. Raises: TimeoutError."""
     deadline = time.monotonic() + within_s
     while True:
         try:
