@@ -3,7 +3,7 @@ committed batches stay, whatever happens to the rest."""
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from tempfile import TemporaryFile
@@ -140,7 +140,8 @@ class BulkQuery(Query):
     null = Several(
         required=False,
         allow_blank=True,
-        help_text="Words, with commas between them: a cell of CSV that is one of them is empty.",
+        help_text="Words, with commas between them: a cell of CSV that is one of them is empty. "
+        "`usual`: NULL, None, NaN, NA and the like.",
     )
     map = Several(
         required=False,
@@ -402,7 +403,10 @@ def _worded(text: str) -> str:
     return reworded(text, _PARAMETERS)
 
 
-def load_refusal(stopped: LoadStopped, *, shows_counts: bool = True) -> LoadRefusal:
+def load_refusal(
+    stopped: LoadStopped, *, shows_counts: bool = True, says: Callable[[str], str] = _worded
+) -> LoadRefusal:
+    """`says` replaces the command's options in a message by those of the caller."""
     report = stopped.report
     committed = (
         f"Lines up to {report.last_line:,} are committed."
@@ -412,15 +416,15 @@ def load_refusal(stopped: LoadStopped, *, shows_counts: bool = True) -> LoadRefu
     members: dict[str, Any] = {"report": report_fields(report, shows_counts=shows_counts)}
     match stopped:
         case BadLine(error=LineError() as error):
-            message = _worded(error.message)
+            message = says(error.message)
             problem = {"field": error.field, "code": error.code, "message": message}
             members |= {"line": error.line, "byte_offset": error.offset}
-            detail = f"{_worded(str(stopped))}. {committed} Correct the line and send it all again."
+            detail = f"{says(str(stopped))}. {committed} Correct the line and send it all again."
             return LoadRefusal(422, error.code, detail, problems=[problem], members=members)
         case BadLine():
             return LoadRefusal(422, "too_many_rejects", f"{stopped} {committed}", members=members)
         case Unreadable():
-            detail = f"{_worded(str(stopped))} {committed}"
+            detail = f"{says(str(stopped))} {committed}"
             return LoadRefusal(400, "unreadable_body", detail, members=members)
         case LoadStopped() if (outage := outage_of(stopped.__cause__)) in (DISK_FULL, READ_ONLY):
             logger.warning("A load stopped: %s", outage.message)

@@ -27,6 +27,7 @@ LIST = "list"  # of texts: JSON, PostgreSQL's array, or with commas between them
 ROW_NUMBER = "row number"  # of no field
 NOTHING = "nothing"  # of no field, and empty
 
+USUAL = "usual"  # of --null: all words that programs print for nothing
 DEFAULT_NULLS = frozenset({"", "\\N"})
 # Words that programs print for nothing.
 _NULL_WORDS = frozenset(
@@ -228,10 +229,13 @@ class Cells:
     """The values of cells, by the kind of their column. All raise LineError."""
 
     def __init__(self, options: ReadOptions) -> None:
-        self._nulls = DEFAULT_NULLS | (options.nulls or frozenset())
-        self._given_nulls = options.nulls or frozenset()
-        # Whoever says which words are nothing has decided about the others.
-        self._doubts_words = options.nulls is None
+        given = options.nulls or frozenset()
+        if USUAL in given:
+            given = (given - {USUAL}) | _NULL_PRINTED
+        self._nulls = DEFAULT_NULLS | given
+        self._given_nulls = given
+        # (--null '': that, and no other word.)
+        self._doubts_words = "" not in given
         self._notices = options.notices
 
     def value(self, cell: str, column: Column) -> Any:
@@ -283,7 +287,7 @@ class Cells:
             "null_word",
             column.name,
             f"The word {cell.strip()} likely stands for nothing; --null {cell.strip()} reads it "
-            "so; --null '' keeps such words as they are",
+            f"so, --null {USUAL} all such words; --null '' keeps them as they are",
         )
 
     @staticmethod

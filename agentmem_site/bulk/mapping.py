@@ -145,6 +145,6 @@ def _constants(options: ReadOptions) -> list[tuple[Path, msgspec.Raw]]:
 def _constant(text: str, path: Path, fields: Mapping[str, str] | None) -> Any:
     kind = (fields or {}).get(path[0], TEXT) if len(path) == 1 else TEXT
     # (Nothing is doubted of what somebody has written by hand.)
-    cells = Cells(ReadOptions(nulls=frozenset()))
+    cells = Cells(ReadOptions(nulls=frozenset({""})))
     value = cells.value(text, Column(path[0], 0, kind, path))
     return None if value is ABSENT else value

@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from unfold.widgets import (
     UnfoldAdminFileFieldWidget,
     UnfoldAdminSelectWidget,
+    UnfoldAdminTextInputWidget,
     UnfoldBooleanSwitchWidget,
 )
 
@@ -20,13 +21,15 @@ from accounts.roles import permission
 from agentmem_site.api.bulk import SCOPED_BY, load_refusal
 from agentmem_site.bulk import LoadOptions, LoadReport, LoadStopped
 from agentmem_site.bulk.readers import UnreadableFile, read_options, source_of
+from agentmem_site.bulk.reading import BadOption
 from agentmem_site.bulk.rejects import as_json
+from agentmem_site.bulk.times import zone_of
 from agentmem_site.bulk.wording import reworded
 from agentmem_site.services.loads import RESOURCES, run_load
 from memories.models import Memory
 
 SHOWN_REJECTS = 100
-FILES = ".jsonl,.ndjson,.json,.csv,.parquet,.gz,.zst"
+FILES = ".jsonl,.ndjson,.json,.csv,.tsv,.txt,.parquet,.gz,.zst"
 _COUNTS = {
     "read": "Lines",
     "inserted": "Inserted",
@@ -38,11 +41,18 @@ _COUNTS = {
 }
 
 
+def _zone(name: str) -> None:
+    try:
+        zone_of(name)
+    except ValueError as error:
+        raise forms.ValidationError(str(error)) from error
+
+
 class UploadForm(forms.Form):
     resource = forms.ChoiceField(label="What the file holds", widget=UnfoldAdminSelectWidget)
     file = forms.FileField(
-        help_text="JSON lines, CSV or Parquet; also packed with gzip or zstd. A line is a whole "
-        "row: what it leaves out takes its default.",
+        help_text="JSON, CSV or Parquet; also packed with gzip or zstd. A line is a whole row: "
+        "what it leaves out takes its default.",
         widget=UnfoldAdminFileFieldWidget(attrs={"accept": FILES}),
     )
     on_error = forms.ChoiceField(
@@ -50,11 +60,101 @@ class UploadForm(forms.Form):
         choices=[("skip", "is left out, and the load goes on"), ("stop", "ends the load")],
         widget=UnfoldAdminSelectWidget,
     )
+    preserve_timestamps = forms.BooleanField(
+        label="Keep the times of the file, where it has them",
+        required=False,
+        initial=True,
+        widget=UnfoldBooleanSwitchWidget,
+    )
     dry_run = forms.BooleanField(
         label="Only try it: nothing is stored",
         required=False,
         widget=UnfoldBooleanSwitchWidget,
     )
+    timezone = forms.CharField(
+        label="Time zone",
+        required=False,
+        help_text="Of times that name none, like Europe/Berlin.",
+        validators=[_zone],
+        widget=UnfoldAdminTextInputWidget,
+    )
+    date_order = forms.ChoiceField(
+        label="01/02/2026 is",
+        required=False,
+        choices=[("", "refused"), ("dmy", "the first of February"), ("mdy", "January 2")],
+        widget=UnfoldAdminSelectWidget,
+    )
+    encoding = forms.CharField(
+        label="Encoding",
+        required=False,
+        help_text="Of a text that is not UTF-8, like cp1252.",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    null = forms.CharField(
+        label="Words for nothing",
+        required=False,
+        help_text="Cells of CSV that are empty, with commas between them: NULL, None.",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    map = forms.CharField(
+        label="Other names",
+        required=False,
+        help_text="memory=content, user.id=user_id: columns or JSON keys, and what they are here. "
+        "notes= leaves one out.",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    set = forms.CharField(
+        label="The same in all rows",
+        required=False,
+        help_text="user_id=ann, with commas between several.",
+        widget=UnfoldAdminTextInputWidget,
+    )
+    ignore_unknown = forms.BooleanField(
+        label="Leave out columns and keys that nobody knows",
+        required=False,
+        widget=UnfoldBooleanSwitchWidget,
+    )
+
+    def usual(self) -> list[forms.BoundField]:
+        return [field for field in self if field.name not in _RARE]
+
+    def rare(self) -> list[forms.BoundField]:
+        return [field for field in self if field.name in _RARE]
+
+    def is_rare_used(self) -> bool:
+        return any(field.value() for field in self.rare())
+
+    def clean(self) -> dict[str, Any]:
+        chosen = super().clean() or {}
+        if "resource" in chosen:
+            try:
+                chosen["reading"] = read_options(
+                    RESOURCES[chosen["resource"]],
+                    encoding=chosen.get("encoding", ""),
+                    nulls=_several(chosen.get("null", "")) or None,
+                    maps=_several(chosen.get("map", "")),
+                    sets=_several(chosen.get("set", "")),
+                    ignore_unknown=chosen.get("ignore_unknown", False),
+                )
+            except BadOption as error:
+                self.add_error(error.option, _worded(str(error)))
+        return chosen
+
+
+def _several(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _worded(text: str) -> str:
+    return reworded(text, _LABELS)
+
+
+_RARE = ("timezone", "date_order", "encoding", "null", "map", "set", "ignore_unknown")
+# The command's options by the labels that they have here.
+_LABELS = {
+    name.replace("_", "-"): f"“{UploadForm.base_fields[name].label}”"
+    for name in (*_RARE, "preserve_timestamps")
+}
 
 
 def upload_form(site: AdminSite, request: HttpRequest) -> UploadForm:
@@ -78,9 +178,15 @@ def upload_form(site: AdminSite, request: HttpRequest) -> UploadForm:
 def load_upload(request: HttpRequest, form: UploadForm) -> dict[str, Any]:
     """What the page shows of the load. Called outside any context: the loader enters it."""
     chosen = form.cleaned_data
-    options = LoadOptions(skips_bad=chosen["on_error"] == "skip", dry_run=chosen["dry_run"])
-    resource, file = chosen["resource"], chosen["file"]
-    reading = read_options(RESOURCES[resource])
+    options = LoadOptions(
+        skips_bad=chosen["on_error"] == "skip",
+        dry_run=chosen["dry_run"],
+        preserve_timestamps=chosen["preserve_timestamps"],
+        timezone=chosen["timezone"],
+        date_order=chosen["date_order"],
+        ignore_unknown=chosen["ignore_unknown"],
+    )
+    resource, file, reading = chosen["resource"], chosen["file"], chosen["reading"]
     try:
         with source_of(file, name=file.name, size=file.size, options=reading) as source:
             report = run_load(
@@ -92,22 +198,24 @@ def load_upload(request: HttpRequest, form: UploadForm) -> dict[str, Any]:
                 notices=source.notices,
             )
     except UnreadableFile as error:
-        return {"stopped": str(error)}
+        return {"stopped": _worded(str(error))}
     except LoadStopped as stopped:
-        return {"stopped": str(load_refusal(stopped).detail), **_shown(stopped.report)}
+        detail = load_refusal(stopped, says=_worded).detail
+        return {"stopped": str(detail), **_shown(stopped.report)}
     return _shown(report)
 
 
 def _shown(report: LoadReport) -> dict[str, Any]:
     told = report.as_dict()
-    lines = b"".join(json.dumps(as_json(reject)).encode() + b"\n" for reject in report.rejects)
+    rejects = [{**as_json(error), "message": _worded(error.message)} for error in report.rejects]
+    lines = b"".join(json.dumps(reject).encode() + b"\n" for reject in rejects)
     rows = [(report.resource, told), *((name, told[name]) for name in report.children)]
     return {
         "report": report,
         "headings": _COUNTS.values(),
         "rows": [(name, [counts.get(key, "") for key in _COUNTS]) for name, counts in rows],
-        "notices": [reworded(notice, {}) for notice in report.notices],
-        "rejects": report.rejects[:SHOWN_REJECTS],
+        "notices": [_worded(notice) for notice in report.notices],
+        "rejects": rejects[:SHOWN_REJECTS],
         "kept_rejects": len(report.rejects),
         "rejects_url": "data:application/x-ndjson;base64," + base64.b64encode(lines).decode(),
     }

@@ -173,8 +173,9 @@ def _add_reading(group: Any) -> None:
         "--null",
         action="append",
         metavar="WORD",
-        help="a cell of this word is empty, as empty cells and \\N are; repeatable. Without it, "
-        "a word such as NULL where a name belongs is a bad line",
+        help="a cell of this word is empty, as empty cells and \\N are; repeatable; `usual` is "
+        "NULL, None, NaN, NA and the like. A word of these that is not named is a bad line where "
+        "a key belongs; --null '' takes them for keys",
     )
     group.add_argument(
         "--map",

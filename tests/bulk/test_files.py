@@ -383,13 +383,13 @@ def test_words_for_nothing_are_those_that_are_named(tmp_path):
         {"external_id": "d2", "content": "Two", "speaker": "None"},
         {"external_id": "d3", "content": "Three", "speaker": "x"},
     ]
-    assert notices == []
-    given, notices = read(tmp_path, text.replace("NULL", ""), name="n.csv")
-    assert [row.get("speaker") for _, row, _ in given] == [None, "None", "x"]
     assert notices == [
         "speaker: the word None is kept as text; --null None reads such cells as empty."
     ]
     assert rows(tmp_path, text, name="n.csv", nulls=[""])[0]["user_id"] == "NULL"
+    assert rows(tmp_path, text, name="n.csv", nulls=["None"])[0] == "null_word"
+    usual = rows(tmp_path, text, name="n.csv", nulls=["usual"])
+    assert [row.keys() - {"external_id", "content"} for row in usual] == [set(), set(), {"speaker"}]
 
 
 @pytest.mark.parametrize(

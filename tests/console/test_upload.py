@@ -88,6 +88,47 @@ def test_a_file_that_is_none_is_refused_in_words(console):
     assert "file is empty" in upload(console, b"").content.decode()
 
 
+def test_a_spreadsheets_file_is_read_as_the_form_says(console, acme):
+    text = "External ID;Full name;Since\nu1;Köln;01/02/2026\nu2;NULL;\n".encode("cp1252")
+    page = upload(console, text, name="people.csv")
+    told = page.content.decode()
+    assert "“Other names”" in told
+    assert "Full name" in told
+    assert "--" not in page.context["stopped"]
+    page = upload(
+        console,
+        text,
+        name="people.csv",
+        encoding="cp1252",
+        map="Full name=name, Since=created_at",
+        null="NULL",
+        timezone="Europe/Berlin",
+        date_order="dmy",
+        preserve_timestamps="on",
+        set="status=inactive",
+    )
+    assert page.context["report"].counts.inserted == 2
+    assert "External ID" in page.content.decode()
+    with tenant(acme):
+        ann = User.objects.for_organization(acme).get(external_id="u1")
+    assert (ann.name, ann.status) == ("Köln", "inactive")
+    assert ann.created_at.isoformat() == "2026-01-31T23:00:00+00:00"
+
+
+def test_an_option_that_cannot_be_had_is_told_at_its_field(console):
+    rows = [{"external_id": "u1"}]
+    errors = upload(console, rows, map="x=nmae", timezone="Mars").context["form"].errors
+    assert "there is no field 'nmae' (do you mean name?)" in errors["map"][0]
+    assert "There is no time zone 'Mars'" in errors["timezone"][0]
+
+
+def test_times_that_are_not_kept_are_told_by_the_forms_own_words(console):
+    rows = [{"external_id": "u1", "created_at": "2026-01-31T10:00:00Z"}]
+    told = upload(console, rows).content.decode()
+    assert "“Keep the times of the file, where it has them” keeps it." in told
+    assert "not kept" not in upload(console, rows, preserve_timestamps="on").content.decode()
+
+
 def test_a_stranger_is_sent_to_the_sign_in_page(client, db):
     assert upload(client, []).url.startswith(reverse("admin:login"))
 
