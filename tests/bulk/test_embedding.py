@@ -30,8 +30,8 @@ def rows(count, **over):
 
 def states(acme):
     with tenant(acme):
-        found = Memory.objects.for_organization(acme).order_by("external_id")
-        return list(found.values_list("external_id", "embedding_state", "embedding_model"))
+        memories = Memory.objects.for_organization(acme).order_by("external_id")
+        return list(memories.values_list("external_id", "embedding_state", "embedding_model"))
 
 
 def test_a_small_load_is_embedded_with_it(acme, tmp_path, encoder):
@@ -83,11 +83,11 @@ def test_changed_content_is_embedded_and_indexed_again(acme, tmp_path, encoder):
 
     def after(**load_options):
         with tenant(acme):
-            found = Memory.objects.for_organization(acme)
-            found.update(**worked)
+            memories = Memory.objects.for_organization(acme)
+            memories.update(**worked)
         load(tmp_path, "memories", **load_options)
         with tenant(acme):
-            return found.values_list("embedding_state", *worked)[0]
+            return memories.values_list("embedding_state", *worked)[0]
 
     same_words = [{**rows(1)[0], "importance": 1}]
     assert after(rows=same_words) == ("ready", *worked.values())
@@ -130,8 +130,8 @@ def test_loaded_memories_are_indexed_in_the_organizations_language(acme, tmp_pat
         acme.save()
     load(tmp_path, "memories", rows(2))
     with tenant(acme):
-        found = Memory.objects.for_organization(acme).values_list("language", flat=True)
-        assert list(found) == ["german", "german"]
+        memories = Memory.objects.for_organization(acme).values_list("language", flat=True)
+        assert list(memories) == ["german", "german"]
 
 
 def test_embed_is_for_memories(acme, tmp_path):

@@ -230,9 +230,9 @@ def test_deleted_rows_and_rows_below_them_are_exported_only_on_request(acme, tmp
     assert (full["sessions.jsonl"]["runs"], live["sessions.jsonl"]["runs"]) == (5, 0)
     empty(acme)
     restore(tmp_path / "live")
-    said = {m["text"]: m for m in table(acme, Message)}
+    by_text = {m["text"]: m for m in table(acme, Message)}
     assert len(table(acme, Message)) == 2  # not the one of the deleted session
-    assert {m["user_id"] for m in said.values()} != {str(user.pk)}
+    assert {m["user_id"] for m in by_text.values()} != {str(user.pk)}
     assert table(acme, User)[0]["is_deleted"] is False
     empty(acme)
     restore(tmp_path / "full")
@@ -328,12 +328,12 @@ def test_an_import_names_users_erased_since_the_export(acme, tmp_path):
     call_command(
         "erase_user", user.external_id, organization="acme", yes=True, stdout=io.StringIO()
     )
-    told = io.StringIO()
+    stderr = io.StringIO()
     call_command(
-        "import_organization", "acme", str(tmp_path / "out"), stdout=io.StringIO(), stderr=told
+        "import_organization", "acme", str(tmp_path / "out"), stdout=io.StringIO(), stderr=stderr
     )
-    assert told.getvalue().startswith("This import restored users who had been erased")
-    assert told.getvalue().endswith(f"again: {user.pk}\n")
+    assert stderr.getvalue().startswith("This import restored users who had been erased")
+    assert stderr.getvalue().endswith(f"again: {user.pk}\n")
 
 
 @pytest.mark.parametrize(
@@ -371,9 +371,9 @@ def test_rows_changed_since_the_export_are_restored_and_counted(acme, tmp_path):
         first = Run.objects.for_organization(acme).filter(session=session, position=0)
         runs.purge(first, **by)
     reports = restore(tmp_path / "out")
-    told = {name: (r["inserted"], r["updated"], r["deleted"]) for name, r in reports.items()}
-    assert told["agents"] == (0, 1, 0)
-    assert told["memories"] == (0, 1, 1)  # rows in the trash stay there
+    counts = {name: (r["inserted"], r["updated"], r["deleted"]) for name, r in reports.items()}
+    assert counts["agents"] == (0, 1, 0)
+    assert counts["memories"] == (0, 1, 1)  # rows in the trash stay there
     assert reports["sessions"]["runs"]["inserted"] == 1
     after = everything(acme)
     assert [m for m in after["Memory"] if not m["is_deleted"]] == [

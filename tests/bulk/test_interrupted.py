@@ -35,10 +35,10 @@ def test_a_load_starts_its_killed_server_again(installation, file):
     with begin(installation, "server", file) as loading:
         await_rows(installation, "server", 1000)
         os.kill(installation.postmaster(), signal.SIGKILL)
-        said, complained = loading.communicate(timeout=90)
-    assert loading.returncode == 0, complained
-    assert "Traceback" not in complained
-    report = json.loads(said)
+        output, errors = loading.communicate(timeout=90)
+    assert loading.returncode == 0, errors
+    assert "Traceback" not in errors
+    report = json.loads(output)
     assert (report["read"], report["inserted"]) == (ROWS, ROWS)
     assert report["retries"] >= 1
     assert count_rows(installation, "server") == ROWS
@@ -50,20 +50,20 @@ def test_a_stopped_load_resumes(installation, file, name, code):
     with begin(installation, name.lower(), file) as loading:
         await_rows(installation, name.lower(), 1000)
         loading.send_signal(signal.Signals[name])
-        _, complained = loading.communicate(timeout=60)
-    assert loading.returncode == code, complained
-    assert "Traceback" not in complained
+        _, errors = loading.communicate(timeout=60)
+    assert loading.returncode == code, errors
+    assert "Traceback" not in errors
     if name != "SIGKILL":
-        assert "the completed batches are committed" in complained
-        assert f"bulk_upsert sessions {file}" in complained
+        assert "the completed batches are committed" in errors
+        assert f"bulk_upsert sessions {file}" in errors
     stored = count_rows(installation, name.lower())
     assert 1000 <= stored < ROWS
     assert stored % 500 == 0  # whole batches
 
     with begin(installation, name.lower(), file) as again:
-        said, complained = again.communicate(timeout=90)
-    assert f"Resuming after line {stored:,}" in complained
-    report = json.loads(said)  # of both
+        output, errors = again.communicate(timeout=90)
+    assert f"Resuming after line {stored:,}" in errors
+    report = json.loads(output)  # of both
     assert (report["read"], report["inserted"], report["unchanged"]) == (ROWS, ROWS, 0)
     assert report["batches"] == ROWS / 500
     assert count_rows(installation, name.lower()) == ROWS
@@ -78,11 +78,11 @@ def test_a_commit_in_doubt_is_done_once(installation, file):
         with begin(
             installation, "answer", file, "--no-resume", env=installation.environment
         ) as loading:
-            said, complained = loading.communicate(timeout=90)
-        assert loading.returncode == 0, complained
+            output, errors = loading.communicate(timeout=90)
+        assert loading.returncode == 0, errors
         assert installation.proxy.commits > began + 6
         assert installation.proxy.trap.is_sprung
-        report = json.loads(said)
+        report = json.loads(output)
         assert report["read"] == report["inserted"] + report["unchanged"] == ROWS
         assert report["batches"] == ROWS / 500
     assert count_rows(installation, "answer") == ROWS
@@ -96,10 +96,10 @@ def test_references_of_a_lost_commit_are_created_again(installation, tmp_path):
         file.write_text(f'{{"session_id": "s-{number}", "user_id": "user-{number}"}}\n')
         installation.proxy.trap = Trap("commit", number, "before", installation.proxy.drop)
         with begin(installation, "made", file, env=installation.environment) as loading:
-            said, complained = loading.communicate(timeout=60)
-        assert loading.returncode in (0, 75), complained
+            output, errors = loading.communicate(timeout=60)
+        assert loading.returncode in (0, 75), errors
         if loading.returncode == 0:
-            assert json.loads(said)["inserted"] == 1
+            assert json.loads(output)["inserted"] == 1
     assert count_rows(installation, "made") >= 4
 
 
@@ -120,11 +120,11 @@ def test_a_reject_is_written_once_when_its_batch_is_retried(installation, tmp_pa
         half.write('{"line": 4, "byte')  # as after a full disk
 
     with begin(*command, env=installation.environment) as again:
-        said, complained = again.communicate(timeout=60)
-    assert again.returncode == 3, complained
+        output, errors = again.communicate(timeout=60)
+    assert again.returncode == 3, errors
     named = [json.loads(line)["line"] for line in rejects.read_text().splitlines()]
     assert sorted(named) == [n + 1 for n in range(3000) if n % 3]
-    assert json.loads(said)["rejected"] == len(named)
+    assert json.loads(output)["rejected"] == len(named)
 
 
 @pytest.mark.slow
@@ -136,9 +136,9 @@ def test_a_second_load_of_the_same_job_is_refused(installation, file):
             first.stdin.flush()
         await_rows(installation, "twice", 500)
         with begin(installation, "twice", str(file), "--job=nightly") as second:
-            _, complained = second.communicate(timeout=60)
-        assert second.returncode == 75, complained
-        assert "Another process is loading the job 'nightly'" in complained
+            _, errors = second.communicate(timeout=60)
+        assert second.returncode == 75, errors
+        assert "Another process is loading the job 'nightly'" in errors
         first.communicate()
     assert first.returncode == 0
     assert count_rows(installation, "twice") == 600

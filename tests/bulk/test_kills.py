@@ -1,4 +1,4 @@
-"""Whatever is killed, and whenever: nothing is lost, nothing is doubled, nothing is told wrong.
+"""Whatever is killed, and whenever: nothing is lost, nothing is doubled, all reports are right.
 
 Source: RELIABILITY.md 4; the harness is tests/bulk/kills.
 """
@@ -27,8 +27,8 @@ def test_loads_survive_a_thousand_kills(installation):
 
 
 def assert_survived(installation, *, kills, seed, without=()):
-    said = []
-    run = Run(installation, seed=seed, say=said.append, most_faults=5, without=without)
+    messages = []
+    run = Run(installation, seed=seed, say=messages.append, most_faults=5, without=without)
     figures = run.until(kills)
     print(figures)  # noqa: T201 - the figures of the run: `pytest -s` shows them
     assert not run.faults, "\n\n".join(run.faults)

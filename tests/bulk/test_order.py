@@ -124,7 +124,7 @@ def test_lists_and_context_show_that_order():
     with tenant(acme):
         session = Session.objects.for_organization(acme).get(session_id="s1")
         agent = Agent.objects.for_organization(acme).get(external_id="barista")
-    told = build_context(
+    context = build_context(
         organization=acme,
         agent=agent,
         query="What was said?",
@@ -133,8 +133,8 @@ def test_lists_and_context_show_that_order():
         memory_limit=0,
         message_limit=200,
     )
-    said = [item.text.split(": ")[1] for item in told.items if item.kind == "message"]
-    assert said == turns(rows)["s1"]
+    texts = [item.text.split(": ")[1] for item in context.items if item.kind == "message"]
+    assert texts == turns(rows)["s1"]
 
 
 @pytest.mark.parametrize("resource", ["users", "sessions", "memories"])
@@ -193,8 +193,8 @@ def test_runs_of_a_session_on_two_lines_keep_their_positions():
         acme = make_organization(f"by-{batch_size}")
         load(acme, rows, "sessions", batch_size=batch_size)
         assert rows_of(acme, Session, "session_id") == ["s", "t"]
-        found = rows_of(acme, Run, "run_id", "content", "position", "created_at")
-        seen.append([(*said, at - found[0][-1]) for *said, at in found])
+        runs = rows_of(acme, Run, "run_id", "content", "position", "created_at")
+        seen.append([(*values, at - runs[0][-1]) for *values, at in runs])
     assert seen[0] == seen[1]
     assert [run for run, *_ in seen[0]] == ["z", "a", "m", "n"]
 
@@ -245,8 +245,8 @@ def test_a_message_that_changes_its_session_waits_for_a_slow_worker(monkeypatch)
     ]
     acme = make_organization("acme")
     load(acme, rows, workers=2, batch_size=2)
-    found = rows_of(acme, Message, "external_id", "session__session_id", "text")
-    assert found[0] == ("m0", other, "last")
+    rows = rows_of(acme, Message, "external_id", "session__session_id", "text")
+    assert rows[0] == ("m0", other, "last")
 
 
 # -- interrupted, halved, retried -----------------------------------------------------------------
@@ -284,9 +284,9 @@ def test_batches_that_are_halved_and_retried_keep_the_order(monkeypatch):
     def fail(self, batch):
         tries.append(len(batch.rows))
         if len(batch.rows) > 5:
-            raise OperationalError("It is said so") from errors.QueryCanceled()
+            raise OperationalError("It is refused") from errors.QueryCanceled()
         if len(tries) % 5 == 0:
-            raise OperationalError("It is said so") from errors.DeadlockDetected()
+            raise OperationalError("It is refused") from errors.DeadlockDetected()
         return write(self, batch)
 
     monkeypatch.setattr(Writer, "write", fail)

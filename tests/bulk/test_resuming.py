@@ -87,9 +87,9 @@ def test_an_interrupted_load_resumes_and_reports_the_whole(acme):
     with pytest.raises(Unreadable) as stopped:
         run(acme, rows, job="nightly", broken_after=7)
     assert (stopped.value.report.read, stopped.value.report.last_line) == (6, 6)
-    begun = []
-    report = run(acme, rows, job="nightly", on_begin=lambda r: begun.append((r.read, r.last_line)))
-    assert begun == [(6, 6)]
+    begins = []
+    report = run(acme, rows, job="nightly", on_begin=lambda r: begins.append((r.read, r.last_line)))
+    assert begins == [(6, 6)]
     assert (report.read, report.read_here, report.resumed_after) == (10, 4, 6)
     assert (report.counts.inserted, report.counts.updated) == (9, 1)
     assert parts(acme) == 0
@@ -192,10 +192,10 @@ def test_a_stopped_load_reports_what_one_of_two_workers_stored(tmp_path):
     here, there = (
         [u for u in users(40) if crc32(u["external_id"].encode()) % 2 == n] for n in (0, 1)
     )
-    with pytest.raises(CommandError) as told:
+    with pytest.raises(CommandError) as stopped:
         load(tmp_path, "users", [*here, {**there[0], "nmae": "x"}], workers=2, batch_size=4)
     assert len(names(acme)) >= 4
-    assert f"{len(names(acme))} lines are committed" in str(told.value)
+    assert f"{len(names(acme))} lines are committed" in str(stopped.value)
 
 
 # -- bad lines ------------------------------------------------------------------------------------
@@ -206,9 +206,9 @@ def test_bad_lines_are_named_in_a_file_and_the_others_stored(acme, tmp_path):
     rows = [*users(4), b"{", {"external_id": "u4", "nmae": "x"}, {"external_id": "u5"}]
     options = {"on_error": "skip", "rejects": rejects, "batch_size": 2}
     for _ in range(2):  # a new load starts a new file
-        with pytest.raises(CommandError, match="2 lines are rejected") as told:
+        with pytest.raises(CommandError, match="2 lines are rejected") as stopped:
             load(tmp_path, "users", rows, **options)
-        assert told.value.returncode == 3
+        assert stopped.value.returncode == 3
         named = [json.loads(line) for line in rejects.read_text().splitlines()]
         assert [(r["line"], r["code"], r["field"]) for r in named] == [
             (5, "malformed_json", ""),
@@ -220,27 +220,27 @@ def test_bad_lines_are_named_in_a_file_and_the_others_stored(acme, tmp_path):
 
 
 def test_without_a_file_the_first_rejects_are_shown(acme, tmp_path):
-    with pytest.raises(CommandError) as told:
+    with pytest.raises(CommandError) as stopped:
         load(tmp_path, "users", [{"external_id": ""}], on_error="skip")
-    assert "line 1: external_id: Expected `str` of length >= 1" in str(told.value)
+    assert "line 1: external_id: Expected `str` of length >= 1" in str(stopped.value)
 
 
 def test_more_rejects_than_allowed_stop_the_load(acme, tmp_path):
     rows = [{"external_id": ""}, *users(3), {"external_id": ""}]
-    with pytest.raises(CommandError, match="More than 1 lines are rejected") as told:
+    with pytest.raises(CommandError, match="More than 1 lines are rejected") as stopped:
         load(tmp_path, "users", rows, on_error="skip", max_rejects=1, batch_size=2)
-    assert told.value.returncode == 65
-    assert "Lines up to 4 are committed" in str(told.value)
+    assert stopped.value.returncode == 65
+    assert "Lines up to 4 are committed" in str(stopped.value)
 
 
 def test_rejects_that_cannot_be_written_stop_the_load_before_its_batch(acme, tmp_path):
-    with pytest.raises(CommandError) as told:
+    with pytest.raises(CommandError) as stopped:
         load(tmp_path, "users", users(1), on_error="skip", rejects=tmp_path / "no" / "file")
-    assert told.value.returncode == 73
+    assert stopped.value.returncode == 73
     full = {"on_error": "skip", "rejects": "/dev/full"}
-    with pytest.raises(CommandError, match="No space left") as told:
+    with pytest.raises(CommandError, match="No space left") as stopped:
         load(tmp_path, "users", [*users(1), {"external_id": ""}], **full)
-    assert told.value.returncode == 73
+    assert stopped.value.returncode == 73
     assert names(acme) == {}
 
 
@@ -257,11 +257,11 @@ def test_a_row_that_only_postgresql_refuses_is_found_and_named(acme, monkeypatch
 
     def refuse(self, batch):
         if any(row.number in (7, 12) for row in batch.rows):
-            raise IntegrityError("It is said so") from errors.CheckViolation()
+            raise IntegrityError("It is refused") from errors.CheckViolation()
         return write(self, batch)
 
     monkeypatch.setattr(Writer, "write", refuse)
-    with pytest.raises(BadLine, match="line 7: It is said so") as stopped:
+    with pytest.raises(BadLine, match="line 7: It is refused") as stopped:
         run(acme, users(16), batch_size=16)
     assert (stopped.value.report.last_line, len(names(acme))) == (6, 6)
     report = run(acme, users(16), batch_size=16, skips_bad=True)
@@ -289,7 +289,7 @@ def failing(monkeypatch):
         def write_or_fail(self, batch):
             tries.append(len(batch.rows))
             if when(len(batch.rows), len(tries)):
-                raise OperationalError("It is said so") from error()
+                raise OperationalError("It is refused") from error()
             return write(self, batch)
 
         monkeypatch.setattr(Writer, "write", write_or_fail)
@@ -423,13 +423,13 @@ def test_a_row_that_cannot_be_restored_is_a_bad_line(acme, tmp_path):
     """A session whose agent is in the trash would be purged with it."""
     load(tmp_path, "sessions", [{"session_id": "s", "agent_id": "a"}])
     with tenant(acme):
-        found = Session.objects.for_organization(acme).filter(session_id="s")
-        sessions.delete(found, organization=acme, actor=TESTER)
+        rows = Session.objects.for_organization(acme).filter(session_id="s")
+        sessions.delete(rows, organization=acme, actor=TESTER)
         agents.delete(Agent.objects.for_organization(acme), organization=acme, actor=TESTER)
     rows = [{"session_id": "t"}, {"session_id": "s"}]
-    with pytest.raises(CommandError, match=r"line 2: .*restore that first") as told:
+    with pytest.raises(CommandError, match=r"line 2: .*restore that first") as stopped:
         load(tmp_path, "sessions", rows, restore=True)
-    assert told.value.returncode == 65
+    assert stopped.value.returncode == 65
     rows[1]["agent_id"] = "a"
     report = load(tmp_path, "sessions", rows, restore=True)
     assert (report["updated"], report["unchanged"], report["deleted"]) == (1, 1, 0)

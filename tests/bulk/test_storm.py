@@ -75,23 +75,23 @@ def storm(installation, slug, *, keys, rounds, batch_size):
     assert sorted(stored.users) == sorted(named(files, "user_id"))
     assert sorted(stored.agents) == sorted(named(files, "agent_id"))
 
-    told = totals(reports)
+    counts = totals(reports)
     for what, kind in (("memories", "memory"), ("messages", "message")):
-        assert told[what, "inserted"] == sum(key[0] == kind for key in stored.rows)
-    assert told["runs", "inserted"] == len(of_sessions)
-    assert told["sessions", "inserted"] <= keys
+        assert counts[what, "inserted"] == sum(key[0] == kind for key in stored.rows)
+    assert counts["runs", "inserted"] == len(of_sessions)
+    assert counts["sessions", "inserted"] <= keys
     versions = stored.versions
-    assert told["memories", "updated"] == sum(versions.values()) - len(versions)
+    assert counts["memories", "updated"] == sum(versions.values()) - len(versions)
     for key, version in versions.items():
         assert stored.histories[stored.lives[key][0]] == (version, version), key
 
 
 def whose(row):
     """The writer of all columns."""
-    told = {row["metadata"].get("writer")}
-    told |= {value.removeprefix("w-") for name in WORDS if (value := row.get(name))}
-    assert len(told) == 1, row
-    return int(told.pop())
+    writers = {row["metadata"].get("writer")}
+    writers |= {value.removeprefix("w-") for name in WORDS if (value := row.get(name))}
+    assert len(writers) == 1, row
+    return int(writers.pop())
 
 
 def lines_of(writer, what, random, keys, rounds):
@@ -171,16 +171,16 @@ def run_at_once(installation, slug, files, batch_size):
         thread.join()
     for command, (_, complained) in zip(commands, ended, strict=True):
         assert command.returncode == 0, complained
-    return [json.loads(said) for said, _ in ended]
+    return [json.loads(output) for output, _ in ended]
 
 
 def totals(reports):
-    told = defaultdict(int)
+    sums = defaultdict(int)
     for report in reports:
         for counts, what in ((report, report["resource"]), (report.get("runs", {}), "runs")):
             for name in ("inserted", "updated"):
-                told[what, name] += counts.get(name, 0)
-    return told
+                sums[what, name] += counts.get(name, 0)
+    return sums
 
 
 def count_deadlocks(installation):

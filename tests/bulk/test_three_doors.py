@@ -81,9 +81,9 @@ MODELS = {"users": [User], "sessions": [Session, Run, User], "memories": [Memory
 def by_command(organization, resource, path):
     out, rejects = io.StringIO(), path.with_name(f"{organization.slug}.rejects")
     options = {"organization": organization.slug, "on_error": "skip", "rejects": rejects}
-    with pytest.raises(CommandError) as told:
+    with pytest.raises(CommandError) as stopped:
         call_command("bulk_upsert", resource, str(path), json=True, stdout=out, **options)
-    assert told.value.returncode == 3
+    assert stopped.value.returncode == 3
     return json.loads(out.getvalue()), [json.loads(x) for x in rejects.read_bytes().splitlines()]
 
 
@@ -108,7 +108,7 @@ def by_page(organization, resource, path):
 DOORS = {"command": by_command, "request": by_request, "page": by_page}
 
 
-def told(report):
+def counted(report):
     return {k: v for k, v in report.items() if k not in ("seconds", "rows_per_second")}
 
 
@@ -124,8 +124,8 @@ def rows(organization, model):
         ):
             names.append(field.name)
     with tenant(organization):
-        found = model.objects.for_organization(organization).values(*names)
-        return sorted(repr(sorted(row.items())) for row in found)
+        values = model.objects.for_organization(organization).values(*names)
+        return sorted(repr(sorted(row.items())) for row in values)
 
 
 @pytest.mark.parametrize("resource", FILES)
@@ -151,7 +151,7 @@ def test_three_doors_write_equal_rows_and_equal_reports(db, tmp_path, resource):
             ).update(is_deleted=True, deleted_at=now())
         report, rejects = door(organization, resource, file)
         seen[name] = (
-            told(report),
+            counted(report),
             rejects,
             [rows(organization, model) for model in MODELS[resource]],
         )

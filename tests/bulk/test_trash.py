@@ -97,11 +97,11 @@ def count(organization, model):
 def test_a_reference_to_a_row_in_the_trash_is_a_bad_line(trash, tmp_path, resource, column):
     model, before = ROWS[resource][0], count(trash, ROWS[resource][0])
     row = line_of(resource, column)
-    with pytest.raises(CommandError) as told:
+    with pytest.raises(CommandError) as stopped:
         load(tmp_path, resource, [row])
-    assert told.value.returncode == 65
+    assert stopped.value.returncode == 65
     expected = f"line 1: {column}: The {LABELS[column]} 'gone' is in the trash: restore it"
-    assert expected in str(told.value)
+    assert expected in str(stopped.value)
     assert count(trash, model) == before
 
 
@@ -131,9 +131,9 @@ def test_each_such_line_is_rejected_and_the_others_are_stored(trash, tmp_path, m
     )
     rows = [{"session_id": f"new{n}", "user_id": "gone" if n % 2 else "ann"} for n in range(40)]
     rejects = tmp_path / "rejects.jsonl"
-    with pytest.raises(CommandError, match="20 lines are rejected") as told:
+    with pytest.raises(CommandError, match="20 lines are rejected") as stopped:
         load(tmp_path, "sessions", rows, on_error="skip", rejects=rejects)
-    assert told.value.returncode == 3
+    assert stopped.value.returncode == 3
     named = [json.loads(line) for line in rejects.read_text().splitlines()]
     assert sorted(reject["line"] for reject in named) == list(range(2, 42, 2))
     assert {(reject["field"], reject["code"]) for reject in named} == {

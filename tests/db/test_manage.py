@@ -29,9 +29,9 @@ def ask(statement: str) -> None:
 
 def test_missing_tables_are_reported_in_one_line(db, monkeypatch):
     for statement in ("SELECT 1 FROM nowhere", "SELECT nothing FROM accounts_organization"):
-        with pytest.raises(SystemExit) as told:
+        with pytest.raises(SystemExit) as exited:
             run(monkeypatch, functools.partial(ask, statement))
-        assert told.value.code == (
+        assert exited.value.code == (
             "Error: The database lacks a table or a column: run `manage.py migrate`."
         )
 
@@ -42,34 +42,34 @@ def test_other_statement_errors_keep_their_traceback(db, monkeypatch):
 
 
 def test_a_missing_database_is_reported_in_one_line(monkeypatch, capsys):
-    def gone() -> None:
+    def fail() -> None:
         raise OperationalError("connection refused") from psycopg.OperationalError()
 
-    with pytest.raises(SystemExit) as told:
-        run(monkeypatch, gone)
-    assert told.value.code == 75
+    with pytest.raises(SystemExit) as exited:
+        run(monkeypatch, fail)
+    assert exited.value.code == 75
     assert capsys.readouterr().err == "Error: No database: connection refused\n"
     with pytest.raises(OperationalError):
-        run(monkeypatch, gone, "--traceback")
+        run(monkeypatch, fail, "--traceback")
 
 
 @pytest.mark.parametrize(
-    ("kind", "cause", "said"),
+    ("kind", "cause", "message"),
     [
         (OperationalError, psycopg.errors.DiskFull, "Error: The server's disk is full: nothing"),
         (InternalError, psycopg.errors.ReadOnlySqlTransaction, "Error: The database is read-only"),
     ],
 )
-def test_a_write_outage_is_reported_in_one_line(kind, cause, said, monkeypatch, capsys):
+def test_a_write_outage_is_reported_in_one_line(kind, cause, message, monkeypatch, capsys):
     def refused() -> None:
         raise kind("refused") from cause()
 
-    with pytest.raises(SystemExit) as told:
+    with pytest.raises(SystemExit) as exited:
         run(monkeypatch, refused)
-    assert told.value.code == 75
-    assert capsys.readouterr().err.startswith(said)
+    assert exited.value.code == 75
+    assert capsys.readouterr().err.startswith(message)
     with (
-        pytest.raises(CommandError, match=said.removeprefix("Error: ")),
+        pytest.raises(CommandError, match=message.removeprefix("Error: ")),
         ending.command_errors("Not done."),
     ):
         refused()

@@ -111,25 +111,25 @@ def test_what_is_an_outage():
 
 
 def test_ready_says_that_the_disk_is_full_and_since_when(client, db, monkeypatch):
-    found = [DISK_FULL]
-    asked = []
-    monkeypatch.setattr(outages, "write_outage", lambda at: asked.append(at) or found[0])
+    outage = [DISK_FULL]
+    probes = []
+    monkeypatch.setattr(outages, "write_outage", lambda at: probes.append(at) or outage[0])
     clock = [100.0]
     monkeypatch.setattr(outages.time, "monotonic", lambda: clock[0])
-    begun = datetime.now(UTC) - timedelta(seconds=1)
+    started = datetime.now(UTC) - timedelta(seconds=1)
     first = client.get("/health/ready")
     assert (first.status_code, first["Retry-After"]) == (503, "60")
     (reason,) = first.json()["reasons"]
     words, since = reason.removesuffix(" UTC.").split(" Seen since ")
     assert words == "The disk is full: nothing can be saved. Make room."
-    assert begun <= datetime.fromisoformat(since + "+00:00") + timedelta(seconds=1)
+    assert started <= datetime.fromisoformat(since + "+00:00") + timedelta(seconds=1)
     clock[0] += 4.9
     client.get("/health/ready")
-    assert len(asked) == 1
+    assert len(probes) == 1
     clock[0] += 5
     assert client.get("/health/ready").json()["reasons"] == [reason]
-    assert len(asked) == 2
-    found[0] = None
+    assert len(probes) == 2
+    outage[0] = None
     clock[0] += 5
     assert client.get("/health/ready").json()["status"] == "ready"
 

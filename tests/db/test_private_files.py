@@ -151,12 +151,12 @@ def test_nothing_else_opens_a_file_to_write():
         "agentmem_site/embedded/files.py",  # pgdata/ of the server's account: 0700 too
         "memories/embeddings/artefacts/build.py",  # builds the encoders' files, for developers
     }
-    found = [
+    writes = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for package in ("agentmem_site", "accounts", "memories", "sessions")
         for path in (ROOT / package).rglob("*.py")
         if str(path.relative_to(ROOT)) not in apart
         for node in writers(ast.parse(path.read_text()))
     ]
-    assert found == []
+    assert writes == []
     assert list(writers(ast.parse("Path('x').open('wb')")))

@@ -115,8 +115,8 @@ def test_logging_only_fatal_errors_is_quiet_too():
 
 def test_a_log_with_data_is_a_warning_only(client, db, monkeypatch, settings):
     settings.DISK_LEAST_BYTES = 0
-    asked = "SELECT 'warning', " + ", ".join(f"'{value}'" for value in quiet.VALUES.values())
-    monkeypatch.setattr(quiet, "CURRENT_SETTINGS", asked)
+    shown = "SELECT 'warning', " + ", ".join(f"'{value}'" for value in quiet.VALUES.values())
+    monkeypatch.setattr(quiet, "CURRENT_SETTINGS", shown)
     response = client.get("/health/ready")
     assert (response.status_code, response.json()["reasons"]) == (200, [])
     (told,) = response.json()["warnings"]

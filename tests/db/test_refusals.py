@@ -66,7 +66,7 @@ WRONG, NOBODY, NOWHERE = {"PASSWORD": SECRET}, {"USER": "nobody"}, {"NAME": "now
 
 
 @pytest.mark.parametrize(
-    ("command", "of_application", "of_owner", "said"),
+    ("command", "of_application", "of_owner", "message"),
     [
         ("sweep", WRONG, {}, "DATABASE_URL: {at} refuses the password of the role"),
         ("serve", NOBODY, {}, "DATABASE_URL: {at} has no role nobody"),
@@ -78,11 +78,11 @@ WRONG, NOBODY, NOWHERE = {"PASSWORD": SECRET}, {"USER": "nobody"}, {"NAME": "now
         ("migrate", NOWHERE, NOWHERE, "DATABASE_OWNER_URL: {at} has no database nowhere"),
     ],
 )
-def test_each_command_says_why(command, of_application, of_owner, said):
+def test_each_command_says_why(command, of_application, of_owner, message):
     ended = run([command], application(**of_application), owner(**of_owner))
     place = connection.settings_dict
     at = f"PostgreSQL at {place['HOST']}, port {place['PORT']},"
-    assert said.format(at=at) in ended.stderr
+    assert message.format(at=at) in ended.stderr
     assert ended.stderr.splitlines()[0].endswith(".") and "Traceback" not in ended.stderr
     assert ended.returncode == (1 if command == "serve" else 75)
     assert SECRET not in ended.stderr + ended.stdout
@@ -94,14 +94,14 @@ def database_without_vectors():
     name = f"{connection.settings_dict['NAME']}_bare"
     place = {**connection.settings_dict["OWNER"], "NAME": connection.settings_dict["NAME"]}
     drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-    with psycopg.connect(**connection_parameters(place), autocommit=True) as asked:
-        asked.execute(drop)
+    with psycopg.connect(**connection_parameters(place), autocommit=True) as superuser:
+        superuser.execute(drop)
         make = sql.SQL("CREATE DATABASE {} TEMPLATE template0")
-        asked.execute(make.format(sql.Identifier(name)))
+        superuser.execute(make.format(sql.Identifier(name)))
         try:
             yield name
         finally:
-            asked.execute(drop)
+            superuser.execute(drop)
 
 
 @pytest.mark.parametrize("command", ["migrate", "serve"])
@@ -116,15 +116,15 @@ def test_a_database_without_pgvector_is_reported(command):
 
 
 @pytest.mark.parametrize(
-    ("version", "available", "said"),
+    ("version", "available", "message"),
     [
         (None, None, "PostgreSQL has no pgvector: install version 0.8 or newer on its machine"),
         (None, "0.8.1", "The database has no pgvector: run"),
         ("0.7.4", "0.8.1", "The database has pgvector 0.7.4, and AgentMem needs 0.8"),
     ],
 )
-def test_what_is_wrong_with_pgvector(version, available, said):
-    assert said in setup._fault_of(version, available)
+def test_what_is_wrong_with_pgvector(version, available, message):
+    assert message in setup._fault_of(version, available)
     assert setup._fault_of("0.10.0", None) is None
 
 
@@ -161,11 +161,11 @@ def test_setup_says_which_sign_in_failed():
     ],
 )
 def test_messages_of_the_server_are_recognized(words, refusal):
-    found = cannot_connect(psycopg.OperationalError(BEFORE + words), PLACE, "X")
-    assert isinstance(found, CannotConnect)
-    assert found.refusal is getattr(refusals, refusal)
-    assert "PostgreSQL at h, port 1," in str(found)
-    assert SECRET not in str(found) and str(found).count("\n") == 0
+    error = cannot_connect(psycopg.OperationalError(BEFORE + words), PLACE, "X")
+    assert isinstance(error, CannotConnect)
+    assert error.refusal is getattr(refusals, refusal)
+    assert "PostgreSQL at h, port 1," in str(error)
+    assert SECRET not in str(error) and str(error).count("\n") == 0
 
 
 def test_the_embedded_server_is_named(settings):
@@ -197,11 +197,11 @@ def test_ready_says_why_without_names(client, monkeypatch):
     raw = psycopg.OperationalError('FATAL:  database "d" does not exist')
     refused = cannot_connect(raw, PLACE, "DATABASE_URL")
 
-    def gone(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise OperationalError(*refused.args) from refused
 
     with monkeypatch.context() as patch:
-        patch.setattr(connection, "cursor", gone)
+        patch.setattr(connection, "cursor", fail)
         answer = client.get("/health/ready")
     assert answer.status_code == 503
     assert answer.json()["reasons"] == ["The server has no database of that name."]
@@ -210,10 +210,10 @@ def test_ready_says_why_without_names(client, monkeypatch):
 def test_the_log_says_why(acme_key, monkeypatch, caplog):
     refused = cannot_connect(psycopg.OperationalError("Connection refused"), PLACE, "X")
 
-    def gone(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise OperationalError(*refused.args) from refused
 
-    monkeypatch.setattr("accounts.api.authentication.authenticate_key", gone)
+    monkeypatch.setattr("accounts.api.authentication.authenticate_key", fail)
     assert client_with(acme_key).get("me").status_code == 503
     assert "(The database cannot be reached)" in caplog.text
 

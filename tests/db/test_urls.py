@@ -74,10 +74,10 @@ EVERY_OPTION = {
 
 def test_every_option_reaches_every_connection():
     query = "&".join(f"{name}={quote(value, safe='')}" for name, value in EVERY_OPTION.items())
-    found = settings_of_url(f"postgres://u:p@h:1/d?{query}", "X")
+    settings = settings_of_url(f"postgres://u:p@h:1/d?{query}", "X")
     place = {"user": "u", "password": "p", "host": "h", "port": "1", "dbname": "d"}
-    assert connection_parameters(found) == EVERY_OPTION | place
-    psql, env = connection.client_class.settings_to_cmd_args_env(found, ["-c", "SELECT 1"])
+    assert connection_parameters(settings) == EVERY_OPTION | place
+    psql, env = connection.client_class.settings_to_cmd_args_env(settings, ["-c", "SELECT 1"])
     del place["password"]
     assert conninfo_to_dict(psql[1]) == EVERY_OPTION | place
     assert (psql[2:], env) == (["-c", "SELECT 1"], {"PGPASSWORD": "p"})

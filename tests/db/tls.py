@@ -31,8 +31,8 @@ def behind_tls(target: str, certificate: Path, key: Path) -> Iterator[int]:
 
         def serve(client: socket.socket) -> None:
             with suppress(OSError), client:
-                while (asked := client.recv(8)) != _SSL_REQUEST:
-                    if not asked:
+                while (request := client.recv(8)) != _SSL_REQUEST:
+                    if not request:
                         return
                     client.sendall(b"N")  # no GSSAPI; unencrypted clients are refused
                 client.sendall(b"S")

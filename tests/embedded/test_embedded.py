@@ -344,12 +344,12 @@ def test_start_waits_for_an_orphaned_backend(server: Server) -> None:
         backend = connection.info.backend_pid
         os.kill(backend, signal.SIGSTOP)  # it cannot see that its server died
         kill_postmaster(server)
-        said: list[str] = []
+        messages: list[str] = []
         timer = threading.Timer(1.0, os.kill, [backend, signal.SIGCONT])
         timer.start()
-        assert server.start(say=said.append) is True
+        assert server.start(say=messages.append) is True
         timer.join()
-    assert "Waiting for the last processes of a killed PostgreSQL to exit" in said
+    assert "Waiting for the last processes of a killed PostgreSQL to exit" in messages
     assert ask(server, "SELECT 1") == 1
 
 
@@ -404,11 +404,11 @@ def test_start_waits_for_recovery_and_says_so(
     server.start()
     kill_postmaster(server)
     frozen = freeze_recovery(server, for_s=1.5)
-    said: list[str] = []
-    assert server.start(say=said.append) is True
+    messages: list[str] = []
+    assert server.start(say=messages.append) is True
     frozen.join()
     # before it, there may be a message about the killed server's last processes
-    assert said[-1].startswith("PostgreSQL is recovering after a crash; ")
+    assert messages[-1].startswith("PostgreSQL is recovering after a crash; ")
     assert ask(server, "SELECT 1") == 1
 
 
@@ -427,11 +427,11 @@ def test_recovery_beyond_the_timeout_is_reported_and_continues(server: Server) -
 def freeze_recovery(server: Server, for_s: float) -> threading.Thread:
     def freeze() -> None:
         deadline = time.monotonic() + 20
-        while (found := server.postmaster.find()) is None:
+        while (process := server.postmaster.find()) is None:
             assert time.monotonic() < deadline
-        os.kill(found[0], signal.SIGSTOP)
+        os.kill(process[0], signal.SIGSTOP)
         time.sleep(for_s)
-        os.kill(found[0], signal.SIGCONT)
+        os.kill(process[0], signal.SIGCONT)
 
     thread = threading.Thread(target=freeze)
     thread.start()
@@ -485,9 +485,9 @@ def test_stop_does_not_wait_for_a_stuck_backend(server: Server) -> None:
     server.start()
     with connect(server) as connection:
         os.kill(connection.info.backend_pid, signal.SIGSTOP)
-        said: list[str] = []
-        assert server.stop(say=said.append, timeout_s=1) is True
-    assert said == ["PostgreSQL did not stop in 1 s: stopping it immediately"]
+        messages: list[str] = []
+        assert server.stop(say=messages.append, timeout_s=1) is True
+    assert messages == ["PostgreSQL did not stop in 1 s: stopping it immediately"]
     assert server.start() is True
 
 
@@ -556,7 +556,7 @@ def test_refuses_a_database_without_its_passwords(server: Server) -> None:
     server.start()
     server.stop()
     secrets = (server.root / "secrets.json").rename(server.root / "elsewhere")
-    with pytest.raises(DataDirectoryRefusal, match=r"secrets.json is gone"):
+    with pytest.raises(DataDirectoryRefusal, match=r"secrets.json is missing"):
         server.start()
     secrets.write_text("{")
     secrets.rename(server.root / "secrets.json")

@@ -1,4 +1,4 @@
-"""The rules of the schema, asked of PostgreSQL's catalog: docs/decisions, SCALE_OUT, RELIABILITY.
+"""The rules of the schema, checked in PostgreSQL's catalog: docs/decisions, SCALE_OUT, RELIABILITY.
 
 Each check takes a cursor and returns its violations, one sentence each that names the table and
 the rule. What has to obey is derived from the models: a later model is checked without a word.
@@ -71,26 +71,26 @@ def _by_table(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]
 
 def planes(cursor: Any, candidates: Iterable[type[models.Model]] | None = None) -> list[str]:
     """Each model of ours has a plane, and holds its organization in an OrganizationKey."""
-    found = []
+    faults = []
     for model in our_models() if candidates is None else candidates:
         label = model._meta.label
         if tenant_key(model) is None and label not in IDENTITY_PLANE:
-            found.append(f"{label} has no OrganizationKey: a data-plane model must have one.")
+            faults.append(f"{label} has no OrganizationKey: a data-plane model must have one.")
         for field in model._meta.local_fields:
             is_reference = isinstance(field, models.ForeignKey)
             if not is_reference or label == "accounts.Member":
                 continue
             target = field.related_model._meta
             if target.db_table == ORGANIZATIONS and not isinstance(field, OrganizationKey):
-                found.append(f"{label}.{field.name} must be an OrganizationKey.")
+                faults.append(f"{label}.{field.name} must be an OrganizationKey.")
             if tenant_key(field.related_model) and not isinstance(field, TenantForeignKey):
-                found.append(f"{label}.{field.name} must be a TenantForeignKey.")
-        found += [
+                faults.append(f"{label}.{field.name} must be a TenantForeignKey.")
+        faults += [
             f"{label}.{field.name} needs an explicit model between: it must carry organization."
             for field in model._meta.local_many_to_many
             if tenant_key(field.remote_field.through) is None
         ]
-    return found
+    return faults
 
 
 # -- tables -------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def planes(cursor: Any, candidates: Iterable[type[models.Model]] | None = None) 
 
 def columns(cursor: Any) -> list[str]:
     """id, organization_id, then plain ones, generated last; the common ones as SPEC says."""
-    found = []
+    faults = []
     of_table = _by_table(
         _fetch(
             cursor,
@@ -115,16 +115,16 @@ def columns(cursor: Any) -> list[str]:
         places = {name: number for number, name, *_ in of_table[table]}
         for name, wanted in COMMON_COLUMNS.items():
             if present.get(name) != wanted:
-                found.append(f"{table}.{name} must be {wanted}, not {present.get(name)}.")
+                faults.append(f"{table}.{name} must be {wanted}, not {present.get(name)}.")
         for name, place in (("id", 1), ("organization_id", 2)):
             if places.get(name) != place:
-                found.append(f"{table}.{name} must be column {place}, not {places.get(name)}.")
+                faults.append(f"{table}.{name} must be column {place}, not {places.get(name)}.")
         generated = [is_generated for *_, is_generated in of_table[table]]
         if generated != sorted(generated):
-            found.append(
+            faults.append(
                 f"{table}: generated columns must be the last: drop and add them in the migration."
             )
-    return found
+    return faults
 
 
 def sequences(cursor: Any) -> list[str]:
@@ -164,7 +164,7 @@ def triggers(cursor: Any) -> list[str]:
 
 def unique_keys(cursor: Any) -> list[str]:
     """PRIMARY KEY (id, organization_id); every other unique index has the organization first."""
-    found = []
+    faults = []
     indexes = _by_table(
         _fetch(
             cursor,
@@ -181,18 +181,18 @@ def unique_keys(cursor: Any) -> list[str]:
     for table in data_plane():
         primary = [names for _, is_primary, names in indexes[table] if is_primary]
         if primary != [["id", "organization_id"]]:
-            found.append(f"{table}: its primary key must be (id, organization_id), not {primary}.")
-        found += [
+            faults.append(f"{table}: its primary key must be (id, organization_id), not {primary}.")
+        faults += [
             f"{table}: the unique index {index} must begin with organization_id, not {names[0]}."
             for index, is_primary, names in indexes[table]
             if not is_primary and names[0] != "organization_id"
         ]
-    return found
+    return faults
 
 
 def references(cursor: Any) -> list[str]:
     """Composite among data-plane tables, immediate, never SET NULL; others to organization only."""
-    found = []
+    faults = []
     made = _by_table(
         _fetch(
             cursor,
@@ -212,32 +212,32 @@ def references(cursor: Any) -> list[str]:
             key = f"{table}: the foreign key {name}"
             if target in inside:
                 if table not in inside:
-                    found.append(f"{key} must not lead into the data plane.")
+                    faults.append(f"{key} must not lead into the data plane.")
                     continue
                 if ours[1:] != ["organization_id"] or theirs != ["id", "organization_id"]:
-                    found.append(f"{key} must be (.., organization_id) -> (id, organization_id).")
+                    faults.append(f"{key} must be (.., organization_id) -> (id, organization_id).")
                 if not deferrable or deferred:
-                    found.append(f"{key} must be DEFERRABLE INITIALLY IMMEDIATE.")
+                    faults.append(f"{key} must be DEFERRABLE INITIALLY IMMEDIATE.")
                 if on_delete not in "ac":
-                    found.append(f"{key} must be NO ACTION or CASCADE on delete.")
+                    faults.append(f"{key} must be NO ACTION or CASCADE on delete.")
             elif table in walled() and (target, ours) != (ORGANIZATIONS, ["organization_id"]):
-                found.append(f"{key} must not lead to the identity plane ({target}).")
+                faults.append(f"{key} must not lead to the identity plane ({target}).")
             if table in walled() and not is_valid:
-                found.append(f"{key} must be valid.")
+                faults.append(f"{key} must be valid.")
     for table, model in walled().items():
         present = {(ours[0], target) for _, target, ours, *_ in made[table]}
-        found += [
+        faults += [
             f"{table}.{field.column} must have its foreign key."
             for field in model._meta.local_fields
             if isinstance(field, OrganizationKey | TenantForeignKey)
             and (field.column, field.related_model._meta.db_table) not in present
         ]
-    return found
+    return faults
 
 
 def index_names(cursor: Any) -> list[str]:
     """Each index is declared in the model."""
-    found = []
+    faults = []
     present = _by_table(
         _fetch(
             cursor,
@@ -250,9 +250,9 @@ def index_names(cursor: Any) -> list[str]:
         unique = {c.name for c in model._meta.constraints if isinstance(c, models.UniqueConstraint)}
         named = {index.name for index in model._meta.indexes} | unique | {f"{table}_pkey"}
         names = {name for (name,) in present[table]}
-        found += [f"{table}: no model names the index {name}." for name in sorted(names - named)]
-        found += [f"{table}: the index {name} is missing." for name in sorted(named - names)]
-    return found
+        faults += [f"{table}: no model names the index {name}." for name in sorted(names - named)]
+        faults += [f"{table}: the index {name} is missing." for name in sorted(named - names)]
+    return faults
 
 
 # -- walls --------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def index_names(cursor: Any) -> list[str]:
 
 def walls(cursor: Any) -> list[str]:
     """Row security is on, not forced, with exactly the policies wanted."""
-    found = []
+    faults = []
     tables = {
         name: rest
         for name, *rest in _fetch(
@@ -280,26 +280,26 @@ def walls(cursor: Any) -> list[str]:
     for table, model in walled().items():
         is_on, is_forced = tables.get(table, (False, False))
         if not is_on:
-            found.append(f"{table}: row-level security must be enabled.")
+            faults.append(f"{table}: row-level security must be enabled.")
         if is_forced:
-            found.append(f"{table}: row-level security must not be forced upon the owner.")
+            faults.append(f"{table}: row-level security must not be forced upon the owner.")
         wanted = [
             (True, "*", [APPLICATION], OF_CONTEXT, None),
             (True, "*", [ADMIN], "true", None),
         ]
         if tenant_key(model) is None:  # rows without an organization may be inserted
             wanted.append((True, "a", [APPLICATION], None, "(organization_id IS NULL)"))
-        found += [
+        faults += [
             f"{table}: the policy {policy} is missing."
             for policy in wanted
             if policy not in policies[table]
         ]
-        found += [
+        faults += [
             f"{table}: the policy {policy} is too much."
             for policy in policies[table]
             if policy not in wanted
         ]
-    return found
+    return faults
 
 
 def owners(cursor: Any) -> list[str]:
@@ -383,7 +383,7 @@ def append_only(cursor: Any) -> list[str]:
 def functions(cursor: Any) -> list[str]:
     """Functions that run as the owner set search_path, and only the application may call them."""
     owner = connection.settings_dict["OWNER"]["USER"]
-    found = []
+    faults = []
     for name, holder, config, is_public, is_granted in _fetch(
         cursor,
         "SELECT p.proname, pg_get_userbyid(p.proowner), coalesce(p.proconfig, '{}'),"
@@ -394,14 +394,14 @@ def functions(cursor: Any) -> list[str]:
         APPLICATION,
     ):
         if holder != owner:
-            found.append(f"{name}() must belong to {owner}, not to {holder}.")
+            faults.append(f"{name}() must belong to {owner}, not to {holder}.")
         if "search_path=pg_catalog, public, pg_temp" not in config:
-            found.append(f"{name}() must pin its search_path, pg_temp last.")
+            faults.append(f"{name}() must pin its search_path, pg_temp last.")
         if is_public:
-            found.append(f"{name}() must not be for PUBLIC.")
+            faults.append(f"{name}() must not be for PUBLIC.")
         if not is_granted:
-            found.append(f"{name}() must be granted to {APPLICATION}.")
-    return found
+            faults.append(f"{name}() must be granted to {APPLICATION}.")
+    return faults
 
 
 CHECKS: list[Callable[[Any], list[str]]] = [

@@ -59,7 +59,7 @@ def make_file(
     known = [key for key in tables.rows if key[0] == stored]
     random.shuffle(known)
     # (Their last lines: a vector that has been set since stays.)
-    said = {key_of(resource, line): line for line in before}
+    last = {key_of(resource, line): line for line in before}
     for _ in range(rows):
         if lines and random.random() < repeats:
             at = random.randrange(len(lines))
@@ -67,7 +67,7 @@ def make_file(
             lines.append(again)
         else:
             key = known.pop() if known and random.random() < 0.5 else None
-            again = random.random() < 0.7 and said.get(key)
+            again = random.random() < 0.7 and last.get(key)
             lines.append(again or make(random, tables, key))
     for line in lines:
         is_bad = random.random() < bad_share

@@ -606,9 +606,9 @@ def _faults_of_versions(ends: list[Row], before: Stored, after: Stored) -> list[
 
 def _faults_of_rejects(file: File, rejects: Path, ended: Ended) -> list[str]:
     lines = [json.loads(line) for line in rejects.read_text().splitlines()]
-    found = [(line["line"], line["byte_offset"]) for line in lines]
+    written = [(line["line"], line["byte_offset"]) for line in lines]
     wanted = sorted(file.bad.items())
-    faults = [] if sorted(found) == wanted else [f"rejects: {sorted(found)}, not {wanted}"]
+    faults = [] if sorted(written) == wanted else [f"rejects: {sorted(written)}, not {wanted}"]
     code = 3 if wanted else 0
     return faults if ended.code == code else [*faults, f"exit code {ended.code}, not {code}"]
 
