@@ -315,7 +315,7 @@ def _json(cell: str, name: str) -> Any:
     except msgspec.DecodeError as error:
         advice = ""
         if re.match(r"\s*[\[{].*'", cell, re.DOTALL):
-            advice = "; this is how Python prints it: write it with json.dumps"
+            advice = "; Python and DuckDB print it so: write it as JSON (json.dumps, to_json)"
         raise LineError("malformed_json", name, f"Expected JSON: {error}{advice}") from error
     except UnicodeEncodeError as error:
         raise LineError("lone_surrogate", name, "Half of a surrogate pair") from error

@@ -5,6 +5,7 @@ The ids of what lines refer to are not known here. Reference columns hold names,
 `Batch.finish` replaces with ids.
 """
 
+import math
 import os
 import re
 import zlib
@@ -21,6 +22,7 @@ import msgspec
 
 from agentmem_site.bulk import binary
 from agentmem_site.bulk.checks import check_line
+from agentmem_site.bulk.columns import NUMBER, kinds_of, nearest
 from agentmem_site.bulk.lines import (
     DIGEST_BYTES,
     START,
@@ -192,7 +194,8 @@ class Encoder:
         self._times = times or Times()
         self._decoder = msgspec.json.Decoder(spec.line)
         # For lines with times that msgspec cannot read. (Created when the first comes.)
-        self._decoder_of_written_times: msgspec.json.Decoder[Any] | None = None
+        self._second_decoder: msgspec.json.Decoder[Any] | None = None
+        self._floats = [name for name, kind in kinds_of(spec.line).items() if kind == NUMBER]
         parent = [spec.parent_column] if spec.parent_column else []
         stamps = ["created_at", "updated_at"] if keeps_time else []
         line_hash = [LINE_HASH] if keeps_line_hash else []
@@ -352,16 +355,22 @@ class Encoder:
             try:
                 return self._decoder.decode(line)
             except msgspec.ValidationError:
-                return self._decode_written_times(line)
+                return self._decode_again(line)
         except msgspec.ValidationError as error:
             raise _named(error, self.spec) from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise LineError("malformed_json", "", str(error)) from error
 
-    def _decode_written_times(self, line: bytes) -> Any:
-        if self._decoder_of_written_times is None:
-            self._decoder_of_written_times = msgspec.json.Decoder(with_written_times(self.spec))
-        return self._decoder_of_written_times.decode(line)
+    def _decode_again(self, line: bytes) -> Any:
+        """A line whose times msgspec does not read, or whose numbers are in quotes."""
+        if self._second_decoder is None:
+            lax = with_written_times(self.spec)
+            self._second_decoder = msgspec.json.Decoder(lax, strict=False)
+        decoded = self._second_decoder.decode(line)
+        for name in self._floats:  # ("nan" is one in quotes)
+            if (value := getattr(decoded, name)) is not None and not math.isfinite(value):
+                raise LineError("not_finite", name, "NaN and Infinity are not JSON")
+        return decoded
 
     def _parts(self, line: Any, row_id: bytes, created_at: bytes, *parent: bytes) -> list[Any]:
         """The header and the encoded columns; references stay names. Raises: LineError."""
@@ -520,9 +529,11 @@ def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:
         return LineError(cause.code, field_name, cause.message)
     if quoted and message.startswith("Object contains unknown field"):
         place = f"{path}." if path else ""
-        allowed = ", ".join(_allowed(spec, path))
+        fields = list(_allowed(spec, path))
+        close = nearest(quoted[1], fields)
+        meant, allowed = f" (do you mean {close}?)" if close else "", ", ".join(fields)
         return LineError(
-            "unknown_field", echoed(place + quoted[1]), f"Unknown field; allowed: {allowed}"
+            "unknown_field", echoed(place + quoted[1]), f"Unknown field{meant}; allowed: {allowed}"
         )
     if quoted and message.startswith("Object missing required field"):
         place = f"{path}." if path else ""

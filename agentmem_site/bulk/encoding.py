@@ -156,7 +156,7 @@ def likely(text: bytes) -> str:
     if text.count(b"\0") * 4 > len(text):
         return "utf-16"
     runs = re.findall(rb"[\x80-\xff]+", text)
-    if sum(map(len, runs)) < 2 * len(runs):  # accents, alone between ASCII letters
+    if sum(map(len, runs)) < 3 * len(runs):  # accents, one or two between ASCII letters
         return _WESTERN
     for encoding, ranges in _SCRIPTS:
         try:

@@ -147,7 +147,7 @@ TABLE = [
         b'{"external_id": "u", "nmae": "Ann"}',
         "unknown_field",
         "nmae",
-        "Unknown field; allowed: external_id, name, email",
+        "Unknown field (do you mean name?); allowed: external_id, name, email",
     ),
     (
         "users",

@@ -22,6 +22,7 @@ from agentmem_site.bulk.readers import UnreadableFile, open_source, read_options
 from agentmem_site.bulk.reading import BadOption
 from agentmem_site.bulk.spec import LineError
 from memories.bulk import BLOCKS, MEMORIES, TOOLS
+from memories.models import Block
 from sessions.bulk import SESSIONS
 from tests.bulk.loading import load_file
 
@@ -227,6 +228,7 @@ def test_places_are_right_in_a_large_file_of_another_encoding(tmp_path):
     ("text", "encoding"),
     [
         ("w1,Café au lait", "cp1252"),
+        ("w1,Grüße", "cp1252"),
         ("Grüße aus Köln „gut“", "cp1252"),
         ("w1,Привет, мир", "cp1251"),
         ("w1,こんにちは世界", "shift_jis"),
@@ -359,7 +361,7 @@ def test_a_whole_number_with_a_point_is_whole(tmp_path):
         ("content;importance\nx;0,5\n", "invalid_value", "written with a point, like 0.5"),
         ("content;importance\nx;1.234,5\n", "invalid_value", "like 1234.5"),
         ("content,importance\nx,high\n", "invalid_value", "A number is needed, and 'high' is"),
-        ("content,metadata\nx,\"{'a': 1}\"\n", "malformed_json", "write it with json.dumps"),
+        ("content,metadata\nx,\"{'a': 1}\"\n", "malformed_json", "write it as JSON (json.dumps"),
         ("content,user_id\nx,NULL\n", "null_word", "--null NULL reads it so"),
         ("content,user_id\nx,nan\n", "null_word", "--null nan"),
         ("content,agent_id\nx,None\n", "null_word", "--null None"),
@@ -491,6 +493,27 @@ def test_a_rename_that_nothing_has_is_told(tmp_path):
 )
 def test_nothing_is_written_over(tmp_path, data, options, code):
     assert rows(tmp_path, data, **options) == [code]
+
+
+def test_numbers_in_quotes_are_numbers(acme, tmp_path):
+    """As BigQuery exports whole ones."""
+    file = tmp_path / "blocks.jsonl"
+    row = {"external_id": "b", "label": "l", "limit": "7", "value": "5", "read_only": "true"}
+    file.write_text(json.dumps(row))
+    assert load_file(file, "blocks")["inserted"] == 1
+    with tenant(acme):
+        block = Block.objects.for_organization(acme).get()
+    assert (block.limit, block.value, block.read_only) == (7, "5", True)
+    file.write_text('{"content": "a", "score": "nan"}')
+    with pytest.raises(CommandError, match="score: NaN and Infinity are not JSON"):
+        load_file(file, "memories")
+
+
+def test_an_unknown_key_is_told_with_what_may_be_meant(acme, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"memory": "a"}')
+    with pytest.raises(CommandError, match=r"Unknown field \(do you mean content\?\); allowed"):
+        load_file(file, "memories")
 
 
 def test_a_line_that_is_no_object_is_left_to_the_loader(tmp_path):
