@@ -40,7 +40,7 @@ def client_with(key: str | None) -> Client:
 
 @pytest.fixture(autouse=True)
 def quick_passwords(settings: Any) -> None:
-    """The cast's passwords are not what is tried here; a slow hash would take half the time."""
+    """The cast's passwords are not tested here; a slow hash would take half the time."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 

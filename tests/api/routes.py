@@ -1,4 +1,4 @@
-"""The routes of the API as the URL configuration has them, and a body for each resource."""
+"""The routes of the API from the URL configuration, and a body for each resource."""
 
 import re
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""POST memories and memories/batch: each is stored once, and what became of it is told."""
+"""POST memories and memories/batch: each is stored once, and its result is reported."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def stored(organization):
         return list(rows.select_related("user", "agent"))
 
 
-def test_a_batch_tells_what_became_of_each(api, acme):
+def test_a_batch_reports_the_result_of_each_item(api, acme):
     with_key = make_memory(acme, external_id="m-1", content="Likes tea")
     there = make_memory(acme, content="Opens at eight")
     answer = batch(
@@ -98,7 +98,7 @@ def test_a_batch_tells_what_became_of_each(api, acme):
     assert [m.content for m in stored(acme)] == ["Likes tea", "Opens at eight", "New", "Twice"]
 
 
-def test_a_batch_leaves_history_and_one_audit_event(api, acme, encoder):
+def test_a_batch_writes_history_and_one_audit_event(api, acme, encoder):
     result = batch(api, {"content": "One", "user_id": "ann"}, {"content": "Two"})["results"]
     with tenant(acme):
         history = MemoryHistory.objects.for_organization(acme).order_by("id")
@@ -116,9 +116,9 @@ def test_a_batch_leaves_history_and_one_audit_event(api, acme, encoder):
         assert AuditEvent.objects.for_organization(acme).filter(resource_type="memory").count() == 1
 
 
-def test_what_was_said_is_encoded_once(api, acme, encoder):
-    made = batch(api, {"content": "Tea", "speaker": "Ann"}, {"content": "Tea", "speaker": "Bob"})
-    assert made["embedded"] is True
+def test_existing_content_is_not_encoded_again(api, acme, encoder):
+    created = batch(api, {"content": "Tea", "speaker": "Ann"}, {"content": "Tea", "speaker": "Bob"})
+    assert created["embedded"] is True
     assert encoder.asked == ["Ann: Tea", "Bob: Tea"]
     batch(api, {"content": "Tea", "speaker": "Ann", "user_id": "ann"})
     assert len(encoder.asked) == 2
@@ -137,7 +137,7 @@ def test_later_leaves_them_to_a_worker(api, acme, encoder):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_workers_are_told_of_what_waits_for_them(acme_key, acme):
+def test_workers_are_notified_of_pending_memories(acme_key, acme):
     api = client_with(acme_key)
     options = connection.get_connection_params()
     options = {k: options[k] for k in ("dbname", "user", "password", "host", "port")}
@@ -149,11 +149,11 @@ def test_workers_are_told_of_what_waits_for_them(acme_key, acme):
             payloads = (n.payload for n in listening.notifies(timeout=60))
             return list(iter(payloads.__next__, "no more"))
 
-        made = api.post("memories", {"content": "Tea"}).json()
+        created = api.post("memories", {"content": "Tea"}).json()
         assert told() == []
-        api.patch(f"memories/{made['id']}", {"importance": 1})
+        api.patch(f"memories/{created['id']}", {"importance": 1})
         assert told() == []
-        api.patch(f"memories/{made['id']}", {"content": "Coffee"})
+        api.patch(f"memories/{created['id']}", {"content": "Coffee"})
         assert told() == [str(acme.pk)]
         batch(api, {"content": "Water"}, {"content": "Milk"}, embed="later")
         assert told() == [str(acme.pk)]
@@ -170,7 +170,7 @@ def test_an_encoder_that_fails_loses_nothing(api, acme, encoder):
 
 
 @pytest.mark.parametrize("given", [VECTOR, as_base64(VECTOR)], ids=["numbers", "base64"])
-def test_a_vector_may_be_brought(api, acme, encoder, given):
+def test_a_vector_may_be_supplied(api, acme, encoder, given):
     api.post("memories", {"content": "One", "embedding": given})
     named = {"embedding": given, "embedding_model": "mine"}
     batch(api, {"content": "Two", "embedding": given}, {"content": "Three", **named})
@@ -196,20 +196,22 @@ def test_a_vector_may_be_brought(api, acme, encoder, given):
     ],
     ids=str,
 )
-def test_a_vector_that_is_none_is_rejected(api, acme, vector, message):
-    rejected, made = batch(api, {"content": "x", "embedding": vector}, {"content": "y"})["results"]
+def test_an_invalid_vector_is_rejected(api, acme, vector, message):
+    rejected, created = batch(api, {"content": "x", "embedding": vector}, {"content": "y"})[
+        "results"
+    ]
     assert (rejected["error"]["field"], rejected["error"]["code"]) == (
         "embedding",
         "invalid_vector",
     )
     assert rejected["error"]["message"].startswith(message)
-    assert made["status"] == "created"
+    assert created["status"] == "created"
     single = api.post("memories", {"content": "x", "embedding": vector}).json()
     assert (single["status"], single["errors"][0]["field"]) == (400, "embedding")
     assert single["errors"][0]["message"].startswith(message)
 
 
-def test_unknown_users_and_agents_are_made_by_those_who_may(api, acme):
+def test_unknown_users_and_agents_are_created_if_the_key_may(api, acme):
     known = make_user(acme, external_id="ann")
     answer = batch(
         api,
@@ -227,10 +229,10 @@ def test_unknown_users_and_agents_are_made_by_those_who_may(api, acme):
     assert single["user_id"] == str(cat.pk)
 
 
-def test_whoever_may_not_add_users_names_those_that_are_there(acme):
+def test_a_key_that_may_not_add_users_may_name_existing_ones(acme):
     make_agent(acme, external_id="barista")
     client = client_with(make_key(acme, ["memory:read", "memory:write", "agent:write"]))
-    refused, known, made = batch(
+    refused, known, created = batch(
         client,
         {"content": "1", "user_id": "bob", "agent_id": "not-made"},
         {"content": "2", "agent_id": "barista"},
@@ -241,7 +243,7 @@ def test_whoever_may_not_add_users_names_those_that_are_there(acme):
         "code": "forbidden",
         "message": "There is no user 'bob', and adding one needs the scope user:write.",
     }
-    assert (known["status"], made["status"]) == ("created", "created")
+    assert (known["status"], created["status"]) == ("created", "created")
     single = client.post("memories", {"content": "4", "user_id": "bob"})
     assert single.status_code == 403
     assert single.json()["detail"] == refused["error"]["message"]
@@ -250,7 +252,7 @@ def test_whoever_may_not_add_users_names_those_that_are_there(acme):
         assert sorted(agents) == ["barista", "waiter"]
 
 
-def test_a_foreign_id_or_key_is_ones_own_to_make(acme, globex, theirs):
+def test_an_id_or_key_of_another_organization_can_be_created_here(acme, globex, theirs):
     user = make_user(acme, external_id="ann")
     names = ["ann", str(user.pk), str(uuid4())]
     for name in names:
@@ -263,7 +265,7 @@ def test_a_foreign_id_or_key_is_ones_own_to_make(acme, globex, theirs):
     assert stored(acme) == []
 
 
-def test_what_lies_in_the_trash_is_not_written_to(api, acme):
+def test_rows_in_the_trash_are_not_written(api, acme):
     user = make_user(acme, external_id="ann")
     memory = make_memory(acme, external_id="m-1", content="Likes tea")
     api.delete(f"users/{user.pk}")
@@ -285,7 +287,7 @@ def test_what_lies_in_the_trash_is_not_written_to(api, acme):
     assert (single.status_code, single.json()["code"]) == (409, "in_trash")
 
 
-def test_content_in_the_trash_may_be_said_again(api, acme):
+def test_content_in_the_trash_may_be_added_again(api, acme):
     memory = make_memory(acme, content="Likes tea")
     with tenant(acme):
         rows = Memory.objects.for_organization(acme).filter(pk=memory.pk)
@@ -293,7 +295,7 @@ def test_content_in_the_trash_may_be_said_again(api, acme):
     assert batch(api, {"content": "Likes tea"})["created"] == 1
 
 
-def test_an_external_id_said_again_is_a_duplicate(api):
+def test_an_external_id_added_again_is_a_duplicate(api):
     body = {"external_id": "m-1", "content": "Likes tea"}
     first, again = api.post("memories", body), api.post("memories", body)
     assert (first.status_code, again.status_code) == (201, 200)
@@ -356,7 +358,7 @@ def test_a_batch_has_a_size(api, count):
         (b'{"memories": [{"content": "x"}', "The body is not JSON: "),
     ],
 )
-def test_a_batch_that_is_none_is_refused_whole(api, body, message):
+def test_an_invalid_batch_is_refused_as_a_whole(api, body, message):
     response = api.generic("POST", "memories/batch", body, "application/json")
     assert response.status_code == 400
     assert response.json()["detail"].startswith(message), response.json()["detail"]
@@ -383,7 +385,7 @@ def test_a_batch_that_is_none_is_refused_whole(api, body, message):
         (b'{"content": "x", "score": 1e39}', ""),
     ],
 )
-def test_json_that_could_not_be_kept_is_rejected_item_by_item(api, acme, item, message):
+def test_json_that_cannot_be_stored_is_rejected_item_by_item(api, acme, item, message):
     body = b'{"memories": [{"content": "good"}, ' + item + b"]}"
     response = api.generic("POST", "memories/batch", body, "application/json").json()
     good, bad = response["results"]

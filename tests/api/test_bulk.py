@@ -1,4 +1,4 @@
-"""POST <resource>/bulk: whole bodies loaded as they come, and each line answered for."""
+"""POST <resource>/bulk: bodies are loaded as they arrive, and each bad line is reported."""
 
 import gzip
 import io
@@ -83,7 +83,7 @@ PACKED = {"gzip": gzip.compress, "x-gzip": gzip.compress, "zstd": zstandard.comp
 
 @pytest.mark.parametrize("packing", PACKED)
 @pytest.mark.parametrize("kind", [NDJSON, ARRAY])
-def test_a_packed_body_is_unpacked(api, packing, kind):
+def test_a_compressed_body_is_decompressed(api, packing, kind):
     body = lines(ANN, BOB) if kind == NDJSON else json.dumps([ANN, BOB]).encode()
     headers = {"Content-Encoding": packing}
     report = send(api, "users/bulk", PACKED[packing](body), kind, **headers).json()
@@ -91,11 +91,11 @@ def test_a_packed_body_is_unpacked(api, packing, kind):
 
 
 @pytest.mark.parametrize("kind", ["application/jsonl", "Application/X-JSONLines; charset=utf-8"])
-def test_lines_go_by_several_names(api, kind):
+def test_lines_have_several_content_types(api, kind):
     assert send(api, "users/bulk", lines(ANN), kind).json()["inserted"] == 1
 
 
-def test_rejected_lines_are_told_one_by_one_and_the_others_stored(api, acme):
+def test_rejected_lines_are_reported_and_the_others_stored(api, acme):
     body = lines(ANN, {"nmae": "x"}, b"", b"{", BOB, {"external_id": 7})
     answer = send(api, "users/bulk", body)
     assert answer.status_code == 207
@@ -121,7 +121,7 @@ def test_in_an_array_the_line_is_the_element(api, acme):
     assert stored(acme) == ["u1", "u2"]
 
 
-def test_a_bad_line_ends_the_load_where_that_is_asked_for(api, acme):
+def test_a_bad_line_ends_the_load_with_on_error_stop(api, acme):
     path = "users/bulk?on_error=stop&batch_size=2"
     body = lines(ANN, BOB, {"external_id": "u3"}, {"nmae": "x"}, {"external_id": "u5"})
     refused = problem(send(api, path, body), 422)
@@ -134,14 +134,14 @@ def test_a_bad_line_ends_the_load_where_that_is_asked_for(api, acme):
     assert stored(acme) == ["u1", "u2"]
 
 
-def test_more_rejects_than_are_allowed_end_the_load(api, acme):
+def test_more_than_max_rejects_end_the_load(api, acme):
     body = lines(ANN, b"{", b"{", b"{", BOB)
     assert send(api, "users/bulk?max_rejects=3", body).status_code == 207
     refused = problem(send(api, "users/bulk?max_rejects=2", body), 422)
     assert refused["report"]["rejected"] <= 3
 
 
-def test_trying_stores_nothing(api, acme):
+def test_a_dry_run_stores_nothing(api, acme):
     report = send(api, "users/bulk?dry_run=true", lines(ANN, BOB)).json()
     assert (report["inserted"], report["dry_run"]) == (2, True)
     assert stored(acme) == []
@@ -186,14 +186,14 @@ def test_memories_are_embedded_now_or_later(api, acme):
         ("dry_run=true&dry_run=false", "dry_run"),
     ],
 )
-def test_a_parameter_that_is_none_is_refused_before_the_body(api, acme, query, field):
+def test_an_unknown_parameter_is_refused_before_the_body(api, acme, query, field):
     refused = problem(send(api, f"users/bulk?{query}", lines(ANN)), 400)
     assert [e["field"] for e in refused["errors"]] == [field]
     assert stored(acme) == []
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain"])
-def test_another_kind_of_body_is_refused_and_told_which_is_taken(api, kind):
+def test_another_content_type_is_refused_with_the_accepted_ones(api, kind):
     refused = problem(send(api, "users/bulk", lines(ANN), kind), 415)
     assert "application/x-ndjson" in refused["detail"]
 
@@ -236,7 +236,7 @@ def test_advice_names_parameters(api):
     assert refused["errors"][0]["field"] == "map"
 
 
-def test_another_packing_is_refused(api):
+def test_another_content_encoding_is_refused(api):
     refused = problem(send(api, "users/bulk", lines(ANN), **{"Content-Encoding": "br"}), 415)
     assert "'br'" in refused["detail"]
 
@@ -255,7 +255,7 @@ def test_another_packing_is_refused(api):
         (b"PK\x03\x04....", NDJSON, "identity", "zip archive"),
     ],
 )
-def test_a_body_that_cannot_be_read_is_told_where(api, body, kind, packing, message):
+def test_an_unreadable_body_is_refused_with_its_position(api, body, kind, packing, message):
     refused = problem(send(api, "users/bulk", body, kind, **{"Content-Encoding": packing}), 400)
     assert refused["code"] == "unreadable_body"
     assert message in refused["detail"]

@@ -1,4 +1,4 @@
-"""What a caller meets when the database or the code fails."""
+"""Responses when the database or the code fails."""
 
 from contextlib import contextmanager
 
@@ -44,7 +44,7 @@ def test_a_database_that_cannot_answer_is_503(api, monkeypatch, error):
     assert "secret" not in response.content.decode()
 
 
-def test_a_database_that_is_gone_at_the_door_is_503(api, monkeypatch):
+def test_a_database_lost_during_authentication_is_503(api, monkeypatch):
     error = caused_by(psycopg.OperationalError("gone"))
     monkeypatch.setattr("accounts.api.authentication.authenticate_key", failing(error))
     assert api.get("users").status_code == 503
@@ -66,7 +66,7 @@ def test_a_text_beyond_what_postgresql_indexes_is_400(api, monkeypatch):
     assert api.post("users", {}).json()["code"] == "too_large"
 
 
-def test_a_bug_is_500_and_tells_nothing(api, monkeypatch):
+def test_a_bug_is_500_without_details(api, monkeypatch):
     monkeypatch.setattr(users, "create", failing(RuntimeError("/srv/secret.py")))
     api.raise_request_exception = False
     response = api.post("users", {})
@@ -76,7 +76,7 @@ def test_a_bug_is_500_and_tells_nothing(api, monkeypatch):
     assert "secret" not in response.content.decode()
 
 
-def test_what_was_written_before_a_refusal_is_taken_back(api, monkeypatch):
+def test_writes_before_a_refusal_are_rolled_back(api, monkeypatch):
     create = users.create
 
     def create_and_refuse(**kwargs):
@@ -97,16 +97,14 @@ def test_what_was_written_before_a_refusal_is_taken_back(api, monkeypatch):
         (Refused, "error", None),
     ],
 )
-def test_a_load_that_stops_on_its_way_tells_what_is_committed(
-    api, monkeypatch, stopped, code, wait
-):
+def test_a_load_that_stops_reports_what_is_committed(api, monkeypatch, stopped, code, wait):
     report = LoadReport("users", last_line=5000)
     error = stopped("server closed the connection at /var/run/secret", report)
     monkeypatch.setattr("agentmem_site.api.bulk.run_load", failing(error))
     response = api.post("users/bulk", b"{}", content_type="application/x-ndjson")
-    told = response.json()
-    assert (response.status_code, told["code"]) == (500 if stopped is Refused else 503, code)
+    problem = response.json()
+    assert (response.status_code, problem["code"]) == (500 if stopped is Refused else 503, code)
     assert response.headers.get("Retry-After") == wait
-    assert told["report"]["last_line"] == 5000
-    assert "Lines up to 5,000 are committed." in told["detail"]
+    assert problem["report"]["last_line"] == 5000
+    assert "Lines up to 5,000 are committed." in problem["detail"]
     assert "secret" not in response.content.decode()

@@ -1,4 +1,4 @@
-"""The first turn of somebody new: what is found of a name that nobody has, and what it makes."""
+"""The first turn of a new user: what an unknown name matches, and what it creates."""
 
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -61,14 +61,14 @@ LISTS = [
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize(("path", "field"), LISTS)
-def test_a_list_of_somebody_new_is_empty(api, others, path, field, name):
+def test_a_list_filtered_by_an_unknown_name_is_empty(api, others, path, field, name):
     answer = api.get(path, {field: name})
     assert (answer.status_code, answer.json().get("results")) == (200, []), answer.content
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize("field", ["user_id", "agent_id"])
-def test_nothing_is_counted_found_or_exported_of_somebody_new(api, others, field, name):
+def test_an_unknown_name_matches_nothing_in_counts_searches_and_exports(api, others, field, name):
     assert api.get("memories/stats", {field: name}).json()["memories"] == 0
     for mode in ("hybrid", "semantic", "keyword"):
         found = api.post("memories/search", {"query": "tea", "mode": mode, field: name})
@@ -87,7 +87,7 @@ def test_a_batch_of_searches_does_not_fail_for_one_name(api, others):
     assert [len(one["results"]) for one in answer.json()["results"]] == [1, 0, 0, 0, 0]
 
 
-def test_a_name_that_is_no_name_is_refused_in_a_question(api, others):
+def test_an_invalid_name_is_refused_in_a_filter(api, others):
     for value in (5.0, True, None, "", " \t", "a\tb", [], {}):
         refused = api.post("memories/search", {"query": "tea", "user_id": value})
         assert refused.status_code == 400
@@ -95,7 +95,7 @@ def test_a_name_that_is_no_name_is_refused_in_a_question(api, others):
     assert api.get("memories?user_id=").status_code == 400
 
 
-def test_who_lies_in_the_trash_is_found_where_the_trash_is_asked_for(api, others):
+def test_a_name_in_the_trash_matches_when_deleted_asks_for_it(api, others):
     api.delete("users/ann")
     assert api.get("memories?user_id=ann").json()["results"] == []
     (memory,) = api.get("memories?user_id=ann&deleted=only").json()["results"]
@@ -108,7 +108,7 @@ def context(api, agent="barista", **body):
     return answer.json()
 
 
-def test_the_context_of_somebody_new_has_what_everybody_may_know(acme, api, others):
+def test_the_context_of_an_unknown_user_has_what_everybody_may_know(acme, api, others):
     make_memory(acme, content="Tea is sold until six.")
     make_user(acme, external_id="bob")
     for body, missing in [
@@ -132,17 +132,17 @@ def row(model, organization, **named):
         return model.objects.for_organization(organization).get(**named)
 
 
-def test_a_message_makes_its_session_user_and_agent(acme, api):
+def test_a_message_creates_its_session_user_and_agent(acme, api):
     body = {"role": "user", "text": "Hi!", "session_id": "s", "user_id": "ann", "agent_id": "bot"}
-    made = api.post("messages", body)
-    assert made.status_code == 201, made.content
-    assert made.json()["session_id"] == "s"
+    created = api.post("messages", body)
+    assert created.status_code == 201, created.content
+    assert created.json()["session_id"] == "s"
     session = row(Session, acme, session_id="s")
     ann, bot = row(User, acme, external_id="ann"), row(Agent, acme, external_id="bot")
     assert (session.user_id, session.agent_id) == (ann.pk, bot.pk)
-    assert (made.json()["user_id"], made.json()["agent_id"]) == (str(ann.pk), str(bot.pk))
+    assert (created.json()["user_id"], created.json()["agent_id"]) == (str(ann.pk), str(bot.pk))
     again = api.post("messages", {**body, "text": "Again."}).json()
-    assert again["user_id"] == made.json()["user_id"]
+    assert again["user_id"] == created.json()["user_id"]
     assert row(Session, acme, session_id="s").pk == session.pk
     with tenant(acme):
         events = AuditEvent.objects.filter(organization=acme, action="created")
@@ -151,9 +151,9 @@ def test_a_message_makes_its_session_user_and_agent(acme, api):
     assert told == ["agent", "message", "message", "session", "user"]
 
 
-def test_what_is_said_in_a_session_by_its_path_makes_it(acme, api):
-    made = api.post("sessions/s-1/messages", {"role": "user", "text": "Hi!", "user_id": "ann"})
-    assert (made.status_code, made.json()["session_id"]) == (201, "s-1")
+def test_a_message_to_an_unknown_session_path_creates_it(acme, api):
+    created = api.post("sessions/s-1/messages", {"role": "user", "text": "Hi!", "user_id": "ann"})
+    assert (created.status_code, created.json()["session_id"]) == (201, "s-1")
     named = {"role": "user", "text": "Hi!", "session_id": "s-2"}
     assert api.post("sessions/s-2/messages", named).status_code == 201
     astray = api.post("sessions/s-3/messages", named)
@@ -190,20 +190,22 @@ def rows(api, others):
 
 
 @pytest.mark.parametrize(("method", "path", "body", "field"), EACH)
-def test_a_new_name_makes_the_row(acme, api, rows, method, path, body, field):
+def test_an_unknown_name_creates_the_row(acme, api, rows, method, path, body, field):
     answer = getattr(api, method)(path, {**body, field: "newcomer"})
     assert answer.status_code in (200, 201), answer.content
     model = MODELS[field]
-    made = row(model, acme, **{model.auto_create_key: "newcomer"})
-    assert answer.json()[field] in (str(made.pk), "newcomer")
+    created = row(model, acme, **{model.auto_create_key: "newcomer"})
+    assert answer.json()[field] in (str(created.pk), "newcomer")
     with tenant(acme):
         event = AuditEvent.objects.filter(organization=acme, resource_type=field[:-3]).latest("pk")
     if path != "memories":  # (one event for the batch, with the number of rows)
-        assert (event.action, event.resource_id) == ("created", made.pk)
+        assert (event.action, event.resource_id) == ("created", created.pk)
 
 
 @pytest.mark.parametrize(("method", "path", "body", "field"), EACH)
-def test_a_name_in_the_trash_and_no_name_are_refused(acme, api, rows, method, path, body, field):
+def test_a_name_in_the_trash_and_an_invalid_one_are_refused(
+    acme, api, rows, method, path, body, field
+):
     model = MODELS[field]
     label = model._meta.verbose_name
     resource = f"{field[:-3]}s"
@@ -223,7 +225,7 @@ def test_a_name_in_the_trash_and_no_name_are_refused(acme, api, rows, method, pa
     ("method", "path", "body", "field"),
     [each for each in EACH if each[3] != "session_id"],  # whoever writes messages makes sessions
 )
-def test_who_may_not_add_the_row_is_told_the_scope(acme, rows, method, path, body, field):
+def test_a_caller_who_may_not_create_the_row_gets_the_scope(acme, rows, method, path, body, field):
     scope = f"{field[:-3]}:write"
     client = client_with(make_key(acme, [s for s in ALL_PERMISSIONS if s != scope]))
     known = getattr(client, method)(
@@ -245,7 +247,7 @@ def test_who_may_not_add_the_row_is_told_the_scope(acme, rows, method, path, bod
         assert not rows.filter(external_id="newcomer").exists()
 
 
-def test_a_refused_row_makes_nothing(acme, api, others):
+def test_a_refused_row_creates_nothing(acme, api, others):
     for path, body in [
         ("messages", {"role": "nobody", "user_id": "eve", "session_id": "e"}),
         ("messages", {"role": "user", "user_id": "eve", "session_id": "e", "run_id": "r"}),
@@ -270,12 +272,12 @@ def test_a_session_in_the_trash_takes_no_run_or_message(api, others):
         assert api.get(f"sessions/s/{path}").status_code == 404
 
 
-def test_a_run_is_not_made_by_its_name(api, others):
+def test_a_reference_does_not_create_a_run(api, others):
     refused = api.post("messages", {"role": "user", "session_id": "s", "run_id": "r"})
     assert refused.json()["detail"] == "run_id: There is no run 'r' in this session."
 
 
-def test_what_another_request_has_made_meanwhile_is_that_row(acme):
+def test_a_row_that_another_request_created_meanwhile_is_used(acme):
     late = [User(organization=acme, external_id="ann") for _ in range(2)]
     with tenant(acme):
         for user in late:
@@ -284,7 +286,7 @@ def test_what_another_request_has_made_meanwhile_is_that_row(acme):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_first_messages_at_once_are_said_in_one_session(acme, acme_key):
+def test_two_first_messages_at_once_share_one_session(acme, acme_key):
     def say(number):
         try:
             body = {"role": "user", "text": str(number), "session_id": "s", "user_id": "ann"}

@@ -47,23 +47,23 @@ def content(path, text):
 
 
 @pytest.mark.parametrize(("path", "body", "field"), REFERENCES)
-def test_a_uuid_that_is_none_of_ours_is_the_callers_own_key(acme, api, path, body, field):
+def test_an_unknown_uuid_is_the_callers_own_key(acme, api, path, body, field):
     own = str(uuid4())
-    made = api.post(path, {**body, field: own})
-    assert made.status_code == 201, made.content
+    created = api.post(path, {**body, field: own})
+    assert created.status_code == 201, created.content
     resource = f"{field[:-3]}s"
     row = api.get(f"{resource}/{own}").json()
     assert row.get("external_id", row.get("session_id")) == own
-    assert made.json()[field] in (row["id"], own)
+    assert created.json()[field] in (row["id"], own)
     again = {k: v for k, v in body.items() if k != "session_id"}
     for name in (own, row["id"]):
         found = api.post(path, {**again, field: name, **content(path, name)})
-        assert found.json()[field] == made.json()[field]
+        assert found.json()[field] == created.json()[field]
     with tenant(acme):
         assert User.objects.for_organization(acme).count() == (field == "user_id")
 
 
-def test_an_id_of_ours_goes_before_a_key_that_looks_like_it(acme, api):
+def test_an_id_takes_precedence_over_an_equal_key(acme, api):
     ann = make_user(acme, external_id="ann")
     make_user(acme, external_id=str(ann.pk))
     assert api.get(f"users/{ann.pk}").json()["external_id"] == "ann"
@@ -72,21 +72,21 @@ def test_an_id_of_ours_goes_before_a_key_that_looks_like_it(acme, api):
 
 def test_an_integer_is_its_decimal_text(api, keyed):
     _, path, key, body = keyed
-    made = api.post(path, {**body, key: 4711})
-    assert (made.status_code, made.json()[key]) == (201, "4711"), made.content
-    assert api.get(f"{path}/4711").json()["id"] == made.json()["id"]
+    created = api.post(path, {**body, key: 4711})
+    assert (created.status_code, created.json()[key]) == (201, "4711"), created.content
+    assert api.get(f"{path}/4711").json()["id"] == created.json()["id"]
 
 
 @pytest.mark.parametrize(("path", "body", "field"), REFERENCES)
 def test_an_integer_is_a_reference_too(api, path, body, field):
-    made = api.post(path, {**body, field: 4711})
-    assert made.status_code == 201, made.content
+    created = api.post(path, {**body, field: 4711})
+    assert created.status_code == 201, created.content
     if path != "blocks":
         (listed,) = api.get(path, {field: "4711"}).json()["results"]
-        assert listed["id"] == made.json()["id"]
+        assert listed["id"] == created.json()["id"]
 
 
-def test_an_integer_names_somebody_in_a_question(api):
+def test_an_integer_may_be_a_filter(api):
     api.post("memories", {"content": "Likes tea.", "user_id": 4711, "session_id": 12})
     body = {"query": "tea", "user_id": 4711, "session_id": 12}
     assert len(api.post("memories/search", body).json()["results"]) == 1
@@ -96,17 +96,17 @@ def test_an_integer_names_somebody_in_a_question(api):
 
 def test_blanks_around_a_key_are_trimmed_everywhere(api, keyed):
     _, path, key, body = keyed
-    made = api.post(path, {**body, key: "  a b\n"})
-    assert made.json()[key] == "a b", made.content
-    assert api.get(f"{path}/%20a%20b%20").json()["id"] == made.json()["id"]
-    assert api.get(f"{path}/by-key", {key: " a b"}).json()["id"] == made.json()["id"]
+    created = api.post(path, {**body, key: "  a b\n"})
+    assert created.json()[key] == "a b", created.content
+    assert api.get(f"{path}/%20a%20b%20").json()["id"] == created.json()["id"]
+    assert api.get(f"{path}/by-key", {key: " a b"}).json()["id"] == created.json()["id"]
     if path in ("messages", "agents", "blocks", "memories", "tools"):
         (listed,) = api.get(path, {key: "\ta b "}).json()["results"]
-        assert listed["id"] == made.json()["id"]
+        assert listed["id"] == created.json()["id"]
 
 
 @pytest.mark.parametrize("bad", ["", " ", "a\nb", "a\0b", "\x1b[0m", "a\u2028b", "x" * 256])
-def test_what_is_no_key_is_refused_in_a_body_and_not_found_in_a_path(api, keyed, bad):
+def test_an_invalid_key_is_refused_in_a_body_and_not_found_in_a_path(api, keyed, bad):
     _, path, key, body = keyed
     api.post("sessions", {"session_id": "s"})
     refused = api.post(path, {**body, key: bad})
@@ -121,18 +121,18 @@ ODD = ["a/b", "/", "..", "ü ß/漢字", "a?b#c&d=e%2F", "by-key", "bulk", "👩
 
 
 @pytest.mark.parametrize("odd", [*ODD, "stats", "search", "batch", "export", "duplicates", "last"])
-def test_a_row_of_any_printable_key_is_made_and_reached(api, keyed, odd):
+def test_a_row_with_any_printable_key_can_be_created_and_read(api, keyed, odd):
     _, path, key, body = keyed
-    made = api.post(path, {**body, key: odd})
-    assert (made.status_code, made.json()[key]) == (201, odd), made.content
-    assert api.get(made["Location"]).json()["id"] == made.json()["id"]
-    assert api.get(f"{path}/by-key", {key: odd}).json()["id"] == made.json()["id"]
+    created = api.post(path, {**body, key: odd})
+    assert (created.status_code, created.json()[key]) == (201, odd), created.content
+    assert api.get(created["Location"]).json()["id"] == created.json()["id"]
+    assert api.get(f"{path}/by-key", {key: odd}).json()["id"] == created.json()["id"]
     by_path = api.get(f"{path}/{quote(odd, safe='')}")
-    if "X-AgentMem-Notice" in made.headers:
-        address = made["X-AgentMem-Notice"].rpartition(" ")[2]
-        assert api.get(address).json()["id"] == made.json()["id"]
+    if "X-AgentMem-Notice" in created.headers:
+        address = created["X-AgentMem-Notice"].rpartition(" ")[2]
+        assert api.get(address).json()["id"] == created.json()["id"]
     elif path != "sessions/s/runs":
-        assert by_path.json()["id"] == made.json()["id"]
+        assert by_path.json()["id"] == created.json()["id"]
 
 
 def test_the_notice_comes_where_the_path_means_something_else(api, keyed):
@@ -144,8 +144,8 @@ def test_the_notice_comes_where_the_path_means_something_else(api, keyed):
     words = {rest.partition("/")[0] for rest in below if not rest.startswith("{")}
     assert words == set(view.path_words)
     for word in words:
-        made = api.post(path, {**body, key: word, **content(path, word)})
-        assert "X-AgentMem-Notice" in made.headers
+        created = api.post(path, {**body, key: word, **content(path, word)})
+        assert "X-AgentMem-Notice" in created.headers
     plain = api.post(path, {**body, key: "plain"})
     assert "X-AgentMem-Notice" not in plain.headers
 
@@ -157,16 +157,16 @@ def test_members_and_organizations_are_found_by_key(api, alice):
 
 
 def test_a_row_by_its_key_in_the_trash_and_wrong_questions(api):
-    made = api.post("users", {"external_id": "a/b"}).json()
-    api.delete(f"users/{made['id']}")
+    created = api.post("users", {"external_id": "a/b"}).json()
+    api.delete(f"users/{created['id']}")
     assert api.get("users/by-key?external_id=a/b").status_code == 404
     lying = api.get("users/by-key?external_id=a/b&deleted=only")
-    assert lying.json()["id"] == made["id"]
+    assert lying.json()["id"] == created["id"]
     for query in ("", "?external_id=", "?name=x", "?external_id=a&external_id=b"):
         assert api.get(f"users/by-key{query}").status_code == 400, query
 
 
-def test_what_is_made_tells_where_it_is(acme, api):
+def test_a_created_row_has_a_location(acme, api):
     make_agent(acme, external_id="bot")
     make_session(acme, session_id="s")
     block = api.post("blocks", BODIES["blocks"]).json()["id"]
@@ -179,9 +179,9 @@ def test_what_is_made_tells_where_it_is(acme, api):
         ("api-keys", {"name": "ci", "scopes": ["memory:read"]}, "api-keys"),
         ("memories", {"content": "Likes tea."}, "memories"),
     ]:
-        made = api.post(path, body)
-        assert made.status_code == 201, made.content
-        assert urlsplit(made["Location"]).path == f"/api/v1/{shown}/{made.json()['id']}"
+        created = api.post(path, body)
+        assert created.status_code == 201, created.content
+        assert urlsplit(created["Location"]).path == f"/api/v1/{shown}/{created.json()['id']}"
     run = api.post("sessions/s/runs", {})
     assert api.get(run["Location"]).json()["id"] == run.json()["id"]
     assert "Location" not in api.post("memories", {"content": "Likes tea."}).headers

@@ -33,9 +33,9 @@ def resource(request, acme):
 
 def test_the_life_of_a_row(api, acme, resource):
     path, body, change, defaults, natural_key = resource
-    made = api.post(path, body)
-    assert made.status_code == 201, made.json()
-    row = made.json()
+    created = api.post(path, body)
+    assert created.status_code == 201, created.json()
+    row = created.json()
     if path == "memories":
         assert (row.pop("status"), row.pop("embedded")) == ("created", True)
     assert {k: v for k, v in row.items() if k in body} == body
@@ -111,9 +111,9 @@ def test_an_organization_changes_itself_and_no_more(api, acme):
 
 
 def test_a_key_is_shown_once_and_revoked_for_good(api, anonymous):
-    made = api.post("api-keys", {"name": "ci", "scopes": ["memory:read"]})
-    assert made.status_code == 201
-    row = made.json()
+    created = api.post("api-keys", {"name": "ci", "scopes": ["memory:read"]})
+    assert created.status_code == 201
+    row = created.json()
     secret = row.pop("key")
     assert secret.startswith(row["prefix"])
     here = f"api-keys/{row['id']}"
@@ -143,7 +143,7 @@ def test_a_key_is_shown_once_and_revoked_for_good(api, anonymous):
     assert me(**{"X-API-Key": secret}).status_code == 401
 
 
-def test_the_audit_log_tells_each_change(api, acme):
+def test_the_audit_log_has_each_change(api, acme):
     user = api.post("users", {"external_id": "ann"}).json()
     api.patch("users/ann", {"name": "Ann"}, headers={"X-Request-Id": "req-1"})
     events = api.get(f"audit-events?resource_id={user['id']}").json()["results"]
@@ -190,7 +190,7 @@ def test_blocks_and_tools_are_attached_and_detached(api, cast):
     assert api.post(f"agents/{agent}/tools", {"tool_id": tool}).status_code == 201
 
 
-def test_what_hangs_on_an_agent_is_listed_deleted_and_restored_with_it(api, cast):
+def test_dependent_rows_are_listed_deleted_and_restored_with_their_agent(api, cast):
     agent = cast["agent"].external_id
     lists = {name: f"agents/{agent}/{name}" for name in ("sessions", "memories", "messages")}
     shown = {name: api.get(path).json()["results"] for name, path in lists.items()}
@@ -215,9 +215,9 @@ def test_runs_are_appended_and_the_last_is_found(api):
     api.post("sessions", {"session_id": "s:1"})
     assert api.get("sessions/s:1/runs/last").status_code == 404
     for number in range(3):
-        made = api.post("sessions/s:1/runs", {"run_id": f"r{number}"})
-        assert (made.status_code, made.json()["position"]) == (201, number)
-        assert made.json()["session_id"] == "s:1"
+        created = api.post("sessions/s:1/runs", {"run_id": f"r{number}"})
+        assert (created.status_code, created.json()["position"]) == (201, number)
+        assert created.json()["session_id"] == "s:1"
     assert api.get("sessions/s:1/runs/last").json()["run_id"] == "r2"
     shown = [r["run_id"] for r in api.get("sessions/s:1/runs").json()["results"]]
     assert shown == ["r2", "r1", "r0"]
@@ -233,9 +233,9 @@ def test_runs_are_appended_and_the_last_is_found(api):
 
 def test_a_message_belongs_to_a_run_of_its_session(api, cast):
     session, run = cast["session"].session_id, cast["run"].run_id
-    made = api.post(f"sessions/{session}/messages", {"role": "user", "run_id": run}).json()
-    assert (made["session_id"], made["run_id"]) == (session, run)
-    assert made["agent_id"] == str(cast["agent"].pk)
+    created = api.post(f"sessions/{session}/messages", {"role": "user", "run_id": run}).json()
+    assert (created["session_id"], created["run_id"]) == (session, run)
+    assert created["agent_id"] == str(cast["agent"].pk)
     alone = api.post("messages", {"role": "user", "run_id": str(cast["run"].pk)}).json()
     assert (alone["session_id"], alone["run_id"]) == (session, run)
 
@@ -249,13 +249,13 @@ def test_a_message_belongs_to_a_run_of_its_session(api, cast):
         assert refused.json()["detail"].startswith(problem)
     astray = api.post("sessions/elsewhere/messages", {"role": "user", "session_id": session})
     assert astray.json()["detail"] == "session_id: This is not the session in the path."
-    moved = api.patch(f"messages/{made['id']}", {"session_id": "elsewhere"}).json()
+    moved = api.patch(f"messages/{created['id']}", {"session_id": "elsewhere"}).json()
     assert (moved["session_id"], moved["run_id"]) == ("elsewhere", None)
     listed = api.get("sessions/elsewhere/messages").json()["results"]
-    assert [m["id"] for m in listed] == [made["id"]]
+    assert [m["id"] for m in listed] == [created["id"]]
 
 
-def test_a_memory_said_again_is_the_row_that_is_there(api, cast):
+def test_adding_a_memory_again_returns_the_existing_row(api, cast):
     body = {"content": "Likes tea", "user_id": cast["user"].external_id, "speaker": "Ann"}
     first = api.post("memories", body)
     again = api.post("memories", {**body, "content": " Likes tea "})
@@ -265,10 +265,12 @@ def test_a_memory_said_again_is_the_row_that_is_there(api, cast):
     assert first.json()["hash"] == content_hash("Ann", "Likes tea").hex()
 
 
-def test_a_memory_tells_its_history(api):
-    made = api.post("memories", {"content": "Likes tea", "created_at": "2025-03-01T09:00:00+02:00"})
-    here = f"memories/{made.json()['id']}"
-    assert made.json()["created_at"] == "2025-03-01T07:00:00Z"
+def test_a_memory_has_a_history(api):
+    created = api.post(
+        "memories", {"content": "Likes tea", "created_at": "2025-03-01T09:00:00+02:00"}
+    )
+    here = f"memories/{created.json()['id']}"
+    assert created.json()["created_at"] == "2025-03-01T07:00:00Z"
     api.patch(here, {"content": "Likes coffee"})
     versions = api.get(f"{here}/history").json()["results"]
     assert [(v["version"], v["change_type"], v["content"]) for v in versions] == [
@@ -281,8 +283,8 @@ def test_a_memory_tells_its_history(api):
 
 def test_an_embedding_may_come_with_a_memory_and_is_never_shown(api):
     vector = [0.1] * 384
-    made = api.post("memories", {"content": "Likes tea", "embedding": vector}).json()
-    assert made["embedding_state"] == "ready"
-    assert not {"embedding", "document"} & made.keys()
-    changed = api.patch(f"memories/{made['id']}", {"content": "Likes coffee"}).json()
+    created = api.post("memories", {"content": "Likes tea", "embedding": vector}).json()
+    assert created["embedding_state"] == "ready"
+    assert not {"embedding", "document"} & created.keys()
+    changed = api.patch(f"memories/{created['id']}", {"content": "Likes coffee"}).json()
     assert changed["embedding_state"] == "pending"

@@ -1,4 +1,4 @@
-"""A request waits neither for a lock nor for the database for ever; the server is looked after."""
+"""Requests wait for locks and the database only so long. Server processes are supervised."""
 
 import os
 import signal
@@ -25,15 +25,15 @@ def test_a_locked_table_is_503_in_time(api, settings, table):
     assert api.get("users").status_code == 200
 
 
-def test_who_is_probed_does_not_wait_for_a_locked_table(anonymous):
+def test_a_readiness_probe_does_not_wait_for_a_locked_table(anonymous):
     with locked("memories_tool"):
-        begun = time.monotonic()
+        started = time.monotonic()
         response = anonymous.get("/health/ready")
     assert (response.status_code, response.json()["reasons"]) == (200, [])
-    assert time.monotonic() - begun < 5  # AGENTMEM_LOCK_TIMEOUT_S
+    assert time.monotonic() - started < 5  # AGENTMEM_LOCK_TIMEOUT_S
 
 
-def test_a_long_statement_is_ended_inside_a_context_and_outside(acme, settings):
+def test_a_long_statement_is_cancelled_inside_a_context_and_outside(acme, settings):
     settings.STATEMENT_TIMEOUT_MS = 100
     too_long = pytest.raises(OperationalError, match="statement timeout")
     with limited():
@@ -49,7 +49,7 @@ def test_a_long_statement_is_ended_inside_a_context_and_outside(acme, settings):
         assert cursor.fetchone() == ("0",)
 
 
-def test_a_failed_statement_is_left_by_its_savepoint(settings):
+def test_a_savepoint_recovers_from_a_failed_statement(settings):
     with limited(), transaction.atomic():
         with pytest.raises(DataError), transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SELECT 1 / %s", [0])
@@ -58,7 +58,7 @@ def test_a_failed_statement_is_left_by_its_savepoint(settings):
             assert cursor.fetchone() == (1,)
 
 
-def test_a_database_that_stands_still_is_given_up(settings):
+def test_a_silent_database_connection_is_given_up(settings):
     settings.STATEMENT_TIMEOUT_MS = 0
     settings.DATABASE_SILENCE_S = 0.3
     silent = pytest.raises(OperationalError, match="has not answered")
@@ -95,7 +95,7 @@ def test_a_server_process_that_is_killed_is_replaced(server):
     until(server._answers, "the server answers")
 
 
-def test_server_processes_end_with_the_one_that_started_them(server):
+def test_server_processes_end_with_their_parent(server):
     workers = processes_of(server)
     assert workers
     os.kill(server._process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What the log says of requests and loads, and what it never does."""
+"""What the log contains about requests and loads, and what it never does."""
 
 import json
 import logging
@@ -56,8 +56,8 @@ def test_a_request_is_one_line(api, acme, lines):
     (line,) = accesses(lines)
     assert line["level"] == "INFO"
     assert line["duration_ms"] > 0
-    told = ["method", "route", "status", "bytes", "organization_id", "member_id", "request_id"]
-    assert [line[name] for name in told] == [
+    names = ["method", "route", "status", "bytes", "organization_id", "member_id", "request_id"]
+    assert [line[name] for name in names] == [
         "GET",
         "/api/v1/agents",
         200,
@@ -91,14 +91,14 @@ def test_a_line_has_the_route_and_not_the_path(path, route, status, api, lines):
     assert SECRET not in json.dumps(lines.all)
 
 
-def test_a_route_is_read_of_patterns():
+def test_a_route_template_is_derived_from_the_pattern():
     assert template_of(r"api/v1/^agents/(?P<agent_id>[^/]+)/tools/?$") == (
         "/api/v1/agents/{agent_id}/tools"
     )
     assert template_of("admin/<path:object_id>/change/") == "/admin/{object_id}/change"
 
 
-def test_who_signed_in_is_told_by_id(client, alice, acme, lines):
+def test_the_access_log_has_the_members_id(client, alice, acme, lines):
     client.force_login(alice)
     client.get("/admin/")
     (line,) = accesses(lines)
@@ -119,14 +119,14 @@ def test_a_stream_is_logged_at_its_end(api, lines):
     assert (line["bytes"], line["status"]) == (len(sent), 200)
 
 
-def test_files_of_the_console_have_a_route_of_their_own(client, db, lines):
+def test_static_files_have_their_own_route(client, db, lines):
     found = client.get("/static/agentmem/console.css")
     assert b"".join(found.streaming_content) and found.status_code == 200
     assert client.get("/static/nothing.css").status_code == 404
     assert [line["route"] for line in accesses(lines)] == ["/static/{path}"] * 2
 
 
-def test_probes_that_went_well_leave_no_line(client, db, lines, settings, monkeypatch):
+def test_successful_probes_are_not_logged(client, db, lines, settings, monkeypatch):
     settings.DISK_LEAST_BYTES = 0
     client.get("/health/live")
     client.get("/health/ready")
@@ -153,7 +153,7 @@ def test_the_levels_are_those_of_the_settings():
 # -- refusals and failures ------------------------------------------------------------------------
 
 
-def test_what_is_refused_has_no_traceback(client, api, alice, lines, settings):
+def test_refusals_have_no_traceback(client, api, alice, lines, settings):
     client.force_login(alice)
     refused = [
         client.get("/admin/accounts/nothing/"),
@@ -172,8 +172,8 @@ def test_what_is_refused_has_no_traceback(client, api, alice, lines, settings):
 
 def test_a_bug_has_frames_and_no_content(acme_key, lines, monkeypatch):
     def broken(*args, **kwargs):
-        said = SECRET
-        raise ValueError(said)
+        logged = SECRET
+        raise ValueError(logged)
 
     monkeypatch.setattr(PeopleViewSet, "retrieve", broken)
     client = client_with(acme_key)
@@ -181,13 +181,13 @@ def test_a_bug_has_frames_and_no_content(acme_key, lines, monkeypatch):
     assert client.get(f"users/{SECRET}").status_code == 500
     (line,) = lines.of("django.request")
     assert (line["level"], line["exception"]) == ("ERROR", "ValueError")
-    assert "in broken\n    raise ValueError(said)" in line["frames"]
+    assert "in broken\n    raise ValueError(logged)" in line["frames"]
     assert line["request_id"] == accesses(lines)[0]["request_id"]
     assert SECRET not in json.dumps(lines.all)
 
 
 @pytest.mark.unguarded
-def test_what_the_database_says_of_a_value_is_not_logged(acme_key, lines, monkeypatch):
+def test_a_database_error_is_logged_without_values(acme_key, lines, monkeypatch):
     def ask(*args, **kwargs):
         with connection.cursor() as cursor:
             cursor.execute("SELECT %s::text::json", [SECRET])
@@ -205,7 +205,7 @@ def test_what_the_database_says_of_a_value_is_not_logged(acme_key, lines, monkey
     assert SECRET not in json.dumps(lines.all)
 
 
-def test_a_formatted_exception_tells_its_causes(lines):
+def test_a_formatted_exception_has_its_causes(lines):
     try:
         try:
             raise KeyError(SECRET)
@@ -222,7 +222,7 @@ def test_a_formatted_exception_tells_its_causes(lines):
 
 
 @pytest.fixture
-def told_of_loads():
+def info_of_loads():
     logger = logging.getLogger("agentmem.loads")
     before = logger.level
     logger.setLevel(logging.INFO)
@@ -231,27 +231,27 @@ def told_of_loads():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_load_tells_its_begin_its_progress_and_its_end(
-    acme, tmp_path, lines, told_of_loads, monkeypatch
-):
+def test_a_load_logs_its_start_progress_and_end(acme, tmp_path, lines, info_of_loads, monkeypatch):
     rows = [{"external_id": f"{SECRET}-{number}"} for number in range(5)]
     monkeypatch.setattr(loads, "LOGGED_EVERY_S", 0.0)
     load(tmp_path, "users", rows, batch_size=2, job="nightly")
-    said = lines.of("agentmem.loads")
-    assert [line["message"].removeprefix("A load of users ") for line in said] == [
+    logged = lines.of("agentmem.loads")
+    assert [line["message"].removeprefix("A load of users ") for line in logged] == [
         "started",
         *["is in progress"] * 3,
         "is done",
     ]
-    assert [line["read"] for line in said] == [0, 2, 4, 5, 5]
-    assert {(line["job"], line["organization_id"]) for line in said} == {("nightly", str(acme.pk))}
+    assert [line["read"] for line in logged] == [0, 2, 4, 5, 5]
+    assert {(line["job"], line["organization_id"]) for line in logged} == {
+        ("nightly", str(acme.pk))
+    }
     with tenant(acme):
-        assert said[-1]["inserted"] == User.objects.for_organization(acme).count() == 5
+        assert logged[-1]["inserted"] == User.objects.for_organization(acme).count() == 5
     assert SECRET not in json.dumps(lines.all)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_load_tells_at_most_every_ten_seconds(acme, tmp_path, lines, told_of_loads):
+def test_a_load_logs_progress_at_most_every_ten_seconds(acme, tmp_path, lines, info_of_loads):
     load(tmp_path, "users", [{"external_id": f"u{n}"} for n in range(20)], batch_size=1)
     assert [
         line["message"].removeprefix("A load of users ") for line in lines.of("agentmem.loads")
@@ -262,7 +262,7 @@ def test_a_load_tells_at_most_every_ten_seconds(acme, tmp_path, lines, told_of_l
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_load_that_stops_says_why_and_quotes_nothing(acme, tmp_path, lines, told_of_loads):
+def test_a_load_that_stops_logs_why_and_quotes_nothing(acme, tmp_path, lines, info_of_loads):
     with pytest.raises(CommandError):
         load(tmp_path, "users", [{"external_id": "ann"}, {SECRET: SECRET}])
     line = lines.of("agentmem.loads")[-1]

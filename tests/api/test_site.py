@@ -27,7 +27,7 @@ def test_the_schema_is_valid_and_complete(schema):
     assert described == {route.id for route in ROUTES} | {"GET me"}
 
 
-def test_every_operation_tells_what_it_does_who_may_and_how_it_fails(schema):
+def test_every_operation_has_a_summary_security_and_errors(schema):
     tags = {tag["name"] for tag in schema["tags"]}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
@@ -42,7 +42,7 @@ def test_every_operation_tells_what_it_does_who_may_and_how_it_fails(schema):
     assert "cafe:2026-01-31" in text
 
 
-def test_what_creates_nothing_is_described_with_200_and_shows_a_body(schema):
+def test_operations_that_create_nothing_have_200_and_an_example(schema):
     paths = {path.strip("/"): operations for path, operations in schema["paths"].items()}
     for path in ("search", "search/batch", "batch/update", "batch/delete", "export"):
         operation = paths[f"api/v1/memories/{path}"]["post"]
@@ -50,7 +50,7 @@ def test_what_creates_nothing_is_described_with_200_and_shows_a_body(schema):
         assert operation["requestBody"]["content"]["application/json"]["examples"], path
 
 
-def test_the_pages_of_the_documentation_come_from_here(anonymous):
+def test_the_documentation_loads_nothing_from_other_hosts(anonymous):
     page = anonymous.get("/api/docs/")
     assert page.status_code == 200
     text = page.content.decode()
@@ -112,7 +112,7 @@ def test_a_missing_migration_is_not_ready(client, db, monkeypatch):
     ]
 
 
-def test_a_database_out_of_reach_is_not_ready(client, db, monkeypatch):
+def test_an_unreachable_database_is_not_ready(client, db, monkeypatch):
     def gone(*args, **kwargs):
         raise OperationalError("connection to /var/run/postgres refused")
 

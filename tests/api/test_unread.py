@@ -1,4 +1,4 @@
-"""A key that writes and does not read: no answer shows it what is stored."""
+"""A key that may write and not read: no response shows what is stored."""
 
 import re
 
@@ -45,12 +45,12 @@ def test_a_write_answers_with_the_id_alone(blind, cast, route):
     assert answer.json().keys() == {"id"}
 
 
-def test_what_is_tried():
+def test_every_writing_route_is_covered():
     assert len(WRITES) > 25
     assert {"restore", "create", "update", "partial_update"} == {route.action for route in WRITES}
 
 
-def test_what_was_said_before_is_answered_as_what_is_new(blind, acme):
+def test_existing_content_is_answered_like_new_content(blind, acme):
     make_memory(acme, content="Likes tea.")
     stored = {"id": None, "status": "stored"}
     for content in ("Likes tea.", "Likes coffee."):
@@ -67,7 +67,7 @@ def test_what_was_said_before_is_answered_as_what_is_new(blind, acme):
 
 
 @pytest.mark.parametrize("query", ["", "?dry_run=true"])
-def test_a_load_does_not_tell_which_rows_were_there(blind, acme, query):
+def test_a_load_does_not_reveal_existing_rows(blind, acme, query):
     make_user(acme, external_id="ann", name="Ann")
     texts = []
     for name in ("ann", "bob"):
@@ -79,7 +79,7 @@ def test_a_load_does_not_tell_which_rows_were_there(blind, acme, query):
     assert "inserted" not in texts[0]
 
 
-def test_bringing_rows_back_takes_the_scope_of_deleting(acme):
+def test_restoring_requires_the_delete_scope(acme):
     user = make_user(acme, external_id="ann")
     with tenant(acme):
         rows = type(user).objects.for_organization(acme).filter(pk=user.pk)
@@ -96,7 +96,7 @@ def test_bringing_rows_back_takes_the_scope_of_deleting(acme):
     assert deleter.post(f"users/{user.pk}/restore").json() == {"id": str(user.pk)}
 
 
-def test_the_preview_of_an_erasure_is_for_who_reads_users(acme):
+def test_the_preview_of_an_erasure_requires_reading_users(acme):
     user = make_user(acme)
     blind = client_with(make_key(acme, ["user:delete"]))
     refused = blind.delete(f"users/{user.pk}?erase=preview")

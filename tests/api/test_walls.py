@@ -1,4 +1,4 @@
-"""Whose rows a caller reaches, and with which scopes: for every route there is."""
+"""Which rows a caller reaches, and with which scopes, for every route."""
 
 import re
 from datetime import timedelta
@@ -156,7 +156,7 @@ def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, 
     assert api.get("users").json()["results"][0]["name"] == cast["user"].name  # untouched
 
 
-def test_a_foreign_key_is_ones_own_to_make(api, theirs, cast):
+def test_a_name_of_another_organization_can_be_created_here(api, theirs, cast):
     """Of a user, an agent, a session: what is named by it is the caller's own."""
     user, agent, session = (cast[kind] for kind in ("user", "agent", "session"))
     named = {"user_id": user.external_id, "agent_id": str(agent.pk)}
@@ -168,9 +168,9 @@ def test_a_foreign_key_is_ones_own_to_make(api, theirs, cast):
         ("sessions", {"session_id": "mine", **named}),
         ("blocks", {"label": "human", "user_id": named["user_id"]}),
     ]:
-        made = theirs.post(path, body)
-        assert made.status_code == 201, (path, made.content)
-        assert not {str(row.pk) for row in cast.values()} & set(map(str, made.json().values()))
+        created = theirs.post(path, body)
+        assert created.status_code == 201, (path, created.content)
+        assert not {str(row.pk) for row in cast.values()} & set(map(str, created.json().values()))
     for path in ("runs", "messages"):
         own = theirs.post(
             f"sessions/{session.pk}/{path}", {"role": "user"} if path[0] == "m" else {}
@@ -182,7 +182,7 @@ def test_a_foreign_key_is_ones_own_to_make(api, theirs, cast):
 
 def own_ids(client):
     """Rows of globex itself, to stand in the other parts of a path."""
-    made = {
+    created = {
         "agent": client.post("agents", {"external_id": "own"}).json()["id"],
         "session": client.post("sessions", {"session_id": "own"}).json()["id"],
         "memory": client.post("memories", {"content": "own"}).json()["id"],
@@ -190,7 +190,12 @@ def own_ids(client):
     run = client.post("sessions/own/runs", {"run_id": "own"})
     block = client.post("blocks", {"label": "own"})
     tool = client.post("tools", {"name": "own"})
-    return {**made, "run": run.json()["id"], "block": block.json()["id"], "tool": tool.json()["id"]}
+    return {
+        **created,
+        "run": run.json()["id"],
+        "block": block.json()["id"],
+        "tool": tool.json()["id"],
+    }
 
 
 def reference_fields():
@@ -234,8 +239,8 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
             if (route.basename, name) == ("session-messages", "session_id"):
                 continue  # it has to be the one in the path
             body = {**BODIES.get(route.basename, {}), name: str(row.pk)}
-            made = getattr(theirs, route.method)(route.path(**ids), body)
-            assert made.status_code in (200, 201, 409), (route.id, name, made.content)
+            created = getattr(theirs, route.method)(route.path(**ids), body)
+            assert created.status_code in (200, 201, 409), (route.id, name, created.content)
             own_row = theirs.get(f"{field.model._meta.model_name}s/{row.pk}").json()
             assert own_row[field.key] == str(row.pk) != own_row["id"]
             tried.add((route.id, name))
@@ -293,7 +298,7 @@ def test_nobody_gets_in_without_a_key(anonymous):
 
 
 @pytest.mark.parametrize("basename", SCOPE)
-def test_its_scopes_open_a_route_and_all_others_do_not(acme, basename):
+def test_a_route_requires_exactly_its_scopes(acme, basename):
     for route in ROUTES:
         if route.basename != basename:
             continue
@@ -330,14 +335,14 @@ def test_a_view_that_names_no_resource_is_closed(api, monkeypatch):
     assert api.get("users").status_code == 403
 
 
-def test_a_key_gives_no_scope_that_it_lacks(acme):
+def test_a_key_grants_no_scope_that_it_lacks(acme):
     client = client_with(make_key(acme, ["keys:manage", "memory:read"]))
     refused = client.post("api-keys", {"name": "more", "scopes": ["memory:read", "memory:write"]})
     assert refused.status_code == 403
     assert refused.json()["detail"] == "You cannot grant scopes that you do not have: memory:write."
 
 
-def test_who_manages_members_does_not_become_one_of_higher_role(acme, alice):
+def test_managing_members_grants_no_higher_role(acme, alice):
     client = client_with(make_key(acme, ["members:manage"]))
     for change in ({"password": "another horse battery"}, {"email": "me@acme.example"}):
         refused = client.patch(f"members/{alice.pk}", change)
@@ -348,7 +353,7 @@ def test_who_manages_members_does_not_become_one_of_higher_role(acme, alice):
     assert raised.json()["detail"] == refusal
 
 
-def test_who_manages_members_gains_nothing_by_it(acme, api):
+def test_managing_members_grants_no_other_permission(acme, api):
     """With members:manage alone: no dismissed owner comes back, nobody is renamed, no viewer with a
     password of one's choice reads what the key may not."""
     owner, dismissed = (make_member(acme, name, role="owner") for name in ("olga", "oscar"))
@@ -368,13 +373,13 @@ def test_who_manages_members_gains_nothing_by_it(acme, api):
     assert (last.status_code, last.json()["code"]) == (409, "last_owner")
 
 
-def test_adding_a_member_does_not_tell_who_is_a_member_elsewhere(api, theirs, mallory):
-    made = api.post("members", {"email": mallory.email, "role": "user"})
-    assert made.status_code == 201
+def test_adding_a_member_does_not_reveal_other_memberships(api, theirs, mallory):
+    created = api.post("members", {"email": mallory.email, "role": "user"})
+    assert created.status_code == 201
     assert theirs.get(f"members/{mallory.email}").json()["role"] == "admin"
 
 
-def test_a_members_key_opens_what_the_role_allows_now(acme, api, alice):
+def test_a_members_key_allows_what_the_role_allows_now(acme, api, alice):
     issued = api.post(
         "api-keys", {"name": "k", "scopes": ["user:write", "user:read"], "member_id": alice.email}
     ).json()

@@ -1,4 +1,4 @@
-"""What stands beside the code agrees with it: the index, the links, the map, the checks."""
+"""The documentation agrees with the code: the index, the links, the map, the checks."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ def test_the_index_names_every_paper():
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: str(paper.relative_to(ROOT)))
-def test_links_lead_somewhere(paper):
+def test_links_have_targets(paper):
     assert [target for target in links(paper) if not target.exists()] == []
 
 
@@ -64,7 +64,7 @@ def test_a_commit_is_checked_by_what_lint_runs():
 def test_ci_makes_targets_that_exist():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     assert jobs["ci"]["steps"][-1]["run"] == ".ci/run ${{ matrix.targets }}"
-    made = " ".join(jobs["ci"]["strategy"]["matrix"]["targets"]).split()
-    assert {"lint", "test", "coverage"} <= set(made)
+    created = " ".join(jobs["ci"]["strategy"]["matrix"]["targets"]).split()
+    assert {"lint", "test", "coverage"} <= set(created)
     makefile = (ROOT / "Makefile").read_text()
-    assert [target for target in made if f"\n{target}: " not in makefile] == []
+    assert [target for target in created if f"\n{target}: " not in makefile] == []

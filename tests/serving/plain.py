@@ -1,4 +1,4 @@
-"""A WSGI application that tells what reaches it; served like ours, without a database."""
+"""A WSGI application that echoes its environment; served like ours, without a database."""
 
 import json
 import os
@@ -28,10 +28,10 @@ class Parts:
 
     def close(self) -> None:
         self.is_closed = True
-        made.append(self)
+        created.append(self)
 
 
-made: list[Parts] = []
+created: list[Parts] = []
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -41,7 +41,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
             return Parts(int(environ["QUERY_STRING"]))
         case "/closed":
             start_response("200 OK", [])
-            return [str(len(made)).encode()]
+            return [str(len(created)).encode()]
     body = environ["wsgi.input"].read()
     told = {name: value for name, value in environ.items() if isinstance(value, str)}
     start_response("200 OK", [("Content-Type", "application/json")])

@@ -1,4 +1,4 @@
-"""Bodies on their way, at the real server: flat memory, clients that go away, clients that wait."""
+"""Streamed bodies on the real server: flat memory, clients that disconnect, clients that stall."""
 
 import json
 import time
@@ -62,7 +62,7 @@ def test_a_body_of_any_size_costs_no_memory(server, acme, acme_key):
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 1000000", CHUNKED])
-def test_of_a_client_that_goes_away_stays_what_is_committed(server, acme, acme_key, framing):
+def test_committed_rows_stay_when_the_client_disconnects(server, acme, acme_key, framing):
     for turn in range(3):  # with two threads the third finds one free again
         body = people(turn * 1000, 250)
         sent = server.begin(acme_key, "users/bulk", framing, batch_size=100)
@@ -83,7 +83,7 @@ def test_of_a_client_that_goes_away_stays_what_is_committed(server, acme, acme_k
     assert "Traceback" not in server.log.read_text()
 
 
-def test_nothing_is_held_in_the_database_for_a_client_that_waits(server, acme, acme_key):
+def test_no_transaction_stays_open_for_a_slow_client(server, acme, acme_key):
     sent = server.begin(acme_key, "users/bulk", CHUNKED, batch_size=100)
     body = people(0, 150)
     sent.sendall(chunk(body + b" " * (MIB - len(body))))
@@ -94,7 +94,7 @@ def test_nothing_is_held_in_the_database_for_a_client_that_waits(server, acme, a
     assert (status, report["inserted"], users(acme)) == (200, 200, 200)
 
 
-def test_a_dry_run_begins_when_all_is_here(server, acme, acme_key):
+def test_a_dry_run_starts_when_the_whole_body_has_arrived(server, acme, acme_key):
     sent = server.begin(acme_key, "users/bulk", CHUNKED, batch_size=100, dry_run="true")
     body = people(0, 250)
     sent.sendall(chunk(body + b" " * (MIB - len(body))))

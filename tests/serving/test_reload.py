@@ -13,7 +13,7 @@ PACKAGES = {"agentmem_site", "accounts", "memories", "sessions"}
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.unguarded]
 
 
-def test_a_change_of_a_template_starts_the_server_again(tmp_path, transactional_db):
+def test_a_changed_template_restarts_the_server(tmp_path, transactional_db):
     server = Server(tmp_path, "--reload")
     try:
         before = server.workers()
@@ -24,7 +24,7 @@ def test_a_change_of_a_template_starts_the_server_again(tmp_path, transactional_
         server.stop()
 
 
-def test_what_is_written_while_it_runs_is_not_watched():
+def test_the_data_directory_is_not_watched():
     """The data directory changes all the time."""
     prefix = "--reload-paths="
     watched = {

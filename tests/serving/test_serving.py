@@ -1,4 +1,4 @@
-"""No client holds the server up with what it does not send, or does not read."""
+"""A client that sends or reads slowly does not hold up the server."""
 
 import http.client
 import json
@@ -71,7 +71,7 @@ def accesses(server, count):
     return found()
 
 
-def test_each_answer_has_its_line(server, acme, acme_key):
+def test_each_response_is_logged(server, acme, acme_key):
     assert "Encoder: minilm-int8" in server.log.read_text()
     assert get(server, "/health/live") == 200
     assert get(server, "/health/ready", within_s=10) in (200, 503)
@@ -88,7 +88,7 @@ def test_each_answer_has_its_line(server, acme, acme_key):
     assert accesses(server, 2)[-1]["route"] == "/api/v1/memories/export"
 
 
-def test_what_serving_refuses_has_its_line(server, acme, acme_key):
+def test_what_serving_refuses_is_logged(server, acme, acme_key):
     head = ["POST /api/v1/memories HTTP/1.1", "Content-Length: 1000", f"X-API-Key: {acme_key}"]
     with send(server, head, b"{") as sent:
         _, headers = head_of(sent)
@@ -103,7 +103,7 @@ def test_what_serving_refuses_has_its_line(server, acme, acme_key):
 # -- bodies that do not come ---------------------------------------------------------------------
 
 
-def test_who_sends_no_key_is_answered_before_the_body(server, acme_key):
+def test_a_request_without_a_key_is_refused_before_its_body(server, acme_key):
     with ExitStack() as crowd:
         stalled = [
             crowd.enter_context(
@@ -118,7 +118,7 @@ def test_who_sends_no_key_is_answered_before_the_body(server, acme_key):
             assert (status, headers["connection"]) == (401, "close")
 
 
-def test_a_form_that_does_not_end_is_given_up(server, acme_key):
+def test_an_endless_form_is_given_up(server, acme_key):
     head = ["POST /admin/login/ HTTP/1.1", f"Content-Type: {FORM}", "Content-Length: 1000"]
     with ExitStack() as crowd:
         stalled = [crowd.enter_context(send(server, head, b"username=a")) for _ in range(CROWD)]
@@ -128,13 +128,13 @@ def test_a_form_that_does_not_end_is_given_up(server, acme_key):
         assert {head_of(sent)[0] for sent in stalled} == {408}
 
 
-def test_a_form_of_any_length_is_for_who_is_signed_in(server):
+def test_a_long_form_requires_signing_in(server):
     head = ["POST /admin/login/ HTTP/1.1", f"Content-Type: {FORM}", f"Content-Length: {10 * MIB}"]
     with send(server, head, b"username=" + b"a" * 100_000) as sent:
         assert head_of(sent)[0] == 413
 
 
-def test_a_body_that_stalls_is_told_so(server, acme_key):
+def test_a_stalled_body_gets_408(server, acme_key):
     head = ["POST /api/v1/memories HTTP/1.1", f"X-API-Key: {acme_key}", "Content-Length: 100"]
     with send(server, head, b'{"content"') as sent:
         status, told = answer(sent)
@@ -164,7 +164,7 @@ def test_a_slow_body_arrives_whole(server, acme_key):
         assert (status, told.get("name")) in [(201, "Ann"), (409, None)]
 
 
-def test_slow_uploads_go_on_in_threads_of_their_own(server, acme, acme_key):
+def test_slow_uploads_have_their_own_threads(server, acme, acme_key):
     with ExitStack() as crowd:
         slow = [
             crowd.enter_context(server.begin(acme_key, "users/bulk", CHUNKED)) for _ in range(3)
@@ -186,7 +186,7 @@ def test_slow_uploads_go_on_in_threads_of_their_own(server, acme, acme_key):
             assert (status, report["inserted"]) == (200, 1)
 
 
-def test_an_upload_that_stalls_is_told_what_is_stored(server, acme_key):
+def test_a_stalled_upload_is_answered_with_what_is_stored(server, acme_key):
     sent = server.begin(acme_key, "users/bulk", CHUNKED)
     sent.sendall(chunk(b'{"external_id":"u"}\n'))
     status, told = answer(sent)
@@ -212,7 +212,7 @@ def test_requests_that_wait_for_a_lock_leave_threads_for_others(server, acme_key
 # -- connections ---------------------------------------------------------------------------------
 
 
-def test_an_answer_before_the_body_leaves_the_connection_usable(server, acme_key):
+def test_an_early_response_leaves_the_connection_usable(server, acme_key):
     body = b"[" + b" " * 300_000
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sent:
         for _ in range(20):
@@ -229,7 +229,7 @@ def test_an_answer_before_the_body_leaves_the_connection_usable(server, acme_key
             assert head_of(sent)[0] == 200
 
 
-def test_a_body_too_long_to_be_read_ends_the_connection_and_says_so(server, acme_key):
+def test_a_body_too_long_to_drain_closes_the_connection(server, acme_key):
     head = [
         "POST /api/v1/memories HTTP/1.1",
         f"X-API-Key: {acme_key}",
@@ -247,7 +247,7 @@ def test_a_body_too_long_to_be_read_ends_the_connection_and_says_so(server, acme
 # -- what the application is told, and what it answers -------------------------------------------
 
 
-def test_the_application_is_told_what_was_asked(plain):
+def test_the_wsgi_environment_has_the_request(plain):
     head = [
         "POST /a%2Fb/%C3%A9/c+d?x=%2F&y HTTP/1.1",
         "Content-Type: text/x",
@@ -272,7 +272,7 @@ def test_the_application_is_told_what_was_asked(plain):
     assert (told["REMOTE_ADDR"], told["wsgi.url_scheme"]) == ("127.0.0.1", "http")
 
 
-def test_an_answer_is_made_no_faster_than_it_is_read(plain):
+def test_a_response_is_produced_no_faster_than_it_is_read(plain):
     before = plain.peak_mib()
     with send(plain, ["GET /parts?8000 HTTP/1.1", "Connection: close"]) as sent:  # 500 MiB
         time.sleep(1)
@@ -282,7 +282,7 @@ def test_an_answer_is_made_no_faster_than_it_is_read(plain):
 
 
 @pytest.mark.parametrize("reads", [MIB, 0])
-def test_an_answer_that_nobody_reads_is_ended(plain, reads):
+def test_a_response_that_nobody_reads_is_ended(plain, reads):
     with ExitStack() as crowd:
         for _ in range(2):
             sent = crowd.enter_context(send(plain, ["GET /parts?8000 HTTP/1.1"]))
