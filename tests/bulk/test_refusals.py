@@ -22,7 +22,8 @@ def test_a_bad_line_stops_the_load_and_its_batch(acme, tmp_path):
     rows[6] = {"external_id": "u7", "nmae": "Ann"}
     with pytest.raises(CommandError) as refusal:
         load(tmp_path, "users", rows, batch_size=4)
-    assert "line 7: nmae: Unknown field (do you mean name?); allowed: external_id, name" in str(refusal.value)
+    message = "line 7: nmae: Unknown field (do you mean name?); allowed: external_id, name"
+    assert message in str(refusal.value)
     assert "Lines up to 4 are committed." in str(refusal.value)
     assert refusal.value.returncode == 65
     with tenant(acme):
