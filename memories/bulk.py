@@ -195,7 +195,7 @@ class MemoryLine(Line):
     external_id: KeyText | None = None
     user_id: KeyText | None = None
     agent_id: KeyText | None = None
-    session_id: Name | None = None
+    session_id: KeyText | None = None
     speaker: Name | None = None
     context: str | None = None
     memory_type: Memory.Type | None = None

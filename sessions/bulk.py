@@ -107,8 +107,8 @@ class SessionLine(Line):
     session_id: KeyText
     agent_id: KeyText | None = None
     user_id: KeyText | None = None
-    team_id: Name | None = None
-    workflow_id: Name | None = None
+    team_id: KeyText | None = None
+    workflow_id: KeyText | None = None
     name: Name | None = None
     state: Raw = ABSENT
     agent_data: Raw = ABSENT

@@ -13,10 +13,8 @@ from rest_framework import serializers
 
 from accounts.services.naming import refusal
 from agentmem_site.db.ids import NOBODY
-from agentmem_site.db.keys import MAX_KEY_LENGTH, KeyFault, key_of
+from agentmem_site.db.keys import MAX_KEY_LENGTH, KeyFault, as_id, key_of
 
-# As answers write an id; another spelling of one may well be somebody's own key.
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _MAX_REAL, _MIN_REAL = 3.4e38, 1.2e-38
 # "+02:00" in a query string that was not escaped arrives as " 02:00".
@@ -33,10 +31,10 @@ def find(rows: Any, name: str, natural_key: str) -> Any:
     except KeyFault:
         return None
     named = Q(**{natural_key: name}) if natural_key else Q()
-    if not _UUID.fullmatch(name):
+    if (own_id := as_id(name)) is None:
         return rows.filter(named).first() if natural_key else None
-    matches = list(rows.filter(Q(pk=UUID(name)) | named)[:2])
-    return min(matches, key=lambda row: row.pk != UUID(name), default=None)
+    matches = list(rows.filter(Q(pk=own_id) | named)[:2])
+    return min(matches, key=lambda row: row.pk != own_id, default=None)
 
 
 def checked_key(value: Any) -> str:

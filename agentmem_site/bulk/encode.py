@@ -44,17 +44,18 @@ from agentmem_site.bulk.spec import (
     LINE_AT,
     LINE_HASH,
     Column,
-    KeyText,
     LineError,
     LoadSpec,
     echoed,
     encoder_of,
     json_array,
     json_object,
-    with_written_times,
+    lenient,
 )
 from agentmem_site.bulk.times import Times
+from agentmem_site.db.fields import KeyField
 from agentmem_site.db.ids import uuid7_among, uuid7_at
+from agentmem_site.db.keys import KeyFault, key_of
 
 _OPENINGS: dict[binary.Encode, bytes] = {json_object: b"{", json_array: b"["}
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
@@ -193,7 +194,7 @@ class Encoder:
         self.spec = spec
         self._times = times or Times()
         self._decoder = msgspec.json.Decoder(spec.line)
-        # For lines with times that msgspec cannot read. (Created when the first comes.)
+        # For lines that msgspec refuses. (Created when the first comes.)
         self._second_decoder: msgspec.json.Decoder[Any] | None = None
         self._floats = [name for name, kind in kinds_of(spec.line).items() if kind == NUMBER]
         parent = [spec.parent_column] if spec.parent_column else []
@@ -217,7 +218,9 @@ class Encoder:
         self.place_of = {name: place for place, name in enumerate(self.columns, start=1)}
         self.reference_places = [(self.place_of[r.column], r.column) for r in spec.references]
         self._within = [
-            (r.column, self.place_of[r.column], r.within) for r in spec.references if r.within
+            (r.column, self.place_of[r.column], r.within, self.place_of[r.within])
+            for r in spec.references
+            if r.within
         ]
         self.key_of = _key_of([[self.place_of[n] for n in key.columns] for key in spec.keys])
         self._line_hash_place = self.place_of.get(LINE_HASH, 0)
@@ -362,10 +365,9 @@ class Encoder:
             raise LineError("malformed_json", "", str(error)) from error
 
     def _decode_again(self, line: bytes) -> Any:
-        """A line whose times msgspec does not read, or whose numbers are in quotes."""
+        """A line whose times or keys msgspec does not read, or whose numbers are in quotes."""
         if self._second_decoder is None:
-            lax = with_written_times(self.spec)
-            self._second_decoder = msgspec.json.Decoder(lax, strict=False)
+            self._second_decoder = msgspec.json.Decoder(lenient(self.spec), strict=False)
         decoded = self._second_decoder.decode(line)
         for name in self._floats:  # ("nan" is one in quotes)
             if (value := getattr(decoded, name)) is not None and not math.isfinite(value):
@@ -386,11 +388,11 @@ class Encoder:
             if (given := getattr(line, name)) is not None:
                 self._check_ignored_time(name, given, encode)
         parts[:0] = (self._header, row_id, created_at, *parent)
-        for column, place, outer in self._within:
+        for column, place, outer, outer_place in self._within:
             if parts[place] is not None:
-                if getattr(line, outer) is None:
+                if parts[outer_place] is None:
                     raise LineError("missing_field", outer, f"Needed to find {column}")
-                parts[place] = (getattr(line, outer), parts[place])
+                parts[place] = (parts[outer_place], parts[place])
         return parts
 
     def _check_ignored_time(self, name: str, given: Any, encode: Callable[[Any], bytes]) -> None:
@@ -425,12 +427,14 @@ class Encoder:
             rows[encoder.key_of(parts)[1:]] = b"".join(parts)  # (the parent comes first)
         return rows, len(lines) - len(rows)
 
-    def _encoder(self, column: Column) -> tuple[binary.Encode, bytes | None]:
+    def _encoder(self, column: Column) -> tuple[Callable[[Any], Any], bytes | None]:
         """The encoding of a column's values, and the encoded default for missing ones."""
         if any(column.name == reference.column for reference in self.spec.references):
-            return _unchanged, None
+            return key_of, None
         fields = self.spec.model._meta.concrete_fields
         field = next(f for f in fields if f.column == column.name)
+        if isinstance(field, KeyField):
+            return encoder_of(field), binary.NULL
         is_time = field.get_internal_type() == "DateTimeField"
         own = self._times.encoder(column.name) if is_time else column.encode
         encode, default = own or encoder_of(field), field.get_default()
@@ -446,7 +450,8 @@ class Encoder:
                 if value is not None:
                     encode(value)
             except Exception as error:
-                return LineError("invalid_value", source, str(error))
+                code = error.code if isinstance(error, KeyFault) else "invalid_value"
+                return LineError(code, source, str(error))
         return LineError("invalid_value", "", "The line cannot be encoded")
 
 
@@ -463,10 +468,6 @@ def _key_of(keys: list[list[int]]) -> Callable[[Sequence[Any]], Any]:
 def _moved_to(parent: bytes, row: bytes, first: bytes) -> bytes:
     """A child's row with another parent, and the id and creation time of `first`."""
     return row[:_START] + first[_START:_PARENT] + parent + row[_REST:]
-
-
-def _unchanged(name: Any) -> Any:
-    return name
 
 
 def _json_or(missing: bytes, encode: binary.Encode) -> binary.Encode:
@@ -494,7 +495,7 @@ def _probe(
     decoding it."""
     key = spec.keys[0].columns[0]
     columns = [r.column for r in spec.references]
-    fields: list[Any] = [(name, KeyText | None, None) for name in dict.fromkeys([key, *columns])]
+    fields: list[Any] = [(name, Any, None) for name in dict.fromkeys([key, *columns])]
     source = spec.children.source if spec.children else ""
     if spec.children:
         child = msgspec.defstruct(
@@ -508,14 +509,26 @@ def _probe(
 
     def split(line: Any) -> tuple[Any, tuple[Name | None, ...], list[Any]]:
         key, *names = get(line) if columns else (get(line),)
-        if "\0" in "".join(filter(None, (key, *names))):
-            raise ValueError("NUL in a name")  # (decoding will refuse the line)
+        below = (getattr(line, source) or []) if source else []
+        if not _is_clean((key, *names)):  # (what is no key, decoding will refuse)
+            key, *names = (None if n is None else key_of(n) for n in (key, *names))
+        if below and not _is_clean(n for child in below for n in msgspec.structs.astuple(child)):
+            raise ValueError("Two children may have one key, written in two ways")
         for place, outer in within:
             if names[place] is not None:
                 names[place] = (names[outer] or "", names[place])
-        return key, tuple(names), (getattr(line, source) or []) if source else []
+        return key, tuple(names), below
 
     return msgspec.json.Decoder(line).decode, split
+
+
+def _is_clean(keys: Iterable[Any]) -> bool:
+    """Whether `key_of` would certainly leave these keys as they are, but for their length."""
+    try:
+        text = "".join([key for key in keys if key is not None])
+    except TypeError:
+        return False
+    return text.isprintable() and " " not in text
 
 
 def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:

@@ -235,7 +235,7 @@ def batch_of(
     skips_bad: bool,
 ) -> Batch:
     batch = encoder.encode(rows, _rejecting(rejected, skips_bad))
-    batch.rejected, batch.end = rejected, end
+    batch.rejected, batch.end = sorted(rejected, key=lambda error: error.line), end
     return batch
 
 

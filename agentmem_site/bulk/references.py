@@ -16,6 +16,7 @@ from agentmem_site.bulk.lines import Known, Name
 from agentmem_site.bulk.spec import LoadSpec, Reference
 from agentmem_site.bulk.sql import Stamp
 from agentmem_site.db.ids import uuid7_at
+from agentmem_site.db.keys import as_id
 
 _MAX_KNOWN = 200_000  # per column
 
@@ -80,12 +81,9 @@ class References:
         by_key = {key: row_id for key, row_id, _ in rows}
         is_deleted = {row_id: deleted for _, row_id, deleted in rows}
         for name in names:
-            # The caller's own key takes precedence: it may look like an id of ours.
-            own_id = statements.as_uuid(name)
-            row_id: Any = own_id
-            if name in by_key and not (reference.by_id and own_id in is_deleted):
-                row_id = by_key[name]
-            if row_id in is_deleted:
+            own_id = as_id(name)
+            row_id: Any = own_id if own_id in is_deleted else by_key.get(name)
+            if row_id is not None:
                 self.known[reference.column][name] = binary.uuid(row_id)
                 if is_deleted[row_id]:
                     self.deleted.add((reference.column, name))

@@ -15,6 +15,8 @@ from django.db import models
 from psycopg import sql
 
 from agentmem_site.bulk import binary
+from agentmem_site.db.fields import KeyField
+from agentmem_site.db.keys import key_of
 
 Name = Annotated[str, msgspec.Meta(max_length=255)]
 KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -76,7 +78,7 @@ class Reference:
     """A column that holds another row's id; the file names that row by its key or its id.
 
     `within`: the key is unique only within the row that this other reference column names.
-    `creates`: an unknown key becomes a new row. `by_id`: an id takes precedence over a key.
+    `creates`: an unknown key becomes a new row.
     """
 
     column: str
@@ -84,7 +86,6 @@ class Reference:
     key: str = "external_id"
     within: str = ""
     creates: bool = True
-    by_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ def restoring(spec: LoadSpec) -> LoadSpec:
         # A child keeps its own key: its parent has its id already.
         keys=spec.keys if spec.parent_column else [Key(("id",))],
         natural_keys=spec.keys,
-        references=[replace(r, creates=False, by_id=not r.within) for r in spec.references],
+        references=[replace(r, creates=False) for r in spec.references],
         children=children,
         server_columns={},
         expiry=None,
@@ -246,14 +247,26 @@ def tolerant(spec: LoadSpec) -> LoadSpec:
     return replace(spec, line=tolerant_of(spec.line), restored_line=given, children=children)
 
 
-def with_written_times(spec: LoadSpec) -> type[msgspec.Struct]:
-    """The spec's line, whose times may be any text: `times` reads it."""
+def lenient(spec: LoadSpec) -> type[msgspec.Struct]:
+    """The spec's line with times of any text, which `times` reads, and keys of any kind, of which
+    `key_of` says what may be one."""
     told = msgspec.inspect.type_info(spec.line).fields  # type: ignore[attr-defined]
     fields: list[Any] = [(f.name, str | int | float | None, None) for f in told if _is_moment(f)]
+    for f in told:
+        if _is_key(f):
+            fields.append((f.name, _AnyKey) if f.required else (f.name, _AnyKey | None, None))
     if spec.children:
-        below = with_written_times(spec.children.spec)
+        below = lenient(spec.children.spec)
         fields.append((spec.children.source, list[below] | None, None))  # type: ignore[valid-type]
     return msgspec.defstruct(spec.line.__name__, fields, bases=(spec.line,), kw_only=True, gc=False)
+
+
+_AnyKey = str | int | float | bool | list[Any] | dict[str, Any]
+_KEY_TYPE = msgspec.inspect.type_info(KeyText)
+
+
+def _is_key(field: Any) -> bool:
+    return _KEY_TYPE in getattr(field.type, "types", (field.type,))
 
 
 def _is_moment(field: Any) -> bool:
@@ -275,6 +288,11 @@ def json_array(raw: bytes) -> bytes:
     return binary.jsonb(raw)
 
 
+def key(value: Any) -> bytes:
+    """Raises: KeyFault."""
+    return binary.text(key_of(value))
+
+
 _ENCODERS: dict[str, binary.Encode] = {
     "ArrayField": binary.varchar_array,
     "BigIntegerField": binary.int8,
@@ -291,6 +309,8 @@ _ENCODERS: dict[str, binary.Encode] = {
 
 def encoder_of(field: Any) -> binary.Encode:
     """The encoding of a model field's values. A JSON value must be of the type of the default."""
+    if isinstance(field, KeyField):
+        return key
     if field.get_internal_type() == "JSONField":
         return {dict: json_object, list: json_array}.get(field.default, binary.jsonb)
     return _ENCODERS[field.get_internal_type()]

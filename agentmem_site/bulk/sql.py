@@ -15,6 +15,7 @@ from django.db import connection
 from psycopg import sql
 
 from agentmem_site.bulk.spec import LINE_AT, LINE_HASH, OVERWRITE, Column, Key, LoadSpec, Reference
+from agentmem_site.db.keys import as_id
 from agentmem_site.db.roles import ADMIN
 
 _OLD, _NEW = sql.Identifier("t"), sql.Identifier("s")
@@ -486,7 +487,7 @@ def find_references(
         table=sql.Identifier(reference.model._meta.db_table),
         organization=sql.Literal(organization_id),
         wanted=sql.Literal(list(wanted)),
-        ids=sql.Literal([i for i in map(as_uuid, wanted) if i]),
+        ids=sql.Literal([i for i in map(as_id, wanted) if i]),
     )
 
 
@@ -711,11 +712,3 @@ def _same_key(key: Key) -> sql.Composed:
     first, *rest = map(sql.Identifier, key.columns)
     others = ((not_distinct if key.has_nulls else equal).format(name) for name in rest)
     return _AND.join([equal.format(first), *others])
-
-
-def as_uuid(text: str) -> UUID | None:
-    """The UUID that the text spells in any notation; None if it is not one."""
-    try:
-        return UUID(text)
-    except ValueError:
-        return None

@@ -27,8 +27,9 @@ def embed_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> N
 def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) -> None:
     """The same, except for lines whose memory exists with the same text: it keeps its vector, or
     waits for the worker. Raises: EncoderError."""
-    keys = [line.external_id for line in lines if line.external_id]
-    hashes = [line.hash for line in lines if not line.external_id]
+    identities = [(_key(line), line.hash) for line in lines]
+    keys = [key for key, _ in identities if key]
+    hashes = [hash_ for key, hash_ in identities if not key]
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(
             "SELECT external_id, hash FROM memories_memory "
@@ -52,11 +53,16 @@ def embed_new_lines(lines: Sequence[MemoryLine], *, organization: Organization) 
         }
     new = [
         line
-        for line in lines
-        if (line.external_id, line.hash) not in by_external_id
-        and (line.external_id or (line.hash, line.agent_id, line.user_id) not in by_content)
+        for line, (key, hash_) in zip(lines, identities, strict=True)
+        if (key, hash_) not in by_external_id
+        and (key or (hash_, line.agent_id, line.user_id) not in by_content)
     ]
     embed_lines(new, organization=organization)
+
+
+def _key(line: MemoryLine) -> str:
+    """As it is stored; what is no key is refused later."""
+    return "" if line.external_id is None else str(line.external_id).strip()
 
 
 def _names(ids: Sequence[str | None]) -> list[str | None]:

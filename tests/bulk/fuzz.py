@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 MAX_LINE_BYTES = 1024 * 1024
-LENGTHS = {"external_id": (1, 255), "name": (0, 255), "email": (0, 254), "timezone": (0, 64)}
+LENGTHS = {"name": (0, 255), "email": (0, 254), "timezone": (0, 64)}
 STATUSES = ("active", "inactive")
 DEFAULTS = {"name": "", "email": None, "timezone": "UTC", "status": "active", "metadata": {}}
 ALPHABETS = [
@@ -66,7 +66,9 @@ def row_of(line: bytes) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise Bad("no object")
     for name, item in value.items():
-        if name in LENGTHS:
+        if name == "external_id":
+            value[name] = _key(item)
+        elif name in LENGTHS:
             _text(name, item)
         elif name == "status":
             if item is not None and (not isinstance(item, str) or item not in STATUSES):
@@ -93,10 +95,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+class Whole(float):
+    """An integer, and how it was written."""
+
+    text: str
+
+
 def _whole(text: str) -> float:
     if len(text.lstrip("-")) > 38:
         raise Bad("digits")
-    return float(text)
+    number = Whole(text)
+    number.text = text
+    return number
 
 
 def _real(text: str) -> float:
@@ -127,9 +137,18 @@ def _walk(value: Any, depth: int) -> None:
             _walk(item, depth + 1)
 
 
+def _key(item: Any) -> str:
+    key = str(int(item.text)) if isinstance(item, Whole) else item
+    if not isinstance(key, str) or not 1 <= len(key.strip()) <= 255:
+        raise Bad("external_id")
+    if re.search("[\0-\x1f\x7f-\x9f\u2028\u2029]", key.strip()):
+        raise Bad("external_id")
+    return key.strip()
+
+
 def _text(name: str, item: Any) -> None:
     least, most = LENGTHS[name]
-    if item is None and name != "external_id":
+    if item is None:
         return
     if not isinstance(item, str) or not least <= len(item) <= most:
         raise Bad(name)
@@ -303,7 +322,7 @@ _BREAKING: list[Breaking] = [
     _with("[" + "0.5, " * 300 + "1]", "[" + "0.5, " * 300 + "1e99]", "[" + "0.5, " * 300 + "]"),
     _field("metadata", None, {}, [], "x", 7, True),
     _field("name", None, "", "x" * 255, "x" * 256, "😀" * 255, "😀" * 256, 7, ["x"], {}),
-    _field("external_id", None, "", "x" * 256, 7, True, []),
+    _field("external_id", None, "", "x" * 256, 7, -0, 7.5, True, [], " a\t", " ", "a\tb", "a b"),
     _field("status", None, "active", "Active", "asleep", "", 0),
     _field("email", "x" * 254, "x" * 255),
     _field("timezone", "x" * 64, "x" * 65),

@@ -100,7 +100,7 @@ TABLE = [
     # vectors
     ("memories", memory([b"1"] * 383), "invalid_vector", "embedding", "383 numbers are given"),
     ("memories", memory([b"1"] * 385), "invalid_vector", "embedding", "385 numbers are given"),
-    ("memories", memory([b"0"] * 384), "invalid_vector", "embedding", "zeros alone"),
+    ("memories", memory([b"0"] * 384), "invalid_vector", "embedding", "only zeros"),
     ("memories", memory([b"1"] * 383 + [b"NaN"]), "not_finite", "embedding[383]", NOT_FINITE),
     ("memories", memory([b"1"] * 383 + [b"1e999"]), "number_too_long", "embedding[383]", LONG),
     ("memories", memory([b"1"] * 383 + [b"null"]), "invalid_value", "embedding[383]", "`float`"),
@@ -130,9 +130,9 @@ TABLE = [
     (
         "users",
         b'{"external_id": "' + b"x" * 256 + b'"}',
-        "invalid_value",
+        "max_length",
         "external_id",
-        "length <= 255",
+        "256 characters are given; a key has at most 255.",
     ),
     (
         "blocks",

@@ -35,7 +35,7 @@ FILES = {
             {"external_id": "new", "name": "Zoë 🎈", "email": "zoe@example.org"},
             {"external_id": "twice", "name": "first"},
             {"external_id": "twice", "name": "second"},
-            {"external_id": 7},
+            {"external_id": 7.5},
         ],
         ("external_id", "trashed"),
     ),
