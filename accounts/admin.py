@@ -18,7 +18,7 @@ from unfold.widgets import (
 
 from accounts.console import TenantAdmin, TenantForm, actor_of, show
 from accounts.console.context import member_of, parsed_id
-from accounts.console.lists import ExactTextFilter, typed
+from accounts.console.lists import ExactTextFilter, search_term
 from accounts.console.moves import ConfirmationText
 from accounts.models import ApiKey, AuditEvent, Member, Organization, User
 from accounts.roles import (
@@ -39,7 +39,7 @@ GOOD, WARN = "success", "warning"
 
 
 class UserAdmin(TenantAdmin):
-    """Registered where all that is a person's is known: sessions/admin.py."""
+    """Registered in sessions/admin.py, which knows all data of a person."""
 
     resource = "user"
     records = users
@@ -57,7 +57,7 @@ class UserAdmin(TenantAdmin):
 
 
 class OrganizationAdmin(TenantAdmin):
-    """Registered where the sweep is known: agentmem_site/admin.py."""
+    """Registered in agentmem_site/admin.py, which knows the sweep."""
 
     resource = "organization"
     records = organizations
@@ -110,9 +110,9 @@ class MemberForm(TenantForm):
         super().__init__(*args, **kwargs)
         if "password1" in self.fields:
             self.fields["password1"].help_text = (
-                "Left empty, one is made and shown once."
+                "If empty, a random password is set and shown once."
                 if self.instance._state.adding
-                else "Left empty, it stays as it is."
+                else "If empty, the password does not change."
             )
 
     def clean(self) -> Any:
@@ -194,7 +194,7 @@ class MemberAdmin(TenantAdmin):
 def shown_once(
     page: TenantAdmin, request: HttpRequest, obj: Any, secret: str, label: str
 ) -> HttpResponse:
-    """The answer to the POST itself holds the secret: it is in no session, cookie or address."""
+    """The response to the POST shows the secret, so that no session, cookie or URL holds it."""
     context = {
         **page.admin_site.each_context(request),
         "opts": page.opts,
@@ -212,18 +212,18 @@ def shown_once(
 class ApiKeyForm(TenantForm):
     CHOSEN = "chosen"
     template = forms.ChoiceField(
-        label="May do",
+        label="Permissions",
         choices=[
             (Role.VIEWER, "Read everything"),
             (Role.USER, "Read everything, write memories, sessions and messages"),
-            (Role.ADMIN, "Everything an admin may"),
-            (CHOSEN, "What is picked below"),
+            (Role.ADMIN, "Everything that an admin may do"),
+            (CHOSEN, "The permissions selected below"),
         ],
         widget=UnfoldAdminSelectWidget(),
         initial=Role.USER,
     )
     scopes = forms.MultipleChoiceField(
-        choices=[(word, word) for word in ALL_PERMISSIONS],
+        choices=[(name, name) for name in ALL_PERMISSIONS],
         required=False,
         widget=UnfoldAdminCheckboxSelectMultipleWidget(),
         help_text="Only for the last choice above.",
@@ -231,14 +231,14 @@ class ApiKeyForm(TenantForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not self.instance._state.adding:  # what a key may do is settled when it is made
+        if not self.instance._state.adding:  # the scopes of a key never change
             del self.fields["template"], self.fields["scopes"]
 
     def clean(self) -> Any:
         cleaned = super().clean()
         template = cleaned.get("template")
         if template == self.CHOSEN and not cleaned.get("scopes"):
-            self.add_error("scopes", "Pick at least one.")
+            self.add_error("scopes", "Select at least one.")
         elif template in PERMISSIONS:
             cleaned["scopes"] = sorted(PERMISSIONS[template])
         return cleaned
@@ -265,7 +265,7 @@ class ApiKeyAdmin(TenantAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         sets = super().get_fieldsets(request, obj)
-        if obj is None:  # what a key may do is settled when it is made
+        if obj is None:  # the scopes of a key never change
             return [*sets[: -len(self.fieldsets)], *self.add_form_fields]
         return sets
 
@@ -294,7 +294,9 @@ class ApiKeyAdmin(TenantAdmin):
                 revoke_key(key, **kwargs)
             return {"apikey": len(rows)}
 
-        text = ConfirmationText("Revoke", "Revoked", "It opens nothing from the next request on.")
+        text = ConfirmationText(
+            "Revoke", "Revoked", "Requests with this key will be refused. This cannot be undone."
+        )
         return self._verb_view(request, object_id, self.has_revoke_permission, revoke, text)
 
     def has_revoke_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -329,19 +331,26 @@ class ApiKeyAdmin(TenantAdmin):
     def expires(self, obj: ApiKey) -> Any:
         return show.when(obj.expires_at) if obj.expires_at else "never"
 
-    @display(description="May do")
+    @display(description="Permissions")
     def may(self, obj: ApiKey) -> Any:
         return show.badges(obj.scopes)
 
 
 @admin.register(AuditEvent)
 class AuditEventAdmin(TenantAdmin):
-    records = Records(AuditEvent)  # (nobody may: services alone write events)
-    list_display = ("happened", "actor_name", "shown_action", "resource", "words", "shown_status")
+    records = Records(AuditEvent)  # (never used to write: only services write events)
+    list_display = (
+        "happened",
+        "actor_name",
+        "shown_action",
+        "resource",
+        "changes_text",
+        "shown_status",
+    )
     list_display_links = ("happened",)
     sortable_by = ("happened",)
     search_fields = ("actor_name__istartswith", "request_id__exact")
-    search_help_text = "The start of who did it, the id of what it was done to, or a request id"
+    search_help_text = "The start of an actor's name, the id of a resource, or a request id"
     list_filter = (
         ("action", ExactTextFilter),
         ("resource_type", ExactTextFilter),
@@ -391,20 +400,20 @@ class AuditEventAdmin(TenantAdmin):
         return [*self.fieldsets]
 
     def get_search_results(self, request: HttpRequest, rows: Any, term: str) -> tuple[Any, bool]:
-        found, _ = super().get_search_results(request, rows, term)
-        record_id = parsed_id(typed(term))
-        return (rows.filter(resource_id=record_id) if record_id else found), False
+        matches, _ = super().get_search_results(request, rows, term)
+        record_id = parsed_id(search_term(term))
+        return (rows.filter(resource_id=record_id) if record_id else matches), False
 
     def render_change_form(self, request: HttpRequest, context: Any, **kwargs: Any) -> Any:
-        made = super().render_change_form(request, context, **kwargs)
+        response = super().render_change_form(request, context, **kwargs)
         context["show_history"] = False
-        return made
+        return response
 
     @display(description="When", ordering="created_at")
     def happened(self, obj: AuditEvent) -> Any:
         return show.when(obj.created_at)
 
-    @display(description="Address")
+    @display(description="IP address")
     def address(self, obj: AuditEvent) -> str:
         return obj.ip or show.NOTHING
 
@@ -412,12 +421,12 @@ class AuditEventAdmin(TenantAdmin):
     def shown_action(self, obj: AuditEvent) -> str:
         return obj.action
 
-    @display(description="What")
+    @display(description="Resource")
     def resource(self, obj: AuditEvent) -> Any:
         return show.resource_link(obj.resource_type, obj.resource_id)
 
     @display(description="Changes")
-    def words(self, obj: AuditEvent) -> Any:
+    def changes_text(self, obj: AuditEvent) -> Any:
         return show.clipped(show.change_words(obj.changes))
 
     @display(description="Changes")

@@ -1,4 +1,4 @@
-"""The organization's page, which tells what stricter retention would delete before it is saved."""
+"""The organization's page. It shows what stricter retention would delete before it is saved."""
 
 import json
 from typing import Any
@@ -16,43 +16,43 @@ from agentmem_site.services.sweep import MAX_COUNT, Swept, would_sweep
 
 
 class OrganizationForm(TenantForm):
-    # The rules whose counts the person has seen: sent again with them, they are saved.
+    # The rules whose counts were shown. If the same rules are sent again, they are saved.
     counted_retention = forms.CharField(required=False, widget=forms.HiddenInput())
 
     def clean(self) -> Any:
         cleaned = super().clean()
         if self.instance.pk and isinstance(cleaned.get("settings"), dict):
-            self._tell_what_goes(cleaned["settings"])
+            self._show_counts(cleaned["settings"])
         return cleaned
 
-    def _tell_what_goes(self, settings: dict[str, Any]) -> None:
+    def _show_counts(self, settings: dict[str, Any]) -> None:
         stored = Organization.objects.filter(pk=self.instance.pk).first()
         try:
             after = retention_of(settings)
             before = retention_of(stored.settings if stored else {})
-        except Invalid:  # the service says what is wrong with it
+        except Invalid:  # the service raises it again, with the message
             return
-        asked = json.dumps(settings.get("retention"), sort_keys=True)
-        if not is_stricter(after, before) or self.cleaned_data["counted_retention"] == asked:
+        rules = json.dumps(settings.get("retention"), sort_keys=True)
+        if not is_stricter(after, before) or self.cleaned_data["counted_retention"] == rules:
             return
         swept = would_sweep(organization=self.instance, settings=settings)
-        self.data = {**self.data.dict(), "counted_retention": asked}  # type: ignore[attr-defined]
-        self.add_error("settings", f"{_said(swept)} Save again if that is what you mean.")
+        self.data = {**self.data.dict(), "counted_retention": rules}  # type: ignore[attr-defined]
+        self.add_error("settings", f"{_message(swept)} Save again to confirm.")
 
 
-def _said(swept: Swept) -> str:
+def _message(swept: Swept) -> str:
     trashed = {
         "expired": swept.expired,
-        "over the age": swept.aged,
-        "that nobody found": swept.unfound,
+        "over the age limit": swept.aged,
+        "that no search found": swept.unfound,
     }
     parts = [f"{_number(n)} memories {why} to the trash" for why, n in trashed.items() if n]
     parts += [f"{_number(n)} {name} for good" for name, n in swept.purged.items()]
     if swept.cached_vectors:
         parts.append(f"{_number(swept.cached_vectors)} cached vectors")
     if not parts:
-        return "Under these rules the next sweep would take nothing yet."
-    return f"Under these rules the next sweep would take: {', '.join(parts)}."
+        return "Under these rules the next sweep would delete nothing yet."
+    return f"Under these rules the next sweep would delete: {', '.join(parts)}."
 
 
 def _number(count: int) -> str:

@@ -1,7 +1,7 @@
-"""What would leave the walls between organizations open, asked of the database itself.
+"""Checks in the database that the walls between organizations are closed.
 
-Checks tagged `database` do not run by themselves: `manage.py check --database default` runs them,
-and whatever serves (the server's start, /health/ready) calls `database_faults`.
+Checks tagged `database` run only with `manage.py check --database default`. The server's start and
+/health/ready call `database_faults`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from agentmem_site.db.roles import ADMIN, APPLICATION
 from agentmem_site.db.routines import installed_routines, stale_routines
 from agentmem_site.db.walls import CONTEXT, TenantWall
 
-# The role that signed in, not the one that SET ROLE may have put in its place. Inheriting (USAGE)
-# another role is enough to have what it has: its tables, its policies.
+# The session user, whatever SET ROLE has set. Inheriting (USAGE) another role is enough to have its
+# privileges: its tables, its policies.
 _ROLE = """
 SELECT rolname, rolsuper, rolbypassrls, EXISTS (
     SELECT FROM pg_roles AS admin
@@ -41,9 +41,9 @@ _OF_CONTEXT = (
 
 
 def database_faults(alias: str = "default") -> list[str]:
-    """Why this database must not be served from; empty when all is well. Two statements.
+    """The reasons not to serve from this database; empty if there are none. Two statements.
 
-    Raises: django.db.Error, when it cannot be asked.
+    Raises: django.db.Error, if the database cannot be queried.
     """
     walls = {
         model._meta.db_table: next(
@@ -57,15 +57,15 @@ def database_faults(alias: str = "default") -> list[str]:
         faults = list(_faults_of_role(*cursor.fetchone()))
         cursor.execute(_TABLES, [list(walls)])
         tables = cursor.fetchall()
-    if not faults:  # a superuser has every role's tables: nothing more to say
+    if not faults:  # (a superuser owns every table)
         faults += _faults_of_owner(tables)
     return [*faults, *_faults_of_tables(tables, walls)]
 
 
 def database_warnings(alias: str = "default") -> list[str]:
-    """What ought to be mended, and serving goes on. One statement.
+    """What should be fixed, but does not stop the server. One statement.
 
-    Raises: django.db.Error, when it cannot be asked.
+    Raises: django.db.Error, if the database cannot be queried.
     """
     with connections[alias].cursor() as cursor:
         cursor.execute(quiet.CURRENT_SETTINGS)
@@ -80,19 +80,19 @@ def database_warnings(alias: str = "default") -> list[str]:
 
 def _faults_of_role(role: str, is_superuser: bool, bypasses: bool, is_admin: bool) -> Iterator[str]:
     if is_superuser:
-        yield f"{role} is a superuser, whom no wall stops: DATABASE_URL is the application's."
+        yield f"{role} is a superuser and bypasses the walls: use the application's role."
     elif bypasses:
-        yield f"{role} bypasses row-level security: ALTER ROLE {role} NOBYPASSRLS."
+        yield f"{role} bypasses row-level security: run ALTER ROLE {role} NOBYPASSRLS."
     elif is_admin:
-        yield f"{role} inherits {ADMIN}, for whom all walls are open: GRANT it WITH INHERIT FALSE."
+        yield f"{role} inherits {ADMIN}, which opens all walls: GRANT it WITH INHERIT FALSE."
 
 
 def _faults_of_owner(tables: Sequence[Any]) -> Iterator[str]:
     owned = [table for table, _, _, is_owned, _ in tables if is_owned]
     if owned:
         yield (
-            f"The role of DATABASE_URL owns {_named(owned)}, and walls do not stop an owner: "
-            "it is the application's, DATABASE_OWNER_URL the owner's."
+            f"The role of DATABASE_URL owns {_named(owned)}, and an owner bypasses the walls: use the "
+            "application's role there, and the owner in DATABASE_OWNER_URL."
         )
 
 
@@ -108,7 +108,7 @@ def _faults_of_tables(tables: Sequence[Any], walls: dict[str, TenantWall | None]
     if open_ones:
         yield (
             f"The wall of {_named(open_ones)} is open: row-level security is off, or the policies "
-            "are not the ones that the migrations made."
+            "are not those of the migrations."
         )
 
 
@@ -149,7 +149,7 @@ def check_log(databases: Sequence[str] | None = None, **kwargs: Any) -> list[Che
 
 @register(Tags.database)
 def check_routines(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """By hand or by an older version, somebody changed what the files of this one say."""
+    """Routines that differ from their files: changed by hand, or by another version."""
     routines = installed_routines()
     stale = [
         name for alias in databases or () for name in stale_routines(connections[alias], routines)
@@ -158,7 +158,7 @@ def check_routines(databases: Sequence[str] | None = None, **kwargs: Any) -> lis
         return []
     return [
         Error(
-            f"{_named(stale)} in the database is not what the file says.",
+            f"{_named(stale)} in the database differs from its file.",
             hint="Run `manage.py migrate`.",
             id="agentmem.E002",
         )

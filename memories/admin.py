@@ -19,7 +19,7 @@ from accounts.console import TenantAdmin, actor_of, show
 from accounts.console.context import parsed_id
 from accounts.console.forms import TenantForm
 from accounts.console.inlines import LinkInline
-from accounts.console.lists import ExactTextFilter, typed
+from accounts.console.lists import ExactTextFilter, search_term
 from memories.models import Agent, AgentBlock, AgentTool, Block, Memory, MemoryHistory, Tool
 from memories.services.agents import (
     agents,
@@ -309,7 +309,7 @@ class MemoryAdmin(TenantAdmin):
         return field
 
     def get_search_results(self, request: HttpRequest, rows: Any, term: str) -> tuple[Any, bool]:
-        term = typed(term)
+        term = search_term(term)
         if not term:
             return rows, False
         if (record_id := parsed_id(term)) is not None:

@@ -1,7 +1,7 @@
-"""What the pages of the console share: the base of every list and form, and how values look.
+"""The base of all pages of the console, and how values are displayed.
 
-Each app's admin.py declares its pages on top of `TenantAdmin`; the site itself, with its dashboard
-and trash, is agentmem_site/console.
+Each app's admin.py declares its pages as subclasses of `TenantAdmin`. The site itself, with its
+dashboard and trash, is agentmem_site/console.
 """
 
 from accounts.console import show

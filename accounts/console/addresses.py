@@ -1,4 +1,4 @@
-"""What the pages of a model take from their address and from what a browser sends to them."""
+"""The parameters that the pages of a model accept in the URL and in POST data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,17 +33,17 @@ from accounts.console.parameters import (
 )
 from accounts.console.rows import TenantRows
 
-PRESERVED = "_changelist_filters"  # the list's own parameters, carried along by its pages
+PRESERVED = "_changelist_filters"  # the parameters of the list that a page was opened from
 
 
 class CheckedParameters(TenantRows):
     """Checks the parameters of a request before its view runs."""
 
-    # What the page of one row takes beside what all such pages do.
+    # Further parameters of the page of one row.
     takes: Mapping[str, Check] = {}
 
     def check_request(self, request: HttpRequest, view: str) -> None:
-        """Before each view of this page, by its method's name: `changelist_view`, `add_view`, ...
+        """Called before each view; `view` is the method's name: `changelist_view`, `add_view`, ...
 
         Raises: RefusedParameters.
         """
@@ -83,7 +83,7 @@ class CheckedParameters(TenantRows):
         return declared
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
-        """A second look at what filters a list: Django would let every column through."""
+        """Django's own check would accept look-ups of every local column."""
         return request is not None and not refusals(
             _query({lookup: value}), self.list_parameters(request)
         )
@@ -100,7 +100,7 @@ class CheckedParameters(TenantRows):
         }
 
     def _filled_in(self, request: HttpRequest) -> dict[str, Any]:
-        """The columns of the add form that its address may fill in."""
+        """The columns whose initial value the URL of the add form may set."""
         shown = set(flatten_fieldsets(self.get_fieldsets(request)))
         shown -= set(self.get_readonly_fields(request))
         return {
@@ -114,14 +114,14 @@ class CheckedParameters(TenantRows):
         return [f"{i.get_formset(request).get_default_prefix()}-page" for i in paged]
 
     def _takes_key(self, value: str) -> bool:
-        """Rows are known by their key, and by no other column."""
+        """`to_field` may only be the primary key."""
         return value in ("", self.opts.pk.name)
 
     def _takes_preserved(self, request: HttpRequest, value: str) -> bool:
         return is_address(value) and not refusals(QueryDict(value), self.list_parameters(request))
 
     def _order_of(self, request: HttpRequest) -> Check:
-        """By columns that the list offers to sort by; others have no index."""
+        """Only `sortable_by` columns: others have no index."""
         columns = [*self.get_list_display(request)]
         if self.get_actions(request):
             columns.insert(0, "action_checkbox")
@@ -138,7 +138,7 @@ class CheckedParameters(TenantRows):
             ACTION_CHECKBOX_NAME: is_id,
             "action": is_text,
             "index": is_text,
-            "select_across": one_of("", "0"),  # the rows that were seen, and no others
+            "select_across": one_of("", "0"),  # only rows that were shown
             TO_FIELD_VAR: self._takes_key,
         }
 

@@ -14,21 +14,21 @@ from accounts.console import show
 from accounts.console.addresses import CheckedParameters
 from accounts.console.columns import RecordColumns
 from accounts.console.context import actor_of, member_of, parsed_id, sole_organization
+from accounts.console.form_digests import read_digests
 from accounts.console.forms import (
     AS_SHOWN,
     JsonArea,
     PrettyJsonField,
     TenantForm,
+    edited_texts,
     organization_choice,
-    touched_texts,
 )
 from accounts.console.history import HistoryPage
 from accounts.console.inlines import LinkFormSet
-from accounts.console.lists import BoundedPaginator, DayRangeFilter, TenantChangeList, typed
+from accounts.console.lists import BoundedPaginator, DayRangeFilter, TenantChangeList, search_term
 from accounts.console.moves import TrashMoves
 from accounts.console.references import ReferenceFields
 from accounts.console.related import related_lists
-from accounts.console.shown import unsealed
 from accounts.errors import ServiceError
 from accounts.roles import VIEW_AUDIT
 
@@ -52,7 +52,7 @@ class TenantAdmin(ReferenceFields, CheckedParameters, TrashMoves, HistoryPage, R
     change_form_before_template = "console/as_shown.html"
     change_form_outer_before_template = "console/trash_banner.html"
     formfield_overrides = {models.JSONField: {"form_class": PrettyJsonField, "widget": JsonArea}}
-    # Shown on every form below its own fields.
+    # FieldDigests on every form below its own fields.
     folded: Sequence[tuple[str, Sequence[Any]]] = (("Metadata", ["metadata"]),)
     record_fields: Sequence[Any] = (
         ("id", "organization_link"),
@@ -82,16 +82,16 @@ class TenantAdmin(ReferenceFields, CheckedParameters, TrashMoves, HistoryPage, R
         return [*filters, ("created_at", DayRangeFilter), *self.trash_filters]
 
     def get_search_results(self, request: HttpRequest, rows: Any, term: str) -> tuple[Any, bool]:
-        """The whole term at the start of one of `search_fields`, or the id itself."""
-        term = typed(term)
+        """Rows where one of `search_fields` matches the term, or whose id it is."""
+        term = search_term(term)
         if not term:
             return rows, False
-        found = models.Q()
+        match = models.Q()
         for lookup in self.get_search_fields(request):
-            found |= models.Q(**{lookup: term})
+            match |= models.Q(**{lookup: term})
         if (record_id := parsed_id(term)) is not None:
-            found |= models.Q(pk=record_id)
-        return rows.filter(found), False
+            match |= models.Q(pk=record_id)
+        return rows.filter(match), False
 
     # -- the form --------------------------------------------------------------------------------
 
@@ -131,13 +131,13 @@ class TenantAdmin(ReferenceFields, CheckedParameters, TrashMoves, HistoryPage, R
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
-        """The form; when the service refuses what was sent, the form again with its words."""
+        """The form; or, if the service refuses the values, the form again with its message."""
 
         form_page = super().changeform_view
 
         def page() -> Any:
-            gone = self._gone_meanwhile(request, object_id) if object_id is not None else None
-            return gone or form_page(request, object_id, form_url, extra_context)
+            refused = self._not_saved(request, object_id) if object_id is not None else None
+            return refused or form_page(request, object_id, form_url, extra_context)
 
         try:
             return page()
@@ -145,17 +145,17 @@ class TenantAdmin(ReferenceFields, CheckedParameters, TrashMoves, HistoryPage, R
             request.refusal = refusal  # type: ignore[attr-defined]
             return page()
 
-    def _gone_meanwhile(self, request: HttpRequest, object_id: str) -> HttpResponse | None:
-        """The answer to a save where the row is not there any more, or lies in the trash: it says
-        so, and gives back the texts that the person typed."""
+    def _not_saved(self, request: HttpRequest, object_id: str) -> HttpResponse | None:
+        """The response to a save of a row that was purged or is in the trash, with the texts that
+        the person typed. None if the row is live."""
         if request.method != "POST" or not self.has_change_permission(request):
             return None
         obj = self.get_object(request, unquote(object_id))
         if obj is None:
-            is_gone = bool(unsealed(request.POST.get(AS_SHOWN), unquote(object_id)))
+            is_deleted = bool(read_digests(request.POST.get(AS_SHOWN), unquote(object_id)))
         else:
-            is_gone = getattr(obj, "is_deleted", False)
-        if not is_gone:
+            is_deleted = getattr(obj, "is_deleted", False)
+        if not is_deleted:
             return None
         context = {
             **self.admin_site.each_context(request),
@@ -164,17 +164,17 @@ class TenantAdmin(ReferenceFields, CheckedParameters, TrashMoves, HistoryPage, R
             "object": obj,
             "object_url": show.url_of(obj) if obj is not None else "",
             "list_url": self._list_url(),
-            "typed": touched_texts(self.opts, request.POST, unquote(object_id)),
+            "typed": edited_texts(self.opts, request.POST, unquote(object_id)),
         }
         request.current_app = self.admin_site.name
-        return TemplateResponse(request, "console/gone_meanwhile.html", context, status=409)
+        return TemplateResponse(request, "console/not_saved.html", context, status=409)
 
     def get_inline_formsets(
         self, request: HttpRequest, formsets: Any, inline_instances: Any, obj: Any = None
     ) -> Any:
         for formset in formsets:
             if formset.is_bound and isinstance(formset, LinkFormSet):
-                formset.forget_gone()
+                formset.drop_deleted()
         return super().get_inline_formsets(request, formsets, inline_instances, obj)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:

@@ -45,4 +45,4 @@ class RecordColumns(TenantRows):
         if not hasattr(obj, "_names"):
             ids = (obj.created_by_id, obj.last_updated_by_id)
             obj._names = show.names_of(ids, self.organization_of(obj))
-        return obj._names.get(record_id, show.NOTHING if record_id is None else "someone gone")
+        return obj._names.get(record_id, show.NOTHING if record_id is None else "someone deleted")

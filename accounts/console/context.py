@@ -13,7 +13,7 @@ from accounts.tenancy import platform, tenant
 
 
 def member_of(request: HttpRequest) -> Member:
-    """The signed-in member: console views are reached by nobody else."""
+    """The signed-in member: nobody else can reach the console's views."""
     assert isinstance(request.user, Member)  # noqa: S101  (for the type checker)
     return request.user
 
@@ -23,7 +23,7 @@ def actor_of(request: HttpRequest) -> Actor:
 
 
 def from_here(actor: Actor, request: HttpRequest) -> Actor:
-    """The actor with the request's id, address and browser, for the audit log."""
+    """The actor with the request's id, IP address and browser, for the audit log."""
     return actor.at(
         request_id=request.id,  # type: ignore[attr-defined]
         ip=request.META.get("REMOTE_ADDR") or None,
@@ -32,19 +32,19 @@ def from_here(actor: Actor, request: HttpRequest) -> Actor:
 
 
 def context_of(request: HttpRequest) -> AbstractContextManager[None]:
-    """The member's organization; all of them for a platform superuser."""
+    """The context of the member's organization; of all organizations for a platform superuser."""
     organization_id = member_of(request).organization_id
     return platform() if organization_id is None else tenant(organization_id)
 
 
 def seen_by(request: HttpRequest, rows: Any) -> Any:
-    """The rows of the member's organization: the first wall, in words."""
+    """The rows of the member's organization: the first wall."""
     member = member_of(request)
     return rows if member.is_superuser else rows.for_organization(member.organization_id)
 
 
 def sole_organization(request: HttpRequest) -> Organization | None:
-    """The organization that a member works in; None for a platform superuser."""
+    """The member's organization; None for a platform superuser."""
     return member_of(request).organization
 
 

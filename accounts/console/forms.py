@@ -1,5 +1,5 @@
-"""Forms of tenant rows: their organization, references that stay within it, JSON one can read, and
-nothing written over that somebody else wrote while the form was open."""
+"""Forms of tenant rows: their organization, references within it, indented JSON, and detection of
+concurrent changes."""
 
 import json
 from datetime import datetime
@@ -20,25 +20,32 @@ from unfold.widgets import UnfoldAdminTextareaWidget
 
 from accounts.console import show
 from accounts.console.context import sole_organization
-from accounts.console.shown import Shown, as_sent, put, sealed, sent_digest, unsealed
+from accounts.console.form_digests import (
+    FieldDigests,
+    browser_value,
+    put,
+    read_digests,
+    sent_digest,
+    sign_digests,
+)
 from accounts.errors import ServiceError, Stale
 from accounts.models import Organization
 from accounts.services.seen import digest_of
 from accounts.strict_json import RefusedJson, parse_json
 from agentmem_site.db.fields import TenantForeignKey
 
-AS_SHOWN = "as_shown"  # the hidden field that carries what the form has shown
+AS_SHOWN = "as_shown"  # the hidden field with the digests of the shown values
 
 
 class PrettyJsonField(forms.JSONField):
-    """JSON, indented. `empty` is what an emptied box means: the column's default."""
+    """Indented JSON. `empty` is the value of an empty field: the column's default."""
 
     def __init__(self, *, empty: Any = None, **kwargs: Any) -> None:
         self.empty = empty
         super().__init__(**kwargs)
 
     def to_python(self, value: Any) -> Any:
-        """What the API would refuse is refused here too: it could not be kept, or not be shown."""
+        """Refuses what the API refuses: it could not be stored or displayed."""
         if isinstance(value, str) and value not in self.empty_values:
             _parsed(value)
         return super().to_python(value)
@@ -76,12 +83,12 @@ class JsonArea(UnfoldAdminTextareaWidget):
 
 
 class TenantForm(forms.ModelForm):
-    """The organization is set before anything is validated: excluded, as an uneditable field is,
-    it would switch off the unique constraints that name it.
+    """Sets the organization before validation: Django would exclude it, as a field that cannot be
+    edited, and then skip the unique constraints that include it.
 
-    Of a row that is there, only fields that the person touched are changed: what others wrote
-    meanwhile stays. Where both changed the same field, both texts are shown and nothing is written
-    until the person saves again.
+    Changes only the fields that the person has edited: concurrent changes of other fields stay. If
+    both have changed the same field, the form shows both values and writes nothing until the person
+    saves again.
     """
 
     request: HttpRequest
@@ -93,38 +100,38 @@ class TenantForm(forms.ModelForm):
         for name, field in self.fields.items():
             reference = self._reference(name)
             if reference is not None and isinstance(field, forms.ModelChoiceField):
-                self._narrow(field, reference)
-        self._given: dict[str, Shown] = {}  # what the person had before their eyes
-        self._now: dict[str, Shown] = {}
+                self._limit_choices(field, reference)
+        self._shown: dict[str, FieldDigests] = {}  # what the form showed to the person
+        self._current: dict[str, FieldDigests] = {}
         self._untouched: set[str] = set()
-        self._contested: set[str] = set()
+        self._conflicts: set[str] = set()
         if self.instance._state.adding or AS_SHOWN not in self.fields:
             self.fields.pop(AS_SHOWN, None)
             return
         columns = {field.name for field in self._meta.model._meta.concrete_fields}
         for name in columns & self.fields.keys():
-            sent = sent_digest(as_sent(self[name]))
-            self._now[name] = Shown(sent, digest_of(self.instance, name))
+            sent = sent_digest(browser_value(self[name]))
+            self._current[name] = FieldDigests(sent, digest_of(self.instance, name))
         if self.is_bound:
             self._compare()
         else:
-            self.initial[AS_SHOWN] = sealed(self.instance.pk, self._now)
+            self.initial[AS_SHOWN] = sign_digests(self.instance.pk, self._current)
 
     def _compare(self) -> None:
-        """Tells what was touched; what was not shows, and is taken for, what stands there now."""
+        """Finds the fields that were not edited, and gives them the current values of the row."""
         self.data = self.data.copy()  # type: ignore[attr-defined]
-        self._given = unsealed(self.data.get(AS_SHOWN), self.instance.pk)
-        for name, shown in self._given.items():
-            if name not in self._now or sent_digest(self[name].data) != shown.sent:
+        self._shown = read_digests(self.data.get(AS_SHOWN), self.instance.pk)
+        for name, shown in self._shown.items():
+            if name not in self._current or sent_digest(self[name].data) != shown.sent:
                 continue
             self._untouched.add(name)
-            if shown != self._now[name]:
-                put(self.data, self[name], as_sent(self[name]))
+            if shown != self._current[name]:
+                put(self.data, self[name], browser_value(self[name]))
 
     @property
     def seen(self) -> dict[str, str]:
-        """Digests of the columns as the person knows them, for the service."""
-        return {name: shown.stored for name, shown in self._given.items()}
+        """Digests of the columns as the person has seen them, for the service."""
+        return {name: shown.stored for name, shown in self._shown.items()}
 
     @cached_property
     def changed_data(self) -> list[str]:
@@ -132,7 +139,7 @@ class TenantForm(forms.ModelForm):
         return [name for name in super().changed_data if name not in left_out]
 
     def chosen_organization(self) -> Organization | None:
-        """Whose row this is going to be: the member's, or the one that a superuser chose."""
+        """The organization of a new row: the member's, or the one that a superuser chose."""
         return sole_organization(self.request) or self.cleaned_data.get("for_organization")
 
     def _clean_fields(self) -> None:
@@ -153,44 +160,44 @@ class TenantForm(forms.ModelForm):
                 continue
             if other.organization_id != organization_id:
                 self.add_error(name, "This belongs to another organization.")
-        self._refuse_contested()
+        self._check_conflicts()
         return cleaned
 
-    def _refuse_contested(self) -> None:
-        for name in self._now.keys() & set(self.changed_data) & self.cleaned_data.keys():
-            given, yours = self._given.get(name), self.cleaned_data[name]
-            if given is not None and given.stored == self._now[name].stored:
+    def _check_conflicts(self) -> None:
+        for name in self._current.keys() & set(self.changed_data) & self.cleaned_data.keys():
+            shown, yours = self._shown.get(name), self.cleaned_data[name]
+            if shown is not None and shown.stored == self._current[name].stored:
                 continue
             column: Any = self._meta.model._meta.get_field(name)
             if getattr(yours, "pk", yours) == getattr(self.instance, column.attname):
                 continue
-            self._contested.add(name)
-            self.add_error(name, self._both_texts(column, yours))
+            self._conflicts.add(name)
+            self.add_error(name, self._conflict_message(column, yours))
 
     def _post_clean(self) -> None:
         super()._post_clean()  # type: ignore[misc]
         refusal: ServiceError | None = getattr(self.request, "refusal", None)
-        is_told = isinstance(refusal, Stale) and self._contested
-        if refusal is not None and not is_told:  # the service said no to these very values
+        is_shown = isinstance(refusal, Stale) and self._conflicts
+        if refusal is not None and not is_shown:  # the service has refused these values
             self.add_error(refusal.field if refusal.field in self.fields else None, str(refusal))
         if AS_SHOWN in self.fields:
-            self._carry_on()
+            self._renew_digests()
 
-    def _carry_on(self) -> None:
-        """The form, shown again, carries what it shows: of a contested field that is what stands
-        now, beside the person's own text. Saved again, theirs is written."""
-        kept = self._given.keys() - self._untouched - self._contested
-        carried = {n: self._given[n] if n in kept else now for n, now in self._now.items()}
-        self.data[AS_SHOWN] = sealed(self.instance.pk, carried)  # type: ignore[index]
+    def _renew_digests(self) -> None:
+        """The form is shown again with new digests. For a field in conflict it shows the current
+        value beside the person's own: saving again writes theirs."""
+        kept = self._shown.keys() - self._untouched - self._conflicts
+        carried = {n: self._shown[n] if n in kept else d for n, d in self._current.items()}
+        self.data[AS_SHOWN] = sign_digests(self.instance.pk, carried)  # type: ignore[index]
 
-    def _both_texts(self, column: Any, yours: Any) -> SafeString:
+    def _conflict_message(self, column: Any, yours: Any) -> SafeString:
         row = self.instance
         whose = row if isinstance(row, Organization) else row.organization
         names = show.names_of([row.last_updated_by_id], whose)
         return format_html(
-            '<div class="am-meanwhile"><p>This was changed while you had it open, and nothing is '
-            "saved yet. {} was last changed by {}, {}.</p><p><b>It says now</b></p>{}"
-            "<p><b>Yours</b></p>{}<p>Save again to put yours in its place.</p></div>",
+            '<div class="am-meanwhile"><p>Somebody changed this while you had it open: nothing is '
+            "saved. {} was last changed by {}, {}.</p><p><b>Current value</b></p>{}"
+            "<p><b>Your value</b></p>{}<p>Save again to overwrite the current value.</p></div>",
             f"The {column.model._meta.verbose_name}",
             names.get(row.last_updated_by_id, "someone"),
             show.when(row.updated_at),
@@ -209,17 +216,17 @@ class TenantForm(forms.ModelForm):
             super().validate_unique()
 
     def _update_errors(self, errors: ValidationError) -> None:
-        """A taken key is told at its field, in the words that the service has for it."""
-        found = getattr(errors, "error_dict", {})
-        for error in [*found.get(NON_FIELD_ERRORS, ())]:
+        """Shows a duplicate key at its field, with the message of the service."""
+        by_field = getattr(errors, "error_dict", {})
+        for error in [*by_field.get(NON_FIELD_ERRORS, ())]:
             own = [n for n in (error.params or {}).get("unique_check", ()) if n in self.fields]
             if error.code == "unique_together" and own:
-                found[NON_FIELD_ERRORS].remove(error)
+                by_field[NON_FIELD_ERRORS].remove(error)
                 label = self._meta.model._meta.verbose_name
                 taken = f"There is another {label} with this {own[-1]}, perhaps in the trash."
                 self.add_error(own[-1], taken)
-        if not found.get(NON_FIELD_ERRORS, True):
-            del found[NON_FIELD_ERRORS]
+        if not by_field.get(NON_FIELD_ERRORS, True):
+            del by_field[NON_FIELD_ERRORS]
         super()._update_errors(errors)  # type: ignore[misc]
 
     @property
@@ -230,12 +237,12 @@ class TenantForm(forms.ModelForm):
         field = next((f for f in self._meta.model._meta.fields if f.name == name), None)
         return field if isinstance(field, TenantForeignKey) else None
 
-    def _narrow(self, field: forms.ModelChoiceField, reference: TenantForeignKey) -> None:
-        """Live rows of the organization, and the one that is referred to now, deleted or not."""
+    def _limit_choices(self, field: forms.ModelChoiceField, reference: TenantForeignKey) -> None:
+        """Offers live rows of the organization, and the current value, deleted or not."""
         rows: Any = reference.related_model._default_manager.all()
         current = getattr(self.instance, reference.attname)
-        whose = getattr(self, "parent", None) or self.instance
-        organization_id = getattr(whose, "organization_id", None)
+        owner = getattr(self, "parent", None) or self.instance
+        organization_id = getattr(owner, "organization_id", None)
         if (own := sole_organization(self.request)) is not None:
             organization_id = own.pk
         if organization_id is not None:
@@ -246,7 +253,7 @@ class TenantForm(forms.ModelForm):
 
 
 def _shown_value(column: Any, value: Any) -> SafeString:
-    """A value as the person knows it from the form."""
+    """A value as the form displays it."""
     if isinstance(column, models.JSONField):
         text = json.dumps(value, indent=2, ensure_ascii=False)
     elif isinstance(value, bool):
@@ -261,8 +268,8 @@ def _shown_value(column: Any, value: Any) -> SafeString:
 
 
 def _as_typed(value: str, before: Any) -> str:
-    """A browser sends each line break as CR LF, and fields strip what surrounds a text: what nobody
-    changed stays as it is stored."""
+    """Undoes what browsers and fields change: line breaks become CR LF, surrounding whitespace is
+    stripped. An unchanged text stays as it is stored."""
     value = value.replace("\r\n", "\n")
     if isinstance(before, str) and value.strip() == before.replace("\r\n", "\n").strip():
         return before
@@ -270,7 +277,7 @@ def _as_typed(value: str, before: Any) -> str:
 
 
 class Autocomplete(AutocompleteSelect):
-    """Offers the rows of one organization, where the form knows which."""
+    """Offers the rows of one organization, if the form has one."""
 
     organization_id: UUID | None = None
 
@@ -280,7 +287,7 @@ class Autocomplete(AutocompleteSelect):
 
 
 def organization_choice(model: type[models.Model], admin_site: Any) -> forms.ModelChoiceField:
-    """For a platform superuser, who is of no organization: whose row is it going to be?"""
+    """For a platform superuser: the organization of a new row."""
     return forms.ModelChoiceField(
         queryset=Organization.objects.live(),
         label="Organization",
@@ -288,20 +295,20 @@ def organization_choice(model: type[models.Model], admin_site: Any) -> forms.Mod
     )
 
 
-def empty_of(field: models.Field) -> Any:
-    """What an emptied JSON box means for this column."""
+def empty_value_of(field: models.Field) -> Any:
+    """The value of this JSON column if its field is empty."""
     return None if field.null else field.get_default()
 
 
-def touched_texts(opts: Any, data: Any, record_id: str) -> list[tuple[str, str]]:
-    """(Label, text) of each box that the person had written in, as the form was sent."""
-    given = unsealed(data.get(AS_SHOWN), record_id)
-    found = []
+def edited_texts(opts: Any, data: Any, record_id: str) -> list[tuple[str, str]]:
+    """(Label, text) of each field that the person has edited, as the form was sent."""
+    shown = read_digests(data.get(AS_SHOWN), record_id)
+    texts = []
     for column in opts.concrete_fields:
         text = data.get(column.name)
         is_text = not column.is_relation and not isinstance(column, models.BooleanField)
         if not text or not column.editable or not is_text:
             continue
-        if column.name not in given or sent_digest(text) != given[column.name].sent:
-            found.append((str(column.verbose_name), text))
-    return found
+        if column.name not in shown or sent_digest(text) != shown[column.name].sent:
+            texts.append((str(column.verbose_name), text))
+    return texts

@@ -21,7 +21,7 @@ class HistoryPage(TenantRows):
     object_history_template = "console/history.html"
 
     def log_addition(self, *args: Any) -> None:
-        """Not Django's own log, which has no wall: services write audit events."""
+        """Django's own log is not used (it has no wall): services write audit events."""
 
     log_change = log_deletions = log_addition
 

@@ -1,4 +1,4 @@
-"""Inlines: what is attached to the row of a page, and detached from it."""
+"""Inlines: rows that can be attached to the row of a page, and detached from it."""
 
 from typing import Any
 
@@ -13,51 +13,51 @@ from accounts.models import Organization
 
 
 class LinkForm(TenantForm):
-    """A row of an inline: it belongs where its parent does.
+    """A row of an inline, in the organization of its parent.
 
-    One that somebody has detached meanwhile stands in nobody's way: it is gone already.
+    A row that somebody else has detached in the meantime is ignored.
     """
 
     parent: Any = None
-    is_gone = False
-    as_shown = None  # type: ignore[assignment]  # (never changed in place)
+    is_deleted = False
+    as_shown = None  # type: ignore[assignment]  # (links are never edited)
 
     def full_clean(self) -> None:
-        if self.is_gone:
+        if self.is_deleted:
             self._errors, self.cleaned_data = self.error_class(), {}
         else:
             super().full_clean()
 
     def has_changed(self) -> bool:
-        return not self.is_gone and super().has_changed()
+        return not self.is_deleted and super().has_changed()
 
     def chosen_organization(self) -> Organization | None:
         return self.parent.organization
 
 
 class LinkFormSet(PaginationInlineFormSet):
-    forgotten = 0
+    dropped = 0
 
     def _construct_form(self, i: int, **kwargs: Any) -> Any:
         form = super()._construct_form(i, **kwargs)
         form.parent = self.instance
         is_of_a_row = self.is_bound and i < self.initial_form_count()
-        form.is_gone = is_of_a_row and form.instance._state.adding
+        form.is_deleted = is_of_a_row and form.instance._state.adding
         return form
 
     def initial_form_count(self) -> int:
-        return super().initial_form_count() - self.forgotten
+        return super().initial_form_count() - self.dropped
 
-    def forget_gone(self) -> None:
-        """Before the forms are shown again: without those of rows that are not there any more."""
-        kept = [form for form in self if not form.is_gone]
-        self.forgotten += len(self) - len(kept)
+    def drop_deleted(self) -> None:
+        """Removes the forms of rows that no longer exist, before the forms are shown again."""
+        kept = [form for form in self if not form.is_deleted]
+        self.dropped += len(self) - len(kept)
         self.forms = kept
 
 
 class LinkInline(ReferenceFields, TabularInline):
-    """What is attached to a row: attached and detached here, never changed in place. The parent's
-    page does it in `save_formset`, through the services."""
+    """Links of a row: attached and detached here, never edited. The parent's page does that in
+    `save_formset`, through the services."""
 
     form = LinkForm
     formset = LinkFormSet

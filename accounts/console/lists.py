@@ -20,13 +20,13 @@ from accounts.console.parameters import RefusedParameters, is_text
 COUNT_BOUND = 10_000
 
 
-def typed(text: str) -> str:
-    """What a person typed to look for; PostgreSQL takes no zero byte."""
+def search_term(text: str) -> str:
+    """The search term that a person typed, without NUL bytes, which PostgreSQL refuses."""
     return text.replace("\0", "").strip()
 
 
 class BoundedPaginator(Paginator):
-    """Counts no further than COUNT_BOUND, and pages no further either: beyond it one searches."""
+    """Counts up to COUNT_BOUND, and has no pages beyond it."""
 
     template_name = "console/pagination.html"
 
@@ -49,26 +49,26 @@ class BoundedPaginator(Paginator):
 
 class TenantChangeList(ChangeList):
     def _get_default_ordering(self) -> list[str]:
-        """None but the page's own (get_ordering): headers offer no column that has no index."""
+        """None besides get_ordering(): only columns with an index are sortable."""
         return []
 
     def get_filters_params(self, params: Any = None) -> dict[str, Any]:
-        """Without those that say nothing: a form sends each of its boxes, the empty ones too."""
-        given = super().get_filters_params(params)
-        return {name: values for name, values in given.items() if any(values)}
+        """Without empty parameters: a form sends its empty fields too."""
+        filters = super().get_filters_params(params)
+        return {name: values for name, values in filters.items() if any(values)}
 
     def get_results(self, request: HttpRequest) -> None:
         try:
             super().get_results(request)
         except IncorrectLookupParameters as error:
             raise RefusedParameters({PAGE_VAR: "There is no such page."}) from error
-        # The header tells the number of results where something was searched or filtered.
-        narrowed = bool(self.query) or self.has_active_filters
-        self.full_result_count = None if narrowed else self.result_count
+        # The header shows the number of results of a search or filter.
+        is_filtered = bool(self.query) or self.has_active_filters
+        self.full_result_count = None if is_filtered else self.result_count
 
 
 class TrashFilter(DropdownFilter):
-    """The rows that are there, unless those in the trash are asked for: `?is_deleted=1`."""
+    """Live rows, or with `?is_deleted=1` those in the trash."""
 
     title = "trash"
     parameter_name = "is_deleted"
@@ -82,11 +82,11 @@ class TrashFilter(DropdownFilter):
 
 
 class DayRangeFilter(RangeDateFilter):
-    """From the first moment of one day to the last of another, in UTC."""
+    """From the start of one day to the end of another, in UTC."""
 
     def takes(self, name: str, value: str) -> bool:
         day = parse_date_str(value)
-        # (The day after the last one would be in no calendar.)
+        # (date.max has no next day.)
         return value == "" or (day is not None and day < date.max)
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
@@ -99,7 +99,7 @@ class DayRangeFilter(RangeDateFilter):
 
 
 class ExactTextFilter(FieldListFilter):
-    """Rows whose column holds exactly what was typed: for words that are not choices."""
+    """Rows whose column equals the typed text, for columns without choices."""
 
     template = "unfold/filters/filters_field.html"
     form_class = SearchForm
@@ -117,8 +117,8 @@ class ExactTextFilter(FieldListFilter):
         return is_text(value)
 
     def value(self) -> str:
-        given: Any = self.used_parameters.get(self.parameter) or [""]
-        return typed(given if isinstance(given, str) else given[-1])
+        values: Any = self.used_parameters.get(self.parameter) or [""]
+        return search_term(values if isinstance(values, str) else values[-1])
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         return queryset.filter(**{self.parameter: self.value()}) if self.value() else queryset

@@ -1,4 +1,4 @@
-"""Moving rows into the trash, out of it, and out of the database: from a row's page or a list."""
+"""Deleting, restoring and purging rows, from a row's page or from a list."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,30 +20,30 @@ from accounts.console.rows import TenantRows
 from accounts.errors import ServiceError
 from accounts.services.dependents import Counts
 
-# How far a confirmation page counts what hangs on a row.
-REACH = 1_000
+# A confirmation page counts up to this many dependent rows per model.
+MAX_COUNTED = 1_000
 
 
 @dataclass(frozen=True)
 class ConfirmationText:
-    """How a confirmation page asks, and what is said when it is done."""
+    """The texts of a confirmation page, and of the message afterwards."""
 
     question: str
     done: str
     consequence: str = ""
     is_danger: bool = True
-    for_good: bool = False  # counts what lies in the trash too
+    for_good: bool = False  # counts rows in the trash too
 
 
 TO_TRASH = ConfirmationText(
     "Move to the trash",
     "Moved to the trash",
-    "It can be restored from there, with all that went with it.",
+    "It can be restored from there, with everything that was deleted with it.",
 )
 RESTORE = ConfirmationText(
     "Restore",
     "Restored",
-    "What was deleted together with it comes back as well.",
+    "Everything that was deleted with it is restored too.",
     is_danger=False,
 )
 FOR_GOOD = ConfirmationText(
@@ -52,7 +52,7 @@ FOR_GOOD = ConfirmationText(
 
 
 class TrashMoves(TenantRows):
-    """Delete, restore and purge: a confirmation page for one row, an action for those picked."""
+    """Delete, restore and purge: a confirmation page for one row, actions for selected rows."""
 
     for_good = FOR_GOOD
     actions = ("move_to_trash", "restore_selected", "purge_selected")
@@ -65,23 +65,23 @@ class TrashMoves(TenantRows):
         self._carry_out(request, self.records.delete, queryset)
 
     def _carry_out(self, request: HttpRequest, verb: Callable[..., Counts], rows: Any) -> Counts:
-        """The same verb for each organization among the rows (a superuser may see many)."""
+        """Calls the verb once per organization of the rows (a superuser may select several)."""
         counts: Counts = {}
         for organization, part in self._by_organization(rows):
             done = verb(part, organization=organization, actor=actor_of(request))
             counts = {k: counts.get(k, 0) + done.get(k, 0) for k in {**counts, **done}}
         return counts
 
-    def _refusable(
-        self, request: HttpRequest, page: Callable[[], HttpResponse], elsewhere: str
+    def _run_or_redirect(
+        self, request: HttpRequest, page: Callable[[], HttpResponse], url: str
     ) -> HttpResponse:
-        """The page. If a service refuses, nothing is changed and `elsewhere` shows its message."""
+        """The page; or a redirect with the message of a service that refused the change."""
         try:
             with transaction.atomic():
                 return page()
         except ServiceError as refusal:
             self.message_user(request, str(refusal), messages.ERROR)
-            return HttpResponseRedirect(elsewhere)
+            return HttpResponseRedirect(url)
 
     def get_urls(self) -> list[URLPattern]:
         name = f"{self.opts.app_label}_{self.opts.model_name}"
@@ -112,37 +112,37 @@ class TrashMoves(TenantRows):
         verb: Callable[..., Counts],
         text: ConfirmationText,
     ) -> HttpResponse:
-        """Asks on GET, does it on POST."""
+        """A confirmation page on GET, the change on POST."""
         obj = self.get_object(request, unquote(object_id))
         if obj is None:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
         if not allowed(request, obj):
             raise PermissionDenied
         if request.method != "POST":
-            reach = self._reach(self.rows_of(obj), text) if text.is_danger else ""
-            return self._confirm(request, text, object=obj, reach=reach)
+            affected = self._affected(self.rows_of(obj), text) if text.is_danger else ""
+            return self._confirm(request, text, object=obj, affected=affected)
 
         def page() -> HttpResponse:
-            self._do(request, verb, self.rows_of(obj), text)
-            return HttpResponseRedirect(self._after(request, obj, text))
+            self._run(request, verb, self.rows_of(obj), text)
+            return HttpResponseRedirect(self._next_url(request, obj, text))
 
-        return self._refusable(request, page, self._after(request, obj, text))
+        return self._run_or_redirect(request, page, self._next_url(request, obj, text))
 
-    def _do(
+    def _run(
         self, request: HttpRequest, verb: Callable[..., Counts], rows: Any, text: ConfirmationText
     ) -> None:
         counts = show.counted(self._carry_out(request, verb, rows), at_most=10**9)
         self.message_user(request, f"{text.done}: {counts}.", messages.SUCCESS)
 
-    def _reach(self, rows: Any, text: ConfirmationText) -> str:
-        """How many rows the verb will change, as text; counts stop at REACH."""
+    def _affected(self, rows: Any, text: ConfirmationText) -> str:
+        """How many rows the verb will change, as text; counts stop at MAX_COUNTED."""
         counts: Counts = {}
         for organization, part in self._by_organization(rows):
             counted = self.records.count_affected(
-                part, organization=organization, at_most=REACH, for_good=text.for_good
+                part, organization=organization, at_most=MAX_COUNTED, for_good=text.for_good
             )
             counts = {k: counts.get(k, 0) + counted.get(k, 0) for k in {**counts, **counted}}
-        return show.counted(counts, at_most=REACH)
+        return show.counted(counts, at_most=MAX_COUNTED)
 
     def _confirm(
         self, request: HttpRequest, text: ConfirmationText, **context: Any
@@ -158,36 +158,40 @@ class TrashMoves(TenantRows):
         request.current_app = self.admin_site.name
         return TemplateResponse(request, self.delete_confirmation_template, context)
 
-    def _after(self, request: HttpRequest, obj: Any, text: ConfirmationText) -> str:
+    def _next_url(self, request: HttpRequest, obj: Any, text: ConfirmationText) -> str:
         if "trash" in request.POST:
             return reverse(f"{self.admin_site.name}:trash")
         return show.url_of(obj) if text is RESTORE else self._list_url()
 
-    # -- what can be done with the rows picked in a list -----------------------------------------
+    # -- actions for selected rows ---------------------------------------------------------------
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        wanted = {"restore_selected", "purge_selected"}
+        names = {"restore_selected", "purge_selected"}
         if not self._is_trash(request):
-            wanted = {"move_to_trash"}
-        return {k: v for k, v in super().get_actions(request).items() if k in wanted}
+            names = {"move_to_trash"}
+        return {k: v for k, v in super().get_actions(request).items() if k in names}
 
     def response_action(self, request: HttpRequest, queryset: Any) -> Any:
         respond = super().response_action
-        return self._refusable(request, lambda: respond(request, queryset), request.get_full_path())
+        return self._run_or_redirect(
+            request, lambda: respond(request, queryset), request.get_full_path()
+        )
 
     @action(description="Move to the trash", permissions=["delete"])
     def move_to_trash(self, request: HttpRequest, rows: Any) -> Any:
-        return self._ask_first(request, rows, "move_to_trash", self.records.delete, TO_TRASH)
+        return self._confirm_selected(request, rows, "move_to_trash", self.records.delete, TO_TRASH)
 
     @action(description="Restore", permissions=["restore"])
     def restore_selected(self, request: HttpRequest, rows: Any) -> None:
-        self._do(request, self.records.restore, rows, RESTORE)
+        self._run(request, self.records.restore, rows, RESTORE)
 
     @action(description="Delete for good", permissions=["purge"])
     def purge_selected(self, request: HttpRequest, rows: Any) -> Any:
-        return self._ask_first(request, rows, "purge_selected", self.records.purge, self.for_good)
+        return self._confirm_selected(
+            request, rows, "purge_selected", self.records.purge, self.for_good
+        )
 
-    def _ask_first(
+    def _confirm_selected(
         self,
         request: HttpRequest,
         rows: Any,
@@ -196,13 +200,13 @@ class TrashMoves(TenantRows):
         text: ConfirmationText,
     ) -> Any:
         if "confirmed" in request.POST:
-            self._do(request, verb, rows, text)
+            self._run(request, verb, rows, text)
             return None
         picked = request.POST.getlist(ACTION_CHECKBOX_NAME)
         return self._confirm(
             request,
             text,
-            reach=self._reach(rows, text),
+            affected=self._affected(rows, text),
             objects=list(rows[: self.list_per_page]),
             hidden=[("action", name), *((ACTION_CHECKBOX_NAME, pk) for pk in picked)],
         )

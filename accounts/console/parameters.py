@@ -1,8 +1,8 @@
-"""Which parameters a page of the console takes. Any other is refused by its name, before the
-database is asked: a look-up that nobody declared reads a column letter by letter, as
-`?password__regex=` does, or keeps a thread busy for minutes.
+"""The URL parameters that a page of the console accepts. Others are refused by name, before any
+query: an undeclared look-up such as `?password__regex=` could read a column letter by letter, or
+keep a thread busy for minutes.
 
-A page declares names, each with a check of its values. What no page declared is not there.
+A page declares the names, each with a check of its values.
 """
 
 import re
@@ -20,15 +20,15 @@ from django.http import HttpRequest, QueryDict
 Check = Callable[[str], bool]
 Parameters = Mapping[str, Check]
 
-MAX_TEXT = 1_000  # characters of what a person types to look for
-MAX_ADDRESS = 16_000  # characters of an address that is carried along
-MAX_NAME = 100  # characters of a refused parameter's name, as shown
-UNKNOWN = "This page takes no such parameter."
-BAD_VALUE = "It cannot have this value."
+MAX_TEXT = 1_000  # characters of a search
+MAX_ADDRESS = 16_000  # characters of a URL in a parameter
+MAX_NAME = 100  # displayed characters of a refused parameter's name
+UNKNOWN = "This page has no such parameter."
+BAD_VALUE = "The value is not valid."
 
 
 class RefusedParameters(Exception):
-    """This page does not take what its address asks. `reasons`: why, by the parameter's name."""
+    """The URL has parameters that the page does not accept. `reasons`: by parameter name."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
         super().__init__("; ".join(f"{_shown(name)}: {why}" for name, why in reasons.items()))
@@ -40,21 +40,21 @@ class RefusedParameters(Exception):
 
 
 def parameters_of(request: HttpRequest) -> QueryDict:
-    """Raises: RefusedParameters, where there are more than a request may have."""
+    """Raises: RefusedParameters (more parameters than a request may have)."""
     try:
         return request.GET
     except TooManyFieldsSent as error:
-        raise RefusedParameters({"": "These are too many parameters."}) from error
+        raise RefusedParameters({"": "There are too many parameters."}) from error
 
 
 def check_parameters(request: HttpRequest, declared: Parameters) -> None:
-    """Raises: RefusedParameters, for names that are not declared and values that do not fit."""
+    """Raises: RefusedParameters (undeclared names, invalid values)."""
     if refused := refusals(parameters_of(request), declared):
         raise RefusedParameters(refused)
 
 
 def check_sent(request: HttpRequest, declared: Parameters) -> None:
-    """The same for what a form has sent; other names are the form's own to judge."""
+    """The same for POST data; the form itself checks other names."""
     refused = {
         name: BAD_VALUE
         for name, check in declared.items()
@@ -64,10 +64,10 @@ def check_sent(request: HttpRequest, declared: Parameters) -> None:
         raise RefusedParameters(refused)
 
 
-def refusals(asked: QueryDict, declared: Parameters) -> dict[str, str]:
-    """Why each parameter is refused that is; empty where all are taken."""
+def refusals(query: QueryDict, declared: Parameters) -> dict[str, str]:
+    """The refused parameters, each with the reason."""
     reasons = {}
-    for name, values in asked.lists():
+    for name, values in query.lists():
         if name not in declared:
             reasons[name] = UNKNOWN
         elif not _fit(values, declared[name]):
@@ -76,7 +76,7 @@ def refusals(asked: QueryDict, declared: Parameters) -> dict[str, str]:
 
 
 def takes(**declared: Check) -> Callable[[Any], Any]:
-    """Declares what a view of the site takes. One without it takes nothing."""
+    """Declares the parameters of a view of the site. Without it a view accepts none."""
 
     def declare(view: Any) -> Any:
         view.takes = declared
@@ -93,7 +93,7 @@ def _shown(name: str) -> str:
     return name.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_NAME]
 
 
-# -- checks of values: never given a zero byte ----------------------------------------------------
+# -- checks of values (without NUL bytes) ---------------------------------------------------------
 
 
 def is_text(value: str) -> bool:
@@ -109,7 +109,7 @@ def is_flag(value: str) -> bool:
 
 
 def is_number(value: str) -> bool:
-    """Of a page, from 1 on, or nothing."""
+    """A page number from 1, or empty."""
     return value == "" or re.fullmatch("0*[1-9][0-9]{0,8}", value) is not None
 
 
@@ -127,7 +127,7 @@ def one_of(*values: Any) -> Check:
 
 
 def fits(column: Any) -> Check:
-    """What the column could hold, as the column itself says; and nothing."""
+    """Values that the column's own validation accepts, and empty."""
     column = column.target_field if column.is_relation else column
 
     def check(value: str) -> bool:
@@ -139,13 +139,12 @@ def fits(column: Any) -> Check:
     return check
 
 
-# -- what the filters of a list take --------------------------------------------------------------
+# -- parameters of list filters -------------------------------------------------------------------
 
 
 def filter_parameters(page: Any, request: HttpRequest) -> dict[str, Check]:
-    """What the filters that a ModelAdmin declares for its list take. A filter may say itself which
-    values it takes: `takes(name, value)`; else they are the choices that it offers, or what its
-    column could hold."""
+    """The parameters of the filters in a ModelAdmin's `list_filter`. A filter may check values in
+    a method `takes(name, value)`. Otherwise its choices are valid, or what its column can hold."""
     return {
         name: _check_of(spec, name)
         for spec in _filters(page, request)
@@ -155,7 +154,7 @@ def filter_parameters(page: Any, request: HttpRequest) -> dict[str, Check]:
 
 
 def _filters(page: Any, request: HttpRequest) -> Iterator[ListFilter]:
-    """As a list makes them (django.contrib.admin.views.main), asked nothing."""
+    """As a ChangeList creates them (django.contrib.admin.views.main), without parameters."""
     for declared in page.get_list_filter(request):
         if callable(declared):
             spec = declared(request, {}, page.model, page)

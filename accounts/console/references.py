@@ -5,23 +5,23 @@ from typing import Any
 from django.db import models
 from django.http import HttpRequest
 
-from accounts.console.forms import Autocomplete, empty_of
+from accounts.console.forms import Autocomplete, empty_value_of
 from agentmem_site.db.fields import TenantForeignKey
 
 
 class ReferenceFields:
-    """How columns become form fields: JSON one can read, references by autocomplete, live rows."""
+    """Form fields of columns: indented JSON, and references to live rows by autocomplete."""
 
     admin_site: Any
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         if isinstance(db_field, models.JSONField):
-            kwargs["empty"] = empty_of(db_field)
+            kwargs["empty"] = empty_value_of(db_field)
         field = super().formfield_for_dbfield(  # type: ignore[misc]
             db_field, request, **kwargs
         )
         if isinstance(db_field, models.TextField) and field is not None:
-            field.strip = False  # source code, prompts: what surrounds a text belongs to it
+            field.strip = False  # surrounding whitespace belongs to prompts and source code
             if db_field.null:
                 field.empty_value = None
         if isinstance(db_field, models.ForeignKey) and field is not None:

@@ -1,4 +1,4 @@
-"""Which rows a page of the console shows, and what its viewer may do with them."""
+"""The rows of a page of the console, and what the member may do with them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +24,14 @@ class TenantRows(ModelAdmin):
     can_purge = True
     trash_filters: Sequence[Any] = (TrashFilter,)
 
-    # -- who may do what -------------------------------------------------------------------------
+    # -- permissions -----------------------------------------------------------------------------
 
     def permission_for(self, verb: str) -> str:
-        """`read`, `write` or `delete` -> the word that the role has to hold."""
+        """The permission that the role needs to `read`, `write` or `delete`."""
         return permission(self.resource, verb)
 
     def is_allowed(self, request: HttpRequest, verb: str) -> bool:
-        # The sign-in page asks too, for nobody.
+        # The sign-in page calls this too, without a member.
         return isinstance(request.user, Member) and request.user.has_perm(self.permission_for(verb))
 
     def has_module_permission(self, request: HttpRequest) -> bool:
@@ -58,13 +58,13 @@ class TenantRows(ModelAdmin):
     # -- rows ------------------------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        """The organization's rows, those in the trash too: lists leave them out by TrashFilter,
-        a page of one shows it as it lies there."""
+        """The organization's rows, including the trash: TrashFilter hides those in lists, and a
+        row in the trash has a page."""
         rows = seen_by(request, self.model._default_manager.all())
         return rows.order_by(*self.get_ordering(request))
 
     def get_ordering(self, request: HttpRequest) -> Sequence[str]:
-        """Newest first, along the index; a superuser's list goes organization by organization."""
+        """Newest first, in index order; for a superuser by organization first."""
         moment = "-deleted_at" if self._is_trash(request) else "-created_at"
         if member_of(request).is_superuser and self._has_organization:
             return ("-organization_id", moment, "-id")
@@ -74,7 +74,7 @@ class TenantRows(ModelAdmin):
         return obj.organization
 
     def rows_of(self, obj: Any) -> Any:
-        """The row itself, as services take it."""
+        """A queryset of only this row, for the services."""
         rows: Any = self.model._default_manager.all()
         return rows.for_organization(self.organization_of(obj)).filter(pk=obj.pk)
 
@@ -88,14 +88,12 @@ class TenantRows(ModelAdmin):
     def _by_organization(self, rows: Any) -> list[tuple[Any, Any]]:
         if not self._has_organization:
             return [(row, rows.filter(pk=row.pk)) for row in rows]
-        found = list(rows.order_by().values_list("organization_id", flat=True).distinct())
+        ids = list(rows.order_by().values_list("organization_id", flat=True).distinct())
         organizations: dict[Any, Any] = {
-            **Organization.objects.in_bulk([i for i in found if i]),
+            **Organization.objects.in_bulk([i for i in ids if i]),
             None: None,
         }
-        return [
-            (organizations[i], rows.order_by().for_organization(organizations[i])) for i in found
-        ]
+        return [(organizations[i], rows.order_by().for_organization(organizations[i])) for i in ids]
 
     def _list_url(self) -> str:
         return show.list_url(self.model)

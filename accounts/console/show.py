@@ -1,4 +1,4 @@
-"""How values look on a page. Everything that a person or an agent wrote is escaped here."""
+"""How values are displayed on a page. Text of people and agents is escaped here."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from django.utils.safestring import SafeString
 from accounts.models import ApiKey, Member
 
 NOTHING = "\u2013"
-# "key": value, one a line, as json.dumps(indent=...) writes it.
+# A line `"key": value` of json.dumps(indent=...).
 _LINE = re.compile(r'(\s*)("(?:[^"\\]|\\.)*")(: )?(.*)', re.DOTALL)
 MAX_SHOWN = 200_000  # characters of one value
 
@@ -46,7 +46,7 @@ def duration(start: datetime | None, end: datetime | None) -> str:
 
 
 def clipped(text: str | None, characters: int = 160) -> SafeString | str:
-    """One line that ends in an ellipsis where the column does."""
+    """One line, truncated with an ellipsis."""
     if not text:
         return NOTHING
     line = " ".join(text[: characters + 1].split())
@@ -56,7 +56,7 @@ def clipped(text: str | None, characters: int = 160) -> SafeString | str:
 
 
 def long_text(text: str | None) -> SafeString | str:
-    """As it was written, line breaks and all."""
+    """The text with its line breaks."""
     if not text:
         return NOTHING
     rest = "…" if len(text) > MAX_SHOWN else ""
@@ -68,7 +68,7 @@ def code(text: str | None) -> SafeString | str:
 
 
 def badge(text: str, kind: str = "") -> SafeString:
-    """`kind`: good, bad, warn, info, or nothing."""
+    """`kind`: good, bad, warn, info, or empty."""
     return format_html('<span class="am-badge {}">{}</span>', kind and f"am-{kind}", text)
 
 
@@ -77,7 +77,7 @@ def badges(words: Iterable[str]) -> SafeString | str:
 
 
 def json_tree(value: Any) -> SafeString | str:
-    """Indented, its keys set off from its values."""
+    """Indented JSON, with keys in another colour than values."""
     if value in (None, {}, []):
         return NOTHING
     text = json.dumps(value, indent=2, ensure_ascii=False)
@@ -108,7 +108,7 @@ def _json_line(line: str) -> SafeString:
 
 
 def url_of(record: models.Model, page: str = "change") -> str:
-    """Where the console shows the record; raises NoReverseMatch for a model it has no page for."""
+    """The record's page in the console. Raises: NoReverseMatch, if its model has none."""
     meta = record._meta
     return reverse(f"admin:{meta.app_label}_{meta.model_name}_{page}", args=[record.pk])
 
@@ -130,7 +130,7 @@ def link(record: models.Model | None, text: str = "") -> SafeString | str:
 
 
 def resource_link(name: str, record_id: UUID | None) -> SafeString | str:
-    """What an audit event was about, by the model's name; a link where the console has its page."""
+    """The resource of an audit event, by its model's name; a link if it has a page."""
     model = next((m for m in apps.get_models() if m._meta.model_name == name), None)
     label = str(model._meta.verbose_name) if model else name
     if model is None or record_id is None:
@@ -139,13 +139,13 @@ def resource_link(name: str, record_id: UUID | None) -> SafeString | str:
 
 
 def names_of(ids: Iterable[Any], organization: Any) -> dict[Any, str]:
-    """Who these members and keys are. Two statements."""
+    """The names of these members and keys, by id. Two statements."""
     wanted = {i for i in ids if i}
     if not wanted:
         return {}
     keys = ApiKey.objects.for_organization(organization).filter(pk__in=wanted)
     names = {key.pk: f"{key.name} (key)" for key in keys.only("name")}
-    # A platform superuser, who is of no organization, may have been here too.
+    # A platform superuser, who has no organization, may have made changes too.
     members = Member.objects.filter(
         models.Q(organization=organization) | models.Q(organization=None), pk__in=wanted
     )
@@ -154,34 +154,33 @@ def names_of(ids: Iterable[Any], organization: Any) -> dict[Any, str]:
 
 def counted(counts: Mapping[str, int], *, at_most: int) -> str:
     """{"agent": 1, "run": 12} -> "1 agent, 12 runs"; beyond `at_most`, "more than 1,000 runs"."""
-    words = {str(m._meta.model_name): m._meta for m in apps.get_models()}
-    said = []
-    for name, number in reversed(list(counts.items())):  # services begin at the far end
-        meta = words.get(name)  # an old event may name what is no model now
+    models_by_name = {str(m._meta.model_name): m._meta for m in apps.get_models()}
+    parts = []
+    for name, number in reversed(list(counts.items())):  # services start with the dependents
+        meta = models_by_name.get(name)  # None if an old event names a former model
         noun = name if meta is None else meta.verbose_name_plural
         if meta is not None and number == 1:
             noun = meta.verbose_name
-        said.append(f"more than {at_most:,} {noun}" if number > at_most else f"{number:,} {noun}")
-    return ", ".join(said)
+        parts.append(f"more than {at_most:,} {noun}" if number > at_most else f"{number:,} {noun}")
+    return ", ".join(parts)
 
 
 def change_words(changes: Any) -> str:
-    """What an audit event tells of a change, in words: "status: active → inactive, 3 runs".
+    """The changes of an audit event as text: "status: active → inactive, 3 runs".
 
-    Any JSON is shown: events of other shapes than accounts/services/audit.py writes now were
-    written once, and stay.
+    Accepts any JSON: older events have other shapes than accounts/services/audit.py writes now.
     """
     if not isinstance(changes, Mapping):
         return _plain(changes) if changes else ""
-    said = []
+    parts = []
     for name, value in changes.items():
         if name == "fields":
-            said += _field_words(value)
+            parts += _field_words(value)
         elif name == "rows" and _are_counts(value):
-            said.append(counted(value, at_most=10**9))
+            parts.append(counted(value, at_most=10**9))
         elif name != "ids" and value:
-            said.append(f"{_label(name)}: {_plain(value)}")
-    return ", ".join(word for word in said if word)
+            parts.append(f"{_label(name)}: {_plain(value)}")
+    return ", ".join(part for part in parts if part)
 
 
 def _field_words(fields: Any) -> list[str]:
@@ -189,13 +188,13 @@ def _field_words(fields: Any) -> list[str]:
         return [_label(name) for name in fields]
     if not isinstance(fields, Mapping):
         return [f"fields: {_plain(fields)}"] if fields else []
-    said = []
-    for name, told in fields.items():
-        if isinstance(told, list) and len(told) == 2:
-            said.append(f"{_label(name)}: {_plain(told[0])} → {_plain(told[1])}")
+    parts = []
+    for name, value in fields.items():
+        if isinstance(value, list) and len(value) == 2:
+            parts.append(f"{_label(name)}: {_plain(value[0])} → {_plain(value[1])}")
         else:
-            said.append(_label(name) if told is None else f"{_label(name)}: {_plain(told)}")
-    return said
+            parts.append(_label(name) if value is None else f"{_label(name)}: {_plain(value)}")
+    return parts
 
 
 def _are_counts(value: Any) -> bool:
@@ -207,5 +206,5 @@ def _label(name: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A word as it is, everything else as JSON."""
+    """A string unchanged, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

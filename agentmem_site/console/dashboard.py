@@ -1,4 +1,4 @@
-"""The overview: a few bounded statements, whatever the size of the tables."""
+"""The overview: a few bounded statements, for tables of any size."""
 
 from collections import Counter
 from datetime import timedelta
@@ -17,7 +17,7 @@ from memories.services.embed_progress import Progress, embed_progress
 from sessions.models import Run, Session
 
 SHOWN = 6
-LATEST = 1_000  # the newest rows that shares are taken of
+LATEST = 1_000  # shares are computed over the newest rows
 DAYS = 14
 _OF_EMBEDDING = {"ready": "good", "pending": "info", "failed": "bad", "unreadable": "warn"}
 
@@ -35,21 +35,21 @@ def dashboard(request: HttpRequest) -> dict[str, Any]:
         {
             "title": model._meta.verbose_name_plural,
             "icon": icon,
-            "number": _number(_shown(seen_by(request, model.objects.live()))),
+            "number": _number(_unexpired(seen_by(request, model.objects.live()))),
             "url": show.list_url(model),
         }
         for model, resource, icon in _COUNTED
         if member.has_perm(permission(resource, "read"))
     ]
     if member.is_superuser:
-        # Newest first across organizations would sort every table: a superuser picks one first.
+        # Newest first across organizations would sort whole tables: a superuser selects one first.
         rows = Organization.objects.live().order_by("-created_at")[: SHOWN * 2]
         return {"cards": cards, "organizations": [_organization(row) for row in rows]}
     return {"cards": cards, "activity": _activity(request), **_newest(request)}
 
 
-def _shown(rows: Any) -> Any:
-    """Those that lists and searches show."""
+def _unexpired(rows: Any) -> Any:
+    """The rows that lists and searches show."""
     return rows.unexpired() if rows.model is Memory else rows
 
 
@@ -105,7 +105,7 @@ def _newest(request: HttpRequest) -> dict[str, Any]:
 
 
 def _embedding(request: HttpRequest) -> dict[str, Any]:
-    """How many of all memories are embedded, and what stands in the way of the others."""
+    """How many memories are embedded, and why others are not."""
     organization = sole_organization(request)
     assert organization is not None  # noqa: S101  (a superuser has another page)
     progress = embed_progress(organization)
@@ -118,41 +118,41 @@ def _embedding(request: HttpRequest) -> dict[str, Any]:
             {
                 "label": labels[state],
                 "number": f"{counted.number:,}{'+' if counted.is_more else ''}",
-                # (One of a million is seen too.)
+                # (Even one in a million is visible.)
                 "percent": max(1, round(100 * counted.number / total)),
                 "kind": _OF_EMBEDDING[state],
                 "url": show.list_url(Memory, embedding_state__exact=state),
             }
             for state, counted in counts.items()
         ],
-        **_hindrance(progress),
+        **_embedding_note(progress),
     }
 
 
-def _hindrance(progress: Progress) -> dict[str, Any]:
-    """Why memories that are pending will stay so, if they will, and whether that is bad."""
+def _embedding_note(progress: Progress) -> dict[str, Any]:
+    """Whether pending memories are being embedded; if not, why."""
     if not progress.counts["pending"].number:
         return {}
-    until = "They are found by their words alone until then."
+    until = "Until then only keyword search finds them."
     if progress.visited_at is None:
-        said = "No worker has come for the pending memories yet. Start one: manage.py embed_worker."
+        reason = "No embedding worker has run yet. Start one: manage.py embed_worker."
     elif not progress.has_worker:
         at = timezone.localtime(progress.visited_at)
-        said = (
-            f"No worker has come for the pending memories since {at:%d %b %Y, %H:%M}. "
+        reason = (
+            f"No embedding worker has run since {at:%d %b %Y, %H:%M}. "
             "Start one: manage.py embed_worker."
         )
     elif progress.is_failing:
-        said = "A worker is there, but its encoder cannot be used: the server's log says why."
+        reason = "The embedding worker cannot use its encoder: see the server's log."
     else:
         return {"sentence": f"A worker is embedding the pending memories. {until}"}
-    return {"sentence": f"{said} {until}", "is_bad": True}
+    return {"sentence": f"{reason} {until}", "is_bad": True}
 
 
 def _share(
     request: HttpRequest, title: str, model: Any, column: str, kinds: dict[str, str]
 ) -> dict[str, Any]:
-    """How the newest rows divide by a column: one statement over at most LATEST of them."""
+    """The newest rows by the values of a column. One statement, over at most LATEST rows."""
     newest = seen_by(request, model.objects.live()).newest_first()
     counts = Counter(newest.values_list(column, flat=True)[:LATEST])
     total = sum(counts.values())
@@ -174,12 +174,12 @@ def _share(
 
 
 def _activity(request: HttpRequest) -> dict[str, Any]:
-    """Sessions begun on each of the last days, of the newest COUNT_BOUND at most."""
+    """Sessions per day, of the newest COUNT_BOUND at most."""
     today = timezone.localdate()
     days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
     since = timezone.now() - timedelta(days=DAYS)
-    begun = seen_by(request, Session.objects.live()).filter(created_at__gte=since).newest_first()
-    moments = list(begun.values_list("created_at", flat=True)[: COUNT_BOUND + 1])
+    newest = seen_by(request, Session.objects.live()).filter(created_at__gte=since).newest_first()
+    moments = list(newest.values_list("created_at", flat=True)[: COUNT_BOUND + 1])
     counts = Counter(timezone.localtime(moment).date() for moment in moments[:COUNT_BOUND])
     highest = max(counts.values(), default=0) or 1
     return {

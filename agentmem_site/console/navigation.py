@@ -1,4 +1,4 @@
-"""The sidebar, in product words, and what stands on every page of the console."""
+"""The sidebar, and what every page of the console shows."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from django.urls import reverse
 from accounts.models import Member
 from accounts.roles import MANAGE_KEYS, VIEW_AUDIT, permission
 
-# Title, icon, page, and the permission that shows it.
+# Title, icon, page, and the permission that it needs.
 _GROUPS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
     ("", (("Overview", "space_dashboard", "index", ""),)),
     (
@@ -64,7 +64,7 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
         is_platform = title == "Organization" and getattr(member, "is_superuser", False)
         if is_platform:
             items[0]["title"] = "Organizations"
-        elif title == "Organization":  # a member's is the only one: its page, not a list of one
+        elif title == "Organization":  # a member has one: link to its page instead of the list
             own = [getattr(member, "organization_id", None)]
             items[0]["link"] = reverse("admin:accounts_organization_change", args=own)
         groups.append(
@@ -82,7 +82,7 @@ def _url(page: str) -> str:
 
 
 def subheader(request: HttpRequest) -> str:
-    """Whose rows these are."""
+    """The organization whose rows are shown."""
     member = request.user
     if not isinstance(member, Member):
         return ""

@@ -1,6 +1,6 @@
-"""What a person sees in the console while the database is away, full or read-only: one plain page.
+"""The console's page while the database is unavailable, full or read-only.
 
-It asks the database nothing. (Failures of the API: agentmem_site/api/problems.py.)
+It makes no query. (Failures of the API: agentmem_site/api/problems.py.)
 """
 
 import logging
@@ -17,16 +17,16 @@ from agentmem_site.db.refusals import reason
 
 logger = logging.getLogger("agentmem.console")
 
-_WORDS = {
-    AWAY: "The database cannot answer right now. The same page may well open in a while.",
+_MESSAGES = {
+    AWAY: "The database is not available right now. Try again in a while.",
     DISK_FULL: "The database's disk is full: nobody can sign in, and nothing can be saved.",
     READ_ONLY: "The database is read-only now: nobody can sign in, and nothing can be saved.",
 }
 
 
 class ConsoleSessionMiddleware(SessionMiddleware):
-    """Sessions of the console; and its pages' answer to a failure of the database, in a view or
-    where the session itself is kept."""
+    """Sessions of the console, and its response to a failure of the database, in a view or in the
+    session store."""
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         try:
@@ -44,11 +44,11 @@ class ConsoleSessionMiddleware(SessionMiddleware):
         if outage is None:
             return None
         logger.warning("%s (%s)", outage.message, reason(error))
-        page = refusal_page(_WORDS[outage], 503)
+        page = refusal_page(_MESSAGES[outage], 503)
         page["Retry-After"] = str(outage.wait_s)
         return page
 
 
-def refusal_page(words: str, status: int) -> HttpResponse:
-    html = render_to_string("console/unavailable.html", {"words": words})
+def refusal_page(message: str, status: int) -> HttpResponse:
+    html = render_to_string("console/unavailable.html", {"message": message})
     return HttpResponse(html, status=status)

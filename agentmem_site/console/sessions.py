@@ -1,4 +1,4 @@
-"""Where the console's sessions are kept: in the database, as Django does."""
+"""The console's session store: Django's, in the database, with a check of the key."""
 
 import re
 from typing import Any
@@ -10,5 +10,5 @@ _OURS = re.compile(r"[a-z0-9]{8,40}")
 
 class SessionStore(db.SessionStore):
     def _validate_session_key(self, key: Any) -> bool:
-        """A cookie that holds no key of ours (a NUL in it no column could hold) is no session."""
+        """Refuses keys that we did not create: a NUL, for example, cannot be stored in a column."""
         return isinstance(key, str) and bool(_OURS.fullmatch(key))

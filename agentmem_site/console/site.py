@@ -47,32 +47,32 @@ from agentmem_site.console.upload import load_upload, upload_form
 class SignInForm(AuthenticationForm):
     organization = forms.CharField(
         required=False,
-        help_text=f"Its short name, as in commands; {PLATFORM} is the platform.",
-        # (It stands before the form that it belongs to.)
+        help_text=f"The slug of the organization; {PLATFORM} for the platform.",
+        # (The template renders it outside the form.)
         widget=UnfoldAdminTextInputWidget(attrs={"form": "login-form"}),
     )
 
     def clean(self) -> Any:
-        given = self.cleaned_data
-        if not (given.get("username") and given.get("password")):
-            return given
+        values = self.cleaned_data
+        if not (values.get("username") and values.get("password")):
+            return values
         try:
-            self.user_cache = authenticate(self.request, **given)
-        except AmbiguousSignIn as several:
-            self.add_error("organization", str(several))
-            return given
+            self.user_cache = authenticate(self.request, **values)
+        except AmbiguousSignIn as error:
+            self.add_error("organization", str(error))
+            return values
         if self.user_cache is None:
             raise self.get_invalid_login_error()
-        return given
+        return values
 
     @property
     def asks_organization(self) -> bool:
-        """Only of whom it must: who is of one organization need not know its short name."""
+        """Whether the form asks for the organization: only if the sign-in is ambiguous."""
         return "organization" in self.errors or bool(self.data.get("organization"))
 
 
 class OwnPasswordForm(AdminOwnPasswordChangeForm):
-    """Changes the member's own password as every change is made: by the service, with its event."""
+    """Changes the member's own password through the service, which writes an audit event."""
 
     actor: Actor
 
@@ -89,10 +89,10 @@ class OwnPasswordForm(AdminOwnPasswordChangeForm):
 
 
 class ScopedAutocomplete(AutocompleteJsonView):
-    """Offers live rows: the member's organization's; to a superuser those of the form's."""
+    """Offers live rows of the member's organization; for a superuser, of the form's."""
 
     def process_request(self, request: HttpRequest) -> Any:
-        """Of a reference that a page of the console holds, and no other relation."""
+        """Serves only references of models that the console has a page or inline for."""
         term, page, source, key = super().process_request(request)
         pages = page.admin_site._registry
         held = {*pages, *(inline.model for p in pages.values() for inline in p.inlines)}
@@ -104,25 +104,25 @@ class ScopedAutocomplete(AutocompleteJsonView):
         rows: Any = super().get_queryset()
         if any(field.name == "is_deleted" for field in rows.model._meta.fields):
             rows = rows.live()
-        if (wanted := self._wanted_organization()) is not None:
-            rows = rows.for_organization(wanted)
-        return rows.select_related("organization") if self._tells_organization else rows
+        if (organization_id := self._organization_id()) is not None:
+            rows = rows.for_organization(organization_id)
+        return rows.select_related("organization") if self._shows_organization else rows
 
     def serialize_result(self, obj: Any, to_field_name: str) -> dict[str, Any]:
         result = super().serialize_result(obj, to_field_name)
-        if self._tells_organization:
+        if self._shows_organization:
             result["text"] += f" · {obj.organization}"
         return result
 
-    def _wanted_organization(self) -> UUID | None:
+    def _organization_id(self) -> UUID | None:
         return parsed_id(self.request.GET.get("organization", ""))
 
     @property
-    def _tells_organization(self) -> bool:
+    def _shows_organization(self) -> bool:
         fields = self.model_admin.model._meta.fields
         return (
             member_of(self.request).is_superuser
-            and self._wanted_organization() is None
+            and self._organization_id() is None
             and any(field.name == "organization" for field in fields)
         )
 
@@ -135,10 +135,10 @@ class ConsoleSite(UnfoldAdminSite):
 
     def __init__(self, name: str = "admin") -> None:
         super().__init__(name)
-        self.disable_action("delete_selected")  # it loads all that hangs on the rows
+        self.disable_action("delete_selected")  # it would load all dependent rows
 
     def register(self, models: Any, admin_class: Any = None, **options: Any) -> None:
-        """Only pages built on TenantAdmin get in: others (Django's own, of groups) know nothing of
+        """Accepts only subclasses of TenantAdmin: others (Django's own, for groups) do not know
         organizations, the trash and the services."""
         if admin_class is not None and issubclass(admin_class, TenantAdmin):
             super().register(models, admin_class, **options)
@@ -147,13 +147,13 @@ class ConsoleSite(UnfoldAdminSite):
         return isinstance(request.user, Member) and may_sign_in(request.user)
 
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
-        """The view within the member's organization, for a superuser across all of them; what it
-        answers is rendered there too, for templates read rows as they go."""
+        """The view in the context of the member's organization; for a superuser, of all. The
+        response is rendered there too, because templates query rows."""
         if view in (self.logout, self.i18n_javascript):
             return super().admin_view(view, cacheable)  # no rows
         inner = super().admin_view(self._checked(view), cacheable)
         if view == self.upload:
-            return inner  # it enters the context itself, for the loader does too
+            return inner  # it enters the context itself, as the loader does
 
         def in_context(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
             if not self.has_permission(request):
@@ -167,12 +167,12 @@ class ConsoleSite(UnfoldAdminSite):
         return update_wrapper(in_context, inner)
 
     def _checked(self, view: Callable[..., Any]) -> Callable[..., Any]:
-        """The view, reached by what it declares that it takes; anything else is answered here."""
+        """The view, with a check of its parameters before it."""
 
         def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
             page = getattr(view, "__self__", None)
             try:
-                parameters_of(request)  # (before a page looks at them to tell what it takes)
+                parameters_of(request)  # (before a page reads them)
                 if isinstance(page, TenantAdmin):
                     page.check_request(request, view.__name__)
                 else:
@@ -184,14 +184,14 @@ class ConsoleSite(UnfoldAdminSite):
         return update_wrapper(checked, view)
 
     def _refused(self, request: HttpRequest, refusal: RefusedParameters) -> HttpResponse:
-        """Says which parameters, and leads back to the page without them."""
+        """A page with the refused parameters, and a link without them."""
         left: Any = QueryDict(mutable=True)
         if "" not in refusal.reasons:
             left.update({n: v for n, v in request.GET.items() if n not in refusal.reasons})
-        request.GET = QueryDict()  # no part of the page looks at what was refused
+        request.GET = QueryDict()  # so that no part of the page uses a refused parameter
         request.current_app = self.name
         context = {
-            "title": "Not taken",
+            "title": "Invalid parameters",
             "refused": refusal.shown,
             "url": f"{request.path}?{left.urlencode()}" if left else request.path,
         }
@@ -235,7 +235,7 @@ class ConsoleSite(UnfoldAdminSite):
         return [
             path("import/", self.admin_view(self.upload), name="upload"),
             path("trash/", self.admin_view(self.trash), name="trash"),
-            # No row has a page outside the console to be sent to.
+            # Rows have no pages outside the console.
             *(url for url in super().get_urls() if getattr(url, "name", "") != "view_on_site"),
         ]
 
@@ -252,11 +252,11 @@ class ConsoleSite(UnfoldAdminSite):
     def app_index(
         self, request: HttpRequest, app_label: str, extra_context: Any = None
     ) -> HttpResponse:
-        """The overview stands for the page of each app."""
+        """Apps have no page of their own: redirects to the overview."""
         return HttpResponseRedirect(reverse(f"{self.name}:index"))
 
     def trash(self, request: HttpRequest) -> HttpResponse:
-        """What was deleted last, of each kind."""
+        """The rows of each model that were deleted last."""
         context = {
             **self.each_context(request),
             "title": "Trash",
@@ -266,19 +266,19 @@ class ConsoleSite(UnfoldAdminSite):
         return TemplateResponse(request, "console/trash.html", context)
 
     def upload(self, request: HttpRequest) -> HttpResponse:
-        """A file for the loader, and what became of its lines."""
+        """The import page, and the report of a load."""
         form = upload_form(self, request)
-        told = load_upload(request, form) if form.is_valid() else {}
-        context = {**self.each_context(request), "title": "Import", "form": form, **told}
+        result = load_upload(request, form) if form.is_valid() else {}
+        context = {**self.each_context(request), "title": "Import", "form": form, **result}
         request.current_app = self.name
         with context_of(request):
             return TemplateResponse(request, "console/upload.html", context).render()
 
     @takes(s=is_text, extended=is_flag)
     def search(self, request: HttpRequest, extra_context: Any = None) -> TemplateResponse:
-        """Pages of the sidebar by name: what Ctrl+K offers."""
+        """Pages of the sidebar by name, for Ctrl+K."""
         term = request.GET.get("s", "").strip().lower()
-        found = [
+        results = [
             SearchResult(item["title"], group["title"] or "AgentMem", item["link"], item["icon"])
             for group in sidebar(request)
             for item in group["items"]
@@ -286,7 +286,7 @@ class ConsoleSite(UnfoldAdminSite):
         ]
         is_palette = "extended" in request.GET
         template = "command_results" if is_palette else "search_results"
-        page = Paginator(found, max(len(found), 1)).page(1)
+        page = Paginator(results, max(len(results), 1)).page(1)
         context = {"page_obj": page.paginator, "results": page, "page_counter": 0}
         return TemplateResponse(
             request, f"unfold/helpers/{template}.html", context, headers={"HX-Trigger": "search"}

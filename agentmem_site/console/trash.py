@@ -1,4 +1,4 @@
-"""The trash: what was deleted last, of each kind that has one."""
+"""The trash: the rows of each model that were deleted last."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ SHOWN = 10
 
 
 def trash_lists(site: AdminSite, request: HttpRequest) -> list[dict[str, Any]]:
-    """One bounded statement per kind. What went with its parent comes back with it, and is not
-    listed by itself."""
-    found = []
+    """One bounded statement per model. Rows that were deleted with their parent are not listed:
+    they are restored with it."""
+    lists = []
     for model, page in site._registry.items():
         if not isinstance(page, TenantAdmin) or not page.trash_filters:
             continue
@@ -25,7 +25,7 @@ def trash_lists(site: AdminSite, request: HttpRequest) -> list[dict[str, Any]]:
         everything: Any = model._default_manager.all()
         rows = list(_roots(seen_by(request, everything.deleted()))[: SHOWN + 1])
         if rows:
-            found.append(
+            lists.append(
                 {
                     "title": model._meta.verbose_name_plural,
                     "url": show.list_url(model, is_deleted=1),
@@ -33,7 +33,7 @@ def trash_lists(site: AdminSite, request: HttpRequest) -> list[dict[str, Any]]:
                     "rows": [_row(page, request, row) for row in rows[:SHOWN]],
                 }
             )
-    return found
+    return lists
 
 
 def _roots(rows: Any) -> Any:

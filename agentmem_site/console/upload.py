@@ -1,4 +1,4 @@
-"""The page that loads a file: the loader's door in the console."""
+"""The import page: loads a file in the console."""
 
 import base64
 import json

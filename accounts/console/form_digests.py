@@ -1,8 +1,8 @@
-"""What a form has shown, carried along by it: so a save writes what the person has changed, and
-knows where somebody else has meanwhile.
+"""Digests of the values that a form has shown, in a signed hidden field. They show which fields the
+person has edited, and which ones somebody else has changed since.
 
-A field is touched where the browser sends another text than it does from the form as it was shown.
-Values would double the form: digests of them go along, signed.
+A field is edited if the browser sends another value than it does from the unchanged form. (Digests,
+because the values themselves would double the size of the form.)
 """
 
 from collections.abc import Mapping
@@ -16,43 +16,43 @@ from accounts.services.seen import digest
 _SALT = "accounts.console.shown"
 
 
-class Shown(NamedTuple):
-    sent: str  # digest of what the browser sends from the untouched field
+class FieldDigests(NamedTuple):
+    sent: str  # digest of the value that the browser sends from the unchanged field
     stored: str  # digest_of() the column
 
 
-def sealed(record_id: Any, fields: Mapping[str, Shown]) -> str:
+def sign_digests(record_id: Any, fields: Mapping[str, FieldDigests]) -> str:
     return signing.dumps([str(record_id), fields], salt=_SALT)
 
 
-def unsealed(text: Any, record_id: Any) -> dict[str, Shown]:
-    """Empty where nothing was carried along, or not of this row, or not by this server."""
+def read_digests(text: Any, record_id: Any) -> dict[str, FieldDigests]:
+    """Empty if there is no valid signature, or it belongs to another row."""
     try:
-        whose, fields = signing.loads(str(text or ""), salt=_SALT)
+        signed_id, fields = signing.loads(str(text or ""), salt=_SALT)
     except signing.BadSignature:
         return {}
-    if whose != str(record_id):
+    if signed_id != str(record_id):
         return {}
-    return {name: Shown(*both) for name, both in fields.items()}
+    return {name: FieldDigests(*both) for name, both in fields.items()}
 
 
 def sent_digest(value: Any) -> str:
-    """Of what came from the browser, or would come. Each line break is sent as CR LF."""
+    """The digest of a value from the browser, which sends each line break as CR LF."""
     return digest(_with_plain_breaks(value))
 
 
-def as_sent(bound: forms.BoundField) -> Any:
-    """What the browser sends from the field as it shows the row, in the shape of `bound.data`."""
+def browser_value(bound: forms.BoundField) -> Any:
+    """The value that the browser sends from the unchanged field, in the form of `bound.data`."""
     return _sent(bound.field.widget, bound.field.prepare_value(bound.initial))
 
 
 def put(data: Any, bound: forms.BoundField, sent: Any) -> None:
-    """Writes what as_sent() gave into a form's data."""
+    """Writes a browser_value() to a form's data."""
     _put(data, _plain(bound.field.widget), bound.html_name, sent)
 
 
 def _plain(widget: Any) -> Any:
-    """Without what the admin wraps around the widget of a reference."""
+    """The widget without the admin's wrapper for references."""
     return getattr(widget, "widget", widget)
 
 
@@ -70,7 +70,7 @@ def _sent(widget: Any, value: Any) -> Any:
         return ""
     if isinstance(widget, forms.Textarea):
         return shown
-    line = str(shown).replace("\r", "").replace("\n", "")  # an input is of one line
+    line = str(shown).replace("\r", "").replace("\n", "")  # an input has one line
     return line.strip() if widget.input_type == "email" else line
 
 
@@ -79,7 +79,7 @@ def _put(data: Any, widget: Any, name: str, sent: Any) -> None:
         suffixes = widget.widgets_names  # type: ignore[attr-defined]
         for part, suffix, one in zip(widget.widgets, suffixes, sent, strict=True):
             _put(data, part, name + suffix, one)
-    elif sent is False:  # a box without its tick is not sent
+    elif sent is False:  # an unchecked box is not sent
         data.pop(name, None)
     elif isinstance(sent, list):
         data.setlist(name, sent)
