@@ -46,13 +46,13 @@ def _message(swept: Swept) -> str:
         "over the age limit": swept.aged,
         "that no search found": swept.unfound,
     }
-    parts = [f"{_number(n)} memories {why} to the trash" for why, n in trashed.items() if n]
-    parts += [f"{_number(n)} {name} for good" for name, n in swept.purged.items()]
+    parts = [f"{_number(n)} memories {why} (to the trash)" for why, n in trashed.items() if n]
+    parts += [f"{_number(n)} {name} (for good)" for name, n in swept.purged.items()]
     if swept.cached_vectors:
         parts.append(f"{_number(swept.cached_vectors)} cached vectors")
     if not parts:
-        return "Under these rules the next sweep would delete nothing yet."
-    return f"Under these rules the next sweep would delete: {', '.join(parts)}."
+        return "Under these rules the next sweep would remove nothing yet."
+    return f"Under these rules the next sweep would remove: {', '.join(parts)}."
 
 
 def _number(count: int) -> str:

@@ -91,7 +91,7 @@ def _faults_of_owner(tables: Sequence[Any]) -> Iterator[str]:
     owned = [table for table, _, _, is_owned, _ in tables if is_owned]
     if owned:
         yield (
-            f"The role of DATABASE_URL owns {_named(owned)}, and an owner bypasses the walls: use the "
+            f"The role of DATABASE_URL owns {_named(owned)}, and owners bypass the walls: use the "
             "application's role there, and the owner in DATABASE_OWNER_URL."
         )
 

@@ -86,7 +86,7 @@ def test_a_row_is_added_changed_deleted_and_restored(model, console, acme, alice
         assert changes.ip == "127.0.0.1"
 
     asked = console.get(url(model, "delete", row.pk))
-    assert f"This takes 1 {model._meta.verbose_name}" in asked.content.decode()
+    assert f"This affects 1 {model._meta.verbose_name}" in asked.content.decode()
     page = console.post(url(model, "delete", row.pk))
     assert page.url == url(model, "changelist")
     with tenant(acme):

@@ -202,7 +202,7 @@ def test_a_list_refuses_by_name(model, query, console, acme):
 def test_the_page_leads_back_to_the_list_without_it(console, acme):
     query = urlencode({"q": "tea", "content__regex": "(((", "name__<b>": "x", "\0": "x"})
     html = console.get(f"{url(Memory, 'changelist')}?{query}").content.decode()
-    assert "<b>content__regex</b>: This page takes no such parameter." in html
+    assert "<b>content__regex</b>: This page has no such parameter." in html
     assert "<b>name__&lt;b&gt;</b>" in html
     assert "\0" not in html
     assert f'href="{url(Memory, "changelist")}?q=tea"' in html
@@ -218,7 +218,7 @@ def test_more_parameters_than_a_request_may_have_are_refused(console, acme):
             else console.get(f"{address}?{query}")
         )
         assert page.status_code == 400
-        assert "These are too many parameters." in page.content.decode()
+        assert "There are too many parameters." in page.content.decode()
 
 
 def test_a_page_that_is_not_there_is_refused(console, acme):

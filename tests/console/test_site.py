@@ -185,7 +185,7 @@ def test_every_page_says_that_the_database_is_away(page, console, monkeypatch):
 
     with connection.execute_wrapper(fail):
         answer = console.get(reverse(f"admin:{page}"))
-    assert_unavailable(answer, "cannot answer right now", "1")
+    assert_unavailable(answer, "is not available right now", "1")
     assert "secret" not in answer.content.decode()
 
 
@@ -290,7 +290,7 @@ def test_the_overview_tells_whether_a_worker_comes_for_what_is_pending(console, 
     in_state(acme, "ready", 1)
     assert "worker" not in overview(console)  # none is needed
     in_state(acme, "pending", 2)
-    assert "No worker has come for the pending memories yet." in overview(console)
+    assert "No embedding worker has run yet." in overview(console)
     make_embed_visit(acme)
     html = overview(console)
     assert "A worker is embedding the pending memories." in html
@@ -298,7 +298,7 @@ def test_the_overview_tells_whether_a_worker_comes_for_what_is_pending(console, 
     with tenant(acme):
         long_ago = timezone.now() - timedelta(minutes=3)
         EmbedVisit.objects.for_organization(acme).update(updated_at=long_ago)
-    assert "No worker has come for the pending memories since" in overview(console)
+    assert "No embedding worker has run since" in overview(console)
 
 
 def test_a_worker_is_seen_at_work_and_when_its_encoder_fails(console, acme, globex, settings):
@@ -312,7 +312,7 @@ def test_a_worker_is_seen_at_work_and_when_its_encoder_fails(console, acme, glob
         with pytest.raises(EncoderError):
             EmbedWorker().drain()
         html = overview(console)
-        assert "its encoder cannot be used: the server&#x27;s log says why" in html
+        assert "The embedding worker cannot use its encoder: see the server&#x27;s log." in html
     finally:
         encoder.encode = encode
     worker = EmbedWorker()

@@ -94,8 +94,8 @@ def test_the_console_counts_before_it_saves_stricter_rules(filled, alice):
     page = console.post(page_url, form)
     told = html.unescape(page.content.decode())
     assert (
-        "the next sweep would take: 2 memories over the age to the trash, 1 user for good. "
-        "Save again if that is what you mean."
+        "the next sweep would remove: 2 memories over the age limit (to the trash), "
+        "1 user (for good). Save again to confirm."
     ) in told
     assert stored(filled) == {}
     counted = page.context["adminform"].form["counted_retention"].value()

@@ -226,8 +226,8 @@ def test_a_model_without_its_organization_is_reported(owner):
 
 def open_wall(table: str) -> str:
     return (
-        f"The wall of {table} is open: row-level security is off, or the policies are not the ones "
-        "that the migrations made."
+        f"The wall of {table} is open: row-level security is off, or the policies are not those "
+        "of the migrations."
     )
 
 
