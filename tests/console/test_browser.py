@@ -209,7 +209,7 @@ def test_a_person_saves_what_an_agent_changed_meanwhile(
         page.fill("[name=content]", "Likes cocoa.\nWarm.")
         agent_writes(memory, memories, content="Likes water,\nstill.\n", context="At noon")
         page.click("button[name=_continue]")
-        page.get_by_text("Current value").wait_for()
+        page.get_by_text("Current value", exact=True).wait_for()
         seen["refused"] = page.inner_text(".am-meanwhile")
         seen["box"] = page.input_value("[name=content]")
         seen["context"] = page.input_value("[name=context]")

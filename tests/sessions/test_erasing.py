@@ -146,7 +146,7 @@ def test_deleting_a_user_for_good_in_the_console_is_erasing_them(acme, person, a
     assert "Everything of theirs goes" in page
     # (One version more: the memory that lay in the trash with its user.)
     rows = {**THEIRS, "memoryhistory": 6}
-    (told,) = re.findall("This takes (.*?)[.]<", page)
+    (told,) = re.findall("This affects (.*?)[.]<", page)
     assert set(told.split(", ")) == set(show.counted(rows, at_most=10**9).split(", "))
     assert tables_with(CANARY)
     console.post(url(User, "purge", person.pk))
