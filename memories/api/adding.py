@@ -1,4 +1,4 @@
-"""POST memories and memories/batch: their shapes, and the view of the batch."""
+"""`POST memories` and `memories/batch`: their serializers, and the view of the batch."""
 
 from codecs import BOM_UTF8
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from memories.services.adding import MAX_ITEMS, Added, add_memories
 
 MAX_BATCH_BYTES = 16 * 1024 * 1024  # 1,000 vectors as decimal numbers are 8 MB
 EMBED = ("now", "later")
-# An id, or the word duplicate, would tell a guesser what somebody said.
+# An id, or the status `duplicate`, would let callers guess content that they may not read.
 UNREAD: dict[str, Any] = {"id": None, "status": "stored"}
-UNREAD_SAID = '`status` is "stored" and `id` null, whether it was there before or not'
+UNREAD_NOTE = '`status` is "stored" and `id` null, whether it existed before or not'
 
 
 class BatchMemorySerializer(MemorySerializer):
@@ -40,8 +40,8 @@ class BatchMemorySerializer(MemorySerializer):
         allow_blank=True,
         max_length=64,
         trim_whitespace=False,
-        help_text="The encoder that made `embedding`: the server's own, where it is not given. "
-        "Vectors of different encoders are never compared.",
+        help_text="The encoder of `embedding`; by default the server's own. Vectors of different "
+        "encoders are never compared.",
     )
 
 
@@ -50,7 +50,7 @@ class NewMemorySerializer(BatchMemorySerializer):
         EMBED,
         write_only=True,
         default="now",
-        help_text="`later`: a worker makes the vector; the memory is found by its words until then",
+        help_text="`later`: a worker makes the vector; until then it is found by keyword only",
     )
     status: Any = serializers.ChoiceField(["created", "duplicate", "stored"], read_only=True)
     embedded = serializers.BooleanField(read_only=True, help_text="It has its vector.")
@@ -71,10 +71,10 @@ class FaultSerializer(Strict):
 
 
 class AddedSerializer(Strict):
-    index = serializers.IntegerField(help_text="Its place in `memories`, from 0.")
+    index = serializers.IntegerField(help_text="Its index in `memories`, from 0.")
     status = serializers.ChoiceField(["created", "duplicate", "stored", "rejected"])
     id = serializers.UUIDField(
-        allow_null=True, help_text="Of a duplicate, that of the memory that is there."
+        allow_null=True, help_text="For a duplicate the id of the existing memory."
     )
     error = FaultSerializer(required=False)
 
@@ -85,7 +85,7 @@ class BatchAnswerSerializer(Strict):
     duplicates = serializers.IntegerField()
     rejected = serializers.IntegerField()
     embedded = serializers.BooleanField(
-        help_text="None that was created waits for a worker to make its vector."
+        help_text="Whether all created memories have their vector, without a worker."
     )
 
 
@@ -101,7 +101,7 @@ class MemoryBatchViewSet(TenantViewSet):
     parser_classes = [UnreadJSONParser]
     max_body_bytes = MAX_BATCH_BYTES
     late_actions = ("create",)
-    unread = f"{UNREAD_SAID}; and they are counted as `stored`"
+    unread = f"{UNREAD_NOTE}; and they are counted as `stored`"
 
     @extend_schema(
         operation_id="memories_batch_create",
@@ -122,26 +122,26 @@ class MemoryBatchViewSet(TenantViewSet):
         ],
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Each is stored, found to be there, or rejected by itself, in one transaction. At most
-        16 MiB; a vector is smallest as base64 of little-endian float32."""
-        # (Nothing at all is not parsed, and comes as an empty dict; a BOM may lead.)
+        """Each is created, is a duplicate, or is rejected on its own, in one transaction. At most
+        16 MiB; base64 of little-endian float32 is the shortest form of a vector."""
+        # (DRF does not parse an empty body and returns an empty dict. The body may have a BOM.)
         body = request.data if isinstance(request.data, bytes) else b"{}"
         items, embed = self._checked(body.removeprefix(BOM_UTF8))
         added = add_memories(items=items, embed=embed, **self.by)
-        told = _answer(added) if self.may_read else _unread_answer(added)
-        return HttpResponse(msgspec.json.encode(told), content_type="application/json")
+        answer = _answer(added) if self.may_read else _unread_answer(added)
+        return HttpResponse(msgspec.json.encode(answer), content_type="application/json")
 
     def _checked(self, body: bytes) -> tuple[Sequence[bytes], Any]:
-        """The items, unread, and whether to embed them now. What holds them is read strictly."""
+        """The undecoded items, and whether to embed them now. The rest is parsed strictly."""
         try:
             memories = msgspec.json.decode(body, type=_Body).memories
             items = msgspec.json.decode(memories, type=list[msgspec.Raw])
-            # Without the items it is small. (Given twice, the earlier ones are still in there.)
-            around = body.replace(memories, b"[]", 1)
+            # Small without the items. (It still has the earlier ones if the key is repeated.)
+            rest = body.replace(memories, b"[]", 1)
         except (msgspec.DecodeError, RecursionError):
-            items, around = [], body
+            items, rest = [], body
         try:
-            data = parse_json(around, name="The body")
+            data = parse_json(rest, name="The body")
         except RefusedJson as refusal:
             raise ParseError(str(refusal)) from refusal
         shape = BatchSerializer(data=data, context=self.get_serializer_context())

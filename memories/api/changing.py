@@ -1,4 +1,4 @@
-"""`POST memories/batch/update` and `memories/batch/delete`: many at once, by filter."""
+"""`POST memories/batch/update` and `memories/batch/delete`: change many memories by filter."""
 
 from typing import Any
 
@@ -30,17 +30,19 @@ MAX_IDS = 1000
 
 
 class _Bulk(Strict):
-    filter = MemoryFilterBody(required=False, help_text="As in a search; all conditions hold.")
+    filter = MemoryFilterBody(
+        required=False, help_text="As in a search; all conditions must match."
+    )
     all = serializers.BooleanField(
-        default=False, help_text="In place of a filter: every memory of the organization."
+        default=False, help_text="Instead of a filter: every memory of the organization."
     )
     expired = serializers.ChoiceField(
         EXPIRED,
         required=False,
-        help_text=f"{EXPIRED_HELP} Left as it is otherwise, as no list or search shows it.",
+        help_text=f"{EXPIRED_HELP} By default they are excluded, as in lists and searches.",
     )
     preview = serializers.BooleanField(
-        default=False, help_text=f"Only count, and show up to {SAMPLE_ROWS} of them."
+        default=False, help_text=f"Only count them, and return up to {SAMPLE_ROWS}."
     )
 
     def memory_filter(self, values: dict[str, Any]) -> MemoryFilter:
@@ -50,8 +52,8 @@ class _Bulk(Strict):
         if memory_filter.is_empty() and not values["all"]:
             raise serializers.ValidationError(
                 {
-                    "filter": 'A filter without a condition fits every memory; send {"all": true} '
-                    "in its place if that is what you mean."
+                    "filter": 'A filter without conditions matches every memory; send {"all": true} '
+                    "instead if that is what you want."
                 },
                 code="required",
             )
@@ -70,7 +72,7 @@ class Settable(Strict):
     expires_at = Moment(required=False, allow_null=True, help_text="null: never.")
     metadata: Any = JsonObject(
         required=False,
-        help_text="Merged into what is there: its keys are set, those of null removed.",
+        help_text="Merged into the existing one: its keys are set, keys with null are removed.",
     )
 
 
@@ -85,17 +87,17 @@ class BulkDelete(_Bulk):
         required=False,
         allow_empty=False,
         max_length=MAX_IDS,
-        help_text="In place of a filter: uuids or external_ids.",
+        help_text="Instead of a filter: uuids or external_ids.",
     )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if "ids" in values and ("filter" in values or values["all"]):
             raise serializers.ValidationError(
-                {"ids": "Send ids, a filter or `all`: one of them."}, code="invalid"
+                {"ids": "Send only one of ids, a filter and `all`."}, code="invalid"
             )
         if "ids" in values and "expired" in values:
             raise serializers.ValidationError(
-                {"expired": "It goes with a filter: ids are found whatever they say."},
+                {"expired": "It needs a filter: `ids` include expired memories."},
                 code="invalid",
             )
         return values
@@ -103,11 +105,11 @@ class BulkDelete(_Bulk):
 
 _COUNTS: dict[str, Any] = {
     "preview": serializers.BooleanField(),
-    "matched": serializers.IntegerField(help_text="Memories that the filter fits."),
+    "matched": serializers.IntegerField(help_text="Memories that match the filter."),
 }
 _SAMPLE = MemorySerializer(
     many=True,
-    help_text="In a preview: some of them, as they are now.",
+    help_text="In a preview: some of these memories, unchanged.",
 )
 
 
@@ -128,7 +130,7 @@ class _BulkViewSet(TenantViewSet):
 
 
 class MemoryBulkUpdateViewSet(_BulkViewSet):
-    also = (permission("memory", "read"),)  # a filter with its counts is a question
+    also = (permission("memory", "read"),)  # the counts of a filter reveal content
 
     @extend_schema(
         operation_id="memories_batch_update",
@@ -138,14 +140,14 @@ class MemoryBulkUpdateViewSet(_BulkViewSet):
             {
                 **_COUNTS,
                 "updated": serializers.IntegerField(
-                    help_text="Those that changed, or would: the others have these values."
+                    help_text="Memories that changed, or would; the others have these values."
                 ),
                 "sample": _SAMPLE,
             },
         ),
         examples=[
             OpenApiExample(
-                "What is stale counts less",
+                "Lower the importance of stale memories",
                 request_only=True,
                 value={
                     "filter": {"user_id": "alice", "until": "2025-01-01T00:00:00Z"},
@@ -154,9 +156,9 @@ class MemoryBulkUpdateViewSet(_BulkViewSet):
                 },
             )
         ],
-        description=f"Change many memories by filter; at most {MAX_ROWS:,} in a call, all or none. "
-        "Needs `memory:write` and `memory:read`; and `memory:delete`, where memories would expire "
-        "sooner than now.",
+        description=f"Change many memories by filter: at most {MAX_ROWS:,} per call, all or none. "
+        "Needs `memory:write` and `memory:read`; and `memory:delete` if memories would expire "
+        "earlier than before.",
     )
     @action(detail=False, methods=["post"], url_path="update")
     def update_many(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -189,16 +191,18 @@ class MemoryBulkDeleteViewSet(_BulkViewSet):
             "BulkDeleted",
             {
                 **_COUNTS,
-                "deleted": serializers.IntegerField(help_text="Those that went, or would."),
+                "deleted": serializers.IntegerField(
+                    help_text="Memories that were deleted, or would be."
+                ),
                 "unknown": serializers.ListField(
-                    child=serializers.CharField(), help_text="Of `ids`: no memory has it."
+                    child=serializers.CharField(), help_text="Those of `ids` that do not exist."
                 ),
                 "sample": _SAMPLE,
             },
         ),
         examples=[
             OpenApiExample(
-                "What would go",
+                "Preview a deletion",
                 request_only=True,
                 value={
                     "filter": {
@@ -210,16 +214,16 @@ class MemoryBulkDeleteViewSet(_BulkViewSet):
                 },
             )
         ],
-        description="Move many memories to the trash, by filter or by id; at most "
-        f"{MAX_ROWS:,} in a call, all or none. Needs `memory:delete`; and `memory:read` for all "
-        "but the deletion of `ids`.",
+        description="Move many memories to the trash, by filter or by id: at most "
+        f"{MAX_ROWS:,} per call, all or none. Needs `memory:delete`; and `memory:read`, except to "
+        "delete `ids`.",
     )
     @action(detail=False, methods=["post"], url_path="delete")
     def delete_many(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Move many memories to the trash."""
         body, values = self.checked(BulkDelete, request)
         unknown: list[str] = []
-        if values["preview"] or "ids" not in values:  # a filter with its counts is a question
+        if values["preview"] or "ids" not in values:  # the counts of a filter reveal content
             require(self.actor, permission("memory", "read"))
         by = {**self.by, "is_preview": values["preview"]}
         if "ids" in values:

@@ -1,4 +1,4 @@
-"""POST memories/export: memories by filter, as a stream of lines."""
+"""`POST memories/export`: streams memories as lines of JSON."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ NDJSON = "application/x-ndjson"
 
 
 class LinesRenderer(JSONRenderer):
-    """Lets a caller ask for lines; a refusal is problem+json all the same."""
+    """Accepts NDJSON in the Accept header; errors are problem+json all the same."""
 
     media_type = NDJSON
     format = "ndjson"
@@ -28,12 +28,12 @@ class LinesRenderer(JSONRenderer):
 class MemoryExport(MemoryQuery):
     unknown_word = "field"
 
-    # No pages here, and nothing of the trash: a line cannot say that it lies there.
+    # No pages, and nothing from the trash: a line cannot say that it is deleted.
     limit: Any = None
     cursor: Any = None
     deleted: Any = None
     vectors = serializers.BooleanField(
-        default=False, help_text="With `embedding` and `embedding_model`: 5 KB a line."
+        default=False, help_text="Include `embedding` and `embedding_model`: 5 KB per line."
     )
 
 
@@ -50,20 +50,19 @@ class MemoryExportViewSet(TenantViewSet):
         responses={(200, NDJSON): OpenApiTypes.STR},
         examples=[
             OpenApiExample(
-                "What a user has, with vectors",
+                "A user's memories with vectors",
                 request_only=True,
                 value={"user_id": "alice", "vectors": True},
             )
         ],
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> StreamingHttpResponse:
-        """NDJSON, oldest first, each line as `bulk_upsert` reads it; the filters are those of the
-        list. What fails on the way is told in the last line, `{"error": ...}`, which no load takes
-        for a memory."""
+        """NDJSON, oldest first, with lines as `bulk_upsert` reads them and the filters of the list.
+        If the export fails, the last line is `{"error": ...}`, which no load accepts."""
         body: Any = self.get_serializer(data=request.data)
         body.is_valid(raise_exception=True)
         with_vectors = body.validated_data.pop("vectors")
         rows = body.filter_rows(self.get_queryset())
-        # It runs when this transaction is over.
+        # Runs after this transaction.
         lines = export_memories(rows, with_vectors=with_vectors, **self.by)
         return StreamingHttpResponse(lines, content_type=NDJSON)

@@ -1,4 +1,4 @@
-"""`POST memories/{id}/merge`: two memories made one."""
+"""`POST memories/{id}/merge`: merges two memories."""
 
 from typing import Any
 
@@ -21,21 +21,21 @@ class MergeBody(Strict):
     content = TextBytes(
         max_bytes=MAX_CONTENT_BYTES,
         required=False,
-        help_text="What the merged memory says; what the kept one says, where it is left out.",
+        help_text="The content of the merged memory; by default that of this one.",
     )
     importance = Real(
-        required=False, min_value=0, max_value=1, help_text="The larger, where it is left out."
+        required=False, min_value=0, max_value=1, help_text="By default the larger one."
     )
     metadata: Any = JsonObject(
         required=False,
-        help_text="In place of both; united, the kept one's keys winning, where it is left out.",
+        help_text="Replaces both; by default they are united, and keys of this one win.",
     )
     reason = serializers.CharField(
         required=False, max_length=MAX_REASON_LENGTH, help_text="For the history of both."
     )
 
     def get_fields(self) -> dict[str, Any]:
-        other = ReferenceField(Memory, help_text="The memory to take in: uuid or external_id.")
+        other = ReferenceField(Memory, help_text="The memory to merge: uuid or external_id.")
         return {"with": other, **super().get_fields()}
 
     def validate_content(self, content: str) -> str:
@@ -76,9 +76,8 @@ class MemoryMergeViewSet(TenantViewSet):
     def merge(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Merge another memory into this one.
 
-        This one is kept, as a new version: metadata united, the larger importance, the earlier
-        created_at, the finds of both. The other goes to the trash. The history of each names the
-        other.
+        This one gets a new version: united metadata, the larger importance, the earlier created_at,
+        the access counts of both. The other goes to the trash. The history of each names the other.
         """
         kept = self.parent
         body = MergeBody(data=request.data, context=self.get_serializer_context())

@@ -1,4 +1,4 @@
-"""`POST memories/search`: what is asked, and what is found."""
+"""`POST memories/search` and `memories/search/batch`: request, response and view."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ from memories.services.searching import (
 
 MAX_SEARCHES = 32
 _MODES = ["hybrid", "semantic", "keyword"]
-_USUAL = Weights()
+_DEFAULTS = Weights()
 
 
 @extend_schema_serializer(component_name="Narrowed")  # its name in the schema, which clients use
@@ -53,8 +53,8 @@ class MemoryFilterBody(Strict):
     levels = serializers.ListField(
         child=serializers.ChoiceField(Memory.Level.choices), required=False, allow_empty=False
     )
-    since = Moment(required=False, help_text="Created then or later.")
-    until = Moment(required=False, help_text="Created before.")
+    since = Moment(required=False, help_text="Created at this time or later.")
+    until = Moment(required=False, help_text="Created before this time.")
     importance_min = Real(required=False, min_value=0, max_value=1)
     importance_max = Real(required=False, min_value=0, max_value=1)
     filters = JsonObject(
@@ -64,7 +64,7 @@ class MemoryFilterBody(Strict):
     )
 
     def memory_filter(self, values: dict[str, Any]) -> MemoryFilter:
-        """Of the checked `values`. Raises: Invalid."""
+        """The filter of the validated `values`. Raises: Invalid."""
         conditions = values.get("filters")
         return MemoryFilter(
             agent_id=values.get("agent_id"),
@@ -95,59 +95,58 @@ class SearchBody(MemoryFilterBody):
         required=False,
         allow_blank=True,
         default="",
-        help_text=f"Of a long one the first {MAX_QUERY_LENGTH:,} characters are read, and the "
-        "first 64 words looked for.",
+        help_text=f"Only the first {MAX_QUERY_LENGTH:,} characters, and the first 64 words, count.",
     )
     mode = serializers.ChoiceField(
-        _MODES, default="hybrid", help_text="By meaning and by words, or by one of them."
+        _MODES, default="hybrid", help_text="By meaning and by keyword, or by one of them."
     )
     limit = serializers.IntegerField(min_value=1, max_value=MAX_LIMIT, default=10)
     as_of = Moment(
-        required=False, help_text="Among the memories that were there then, deleted since or not."
+        required=False, help_text="Searches memories that existed then, deleted since or not."
     )
-    weights = WeightsBody(required=False, help_text="Of the parts of a score.")
+    weights = WeightsBody(required=False, help_text="The weights of the parts of a score.")
     half_life_days = serializers.FloatField(
         required=False,
         min_value=0.001,
         max_value=100_000,
-        help_text="In so many days recency halves.",
+        help_text="Recency halves in this many days.",
     )
     embedding = EmbeddingField(
-        required=False, write_only=True, help_text="The question's vector, where you make your own."
+        required=False, write_only=True, help_text="The vector of the query, if you encode it."
     )
     embedding_model = serializers.CharField(
         required=False,
         max_length=64,
         trim_whitespace=False,
-        help_text="Whose vector it is: it is compared with memories of this name alone.",
+        help_text="Its encoder: only vectors of the same encoder are compared.",
     )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         if ("embedding" in values) != ("embedding_model" in values):
             raise serializers.ValidationError(
-                {"embedding_model": "An embedding and the name of its model come together."},
+                {"embedding_model": "`embedding` and `embedding_model` must be given together."},
                 code="required",
             )
         return values
 
     def request(self, values: dict[str, Any]) -> SearchRequest:
-        """Of the checked `values`. Raises: Invalid."""
+        """The request of the validated `values`. Raises: Invalid."""
         vector = None
         if "embedding" in values:
             text = str(values["embedding"])
             vector = QueryVector(values["embedding_model"], text)
-        given = values.get("weights", {})
+        weights = values.get("weights", {})
         return SearchRequest(
             query=values["query"],
             mode=values["mode"],
             memory_filter=self.memory_filter(values),
             limit=values["limit"],
             weights=Weights(
-                dense=given.get("dense", _USUAL.dense),
-                lexical=given.get("lexical", _USUAL.lexical),
-                recency=given.get("recency", _USUAL.recency),
-                importance=given.get("importance", _USUAL.importance),
-                half_life_days=values.get("half_life_days", _USUAL.half_life_days),
+                dense=weights.get("dense", _DEFAULTS.dense),
+                lexical=weights.get("lexical", _DEFAULTS.lexical),
+                recency=weights.get("recency", _DEFAULTS.recency),
+                importance=weights.get("importance", _DEFAULTS.importance),
+                half_life_days=values.get("half_life_days", _DEFAULTS.half_life_days),
             ),
             vector=vector,
         )
@@ -170,16 +169,16 @@ _HIT = inline_serializer(
             },
         ),
         "similarity": serializers.FloatField(
-            allow_null=True, help_text="Cosine of the question and the memory."
+            allow_null=True, help_text="The cosine of query and memory."
         ),
         "matched_terms": serializers.ListField(child=serializers.CharField()),
     },
     many=True,
 )
-_FOUND = {
+_RESULT = {
     "results": _HIT,
-    "mode": serializers.ChoiceField(_MODES, help_text="The one that was carried out."),
-    "notice": serializers.CharField(required=False, help_text="Why it was another one."),
+    "mode": serializers.ChoiceField(_MODES, help_text="The mode that was used."),
+    "notice": serializers.CharField(required=False, help_text="What limited the search."),
     "took_ms": serializers.FloatField(),
 }
 
@@ -191,7 +190,7 @@ class SearchViewSet(TenantViewSet):
     late_actions = ("create",)
 
     def checked(self, request: Request) -> Any:
-        """The body, whose references are looked up in a transaction that ends before encoding."""
+        """The validated body. The transaction for its references ends before encoding."""
         body: Any = self.get_serializer(data=request.data)
         with tenant(self.organization):
             body.is_valid(raise_exception=True)
@@ -200,10 +199,10 @@ class SearchViewSet(TenantViewSet):
     @extend_schema(
         operation_id="memories_search",
         request=SearchBody,
-        responses={200: inline_serializer("SearchResults", _FOUND)},
+        responses={200: inline_serializer("SearchResults", _RESULT)},
         examples=[
             OpenApiExample(
-                "What is known of a user",
+                "Search a user's memories",
                 request_only=True,
                 value={
                     "query": "How does Alice take her coffee?",
@@ -217,11 +216,11 @@ class SearchViewSet(TenantViewSet):
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Search memories.
 
-        Best first, by meaning and by words; each hit tells the parts of its score.
+        By meaning and by keyword, best first; each hit has the parts of its score.
         """
         body = self.checked(request)
-        found = search([body.request(body.validated_data)], organization=self.organization)
-        return Response(_shown(found[0]))
+        results = search([body.request(body.validated_data)], organization=self.organization)
+        return Response(_shown(results[0]))
 
 
 class SearchBatchViewSet(SearchViewSet):
@@ -233,12 +232,12 @@ class SearchBatchViewSet(SearchViewSet):
         responses={
             200: inline_serializer(
                 "SearchBatchResults",
-                {"results": inline_serializer("SearchBatchItem", _FOUND, many=True)},
+                {"results": inline_serializer("SearchBatchItem", _RESULT, many=True)},
             )
         },
         examples=[
             OpenApiExample(
-                "Two questions",
+                "Two searches",
                 request_only=True,
                 value={
                     "searches": [
@@ -250,28 +249,28 @@ class SearchBatchViewSet(SearchViewSet):
         ],
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Search memories several times at once.
+        """Run several searches at once.
 
-        The questions are encoded together; the answers stand in their order.
+        The queries are encoded together; the results are in their order.
         """
         body = self.checked(request)
         shape = body.fields["searches"].child
         requests = [shape.request(values) for values in body.validated_data["searches"]]
-        found = search(requests, organization=self.organization)
-        return Response({"results": [_shown(one) for one in found]})
+        results = search(requests, organization=self.organization)
+        return Response({"results": [_shown(result) for result in results]})
 
 
-def _shown(found: SearchResult) -> dict[str, Any]:
-    notice = {"notice": found.notice} if found.notice else {}
-    # (One serializer for all: making its fields takes longer than showing a memory.)
-    memories = MemorySerializer([hit.memory for hit in found.hits], many=True).data
+def _shown(result: SearchResult) -> dict[str, Any]:
+    notice = {"notice": result.notice} if result.notice else {}
+    # (One serializer for all: creating its fields takes longer than serializing a memory.)
+    memories = MemorySerializer([hit.memory for hit in result.hits], many=True).data
     return {
         "results": [
-            _shown_hit(hit, memory) for hit, memory in zip(found.hits, memories, strict=True)
+            _shown_hit(hit, memory) for hit, memory in zip(result.hits, memories, strict=True)
         ],
-        "mode": found.mode,
+        "mode": result.mode,
         **notice,
-        "took_ms": found.took_ms,
+        "took_ms": result.took_ms,
     }
 
 

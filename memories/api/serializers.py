@@ -131,7 +131,7 @@ class AttachTool(Strict):
     tool_id = ReferenceField(Tool, key="name", help_text="uuid or name")
 
 
-@extend_schema_field({"type": "string", "description": "SHA-256 of what it says, in hex."})
+@extend_schema_field({"type": "string", "description": "SHA-256 of speaker and content, in hex."})
 class Hex(serializers.Field[Any, Any, Any, Any]):
     def to_representation(self, value: Any) -> str:
         return bytes(value).hex()
@@ -152,7 +152,7 @@ class Hex(serializers.Field[Any, Any, Any, Any]):
     }
 )
 class EmbeddingField(serializers.Field[Any, Any, Any, Any]):
-    """Numbers as they are stored, in half precision."""
+    """The numbers as they are stored, in half precision."""
 
     def to_internal_value(self, data: Any) -> Any:
         are_numbers = isinstance(data, list) and all(type(x) in (int, float) for x in data)
@@ -180,12 +180,12 @@ class MemorySerializer(RecordSerializer):
     )
     hash = Hex(read_only=True)
     importance = Real(required=False, min_value=0, max_value=1)
-    created_at = Moment(required=False, help_text="When it was said; now, where it is not given.")
+    created_at = Moment(required=False, help_text="When it was said; by default now.")
     embedding = EmbeddingField(
         write_only=True,
         required=False,
         allow_null=True,
-        help_text="Made by the server where it is not given.",
+        help_text="By default encoded by the server.",
     )
 
     class Meta:
@@ -231,18 +231,18 @@ class MemorySerializer(RecordSerializer):
             return values
         if "embedding" in values:
             raise serializers.ValidationError(
-                {"embedding": "It comes with a new memory; changed content is embedded anew."},
+                {"embedding": "It can only be given with a new memory; changes are re-embedded."},
                 code="fixed",
             )
         if values.pop("created_at", self.instance.created_at) != self.instance.created_at:
             raise serializers.ValidationError(
-                {"created_at": "When it was said does not change."}, code="fixed"
+                {"created_at": "It cannot be changed."}, code="fixed"
             )
         return values
 
 
 EXPIRED = ["only", "include"]
-EXPIRED_HELP = "`only`: what is past its `expires_at`; `include`: that too."
+EXPIRED_HELP = "`only`: memories past their `expires_at`; `include`: those too."
 
 
 class MemoryQuery(ListQuery):
@@ -256,11 +256,11 @@ class MemoryQuery(ListQuery):
     importance_min = Real(source="importance__gte", required=False, min_value=0, max_value=1)
     importance_max = Real(source="importance__lte", required=False, min_value=0, max_value=1)
     expired = serializers.ChoiceField(
-        EXPIRED, required=False, help_text=f"{EXPIRED_HELP} Left out otherwise."
+        EXPIRED, required=False, help_text=f"{EXPIRED_HELP} By default they are excluded."
     )
     q = serializers.CharField(
         required=False,
-        help_text='Full text: words, "a phrase", or, -not. Newest first, not ranked.',
+        help_text='Full-text search: words, "a phrase", or, -not. Newest first, not ranked.',
     )
 
     def validate_importance_min(self, value: float) -> Any:

@@ -1,4 +1,4 @@
-"""`GET memories/stats`."""
+"""`GET memories/stats`: counts memories."""
 
 from typing import Any
 
@@ -36,8 +36,8 @@ class MemoryStatsViewSet(TenantViewSet):
             "MemoryStats",
             {
                 "memories": serializers.IntegerField(),
-                "users": serializers.IntegerField(help_text="Who have memories."),
-                "agents": serializers.IntegerField(help_text="Who have memories."),
+                "users": serializers.IntegerField(help_text="Users with memories."),
+                "agents": serializers.IntegerField(help_text="Agents with memories."),
                 "content_bytes": serializers.IntegerField(),
                 "oldest": Moment(allow_null=True),
                 "newest": Moment(allow_null=True),
@@ -46,7 +46,7 @@ class MemoryStatsViewSet(TenantViewSet):
                     for name in ("memory_type", "scope", "level", "embedding_state")
                 },
                 "embedding_model": serializers.DictField(
-                    child=serializers.IntegerField(), help_text="Of memories that have a vector."
+                    child=serializers.IntegerField(), help_text="Of memories with a vector."
                 ),
             },
         ),
@@ -55,21 +55,21 @@ class MemoryStatsViewSet(TenantViewSet):
     def stats(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Count memories.
 
-        By type, scope, level, embedding state and model; without what has expired and the trash.
+        By type, scope, level, embedding state and model; without expired ones and the trash.
         """
-        found = memory_stats(
+        stats = memory_stats(
             organization=self.organization,
             user_id=self.query.get("user_id"),
             agent_id=self.query.get("agent_id"),
         )
         return Response(
             {
-                "memories": found.memories,
-                "users": found.users,
-                "agents": found.agents,
-                "content_bytes": found.content_bytes,
-                "oldest": found.oldest,
-                "newest": found.newest,
-                **found.by,
+                "memories": stats.memories,
+                "users": stats.users,
+                "agents": stats.agents,
+                "content_bytes": stats.content_bytes,
+                "oldest": stats.oldest,
+                "newest": stats.newest,
+                **stats.by,
             }
         )

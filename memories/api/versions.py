@@ -44,8 +44,8 @@ _TEXT_DIFF = inline_serializer(
     {
         "granularity": serializers.ChoiceField(
             ["words", "lines", "whole"],
-            help_text="What was compared: words; lines, or the whole text as one, where it is so "
-            "long and so different that words would take too long.",
+            help_text="What was compared: words; or lines or whole texts, if comparing words would "
+            "take too long.",
         ),
         "parts": inline_serializer(
             "TextDiffPart",
@@ -104,26 +104,26 @@ class MemoryDiffViewSet(TenantViewSet):
     def diff(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Compare two versions of a memory.
 
-        The two newest, unless `from` and `to` name others. The `equal` and `delete` parts of
-        `content` are the old text, `equal` and `insert` the new one.
+        By default the two newest. The `equal` and `delete` parts of `content` are the old text,
+        `equal` and `insert` the new one.
         """
-        found = diff_versions(
+        diff = diff_versions(
             self.parent,
             organization=self.organization,
             from_version=self.query.get("from"),
             to_version=self.query.get("to"),
         )
-        importance = found.importance
+        importance = diff.importance
         return Response(
             {
-                "from": VersionSerializer(found.old).data,
-                "to": VersionSerializer(found.new).data,
-                "changed": found.changed,
+                "from": VersionSerializer(diff.old).data,
+                "to": VersionSerializer(diff.new).data,
+                "changed": diff.changed,
                 "content": {
-                    "granularity": found.content.granularity,
-                    "parts": [{"op": op, "text": text} for op, text in found.content.parts],
+                    "granularity": diff.content.granularity,
+                    "parts": [{"op": op, "text": text} for op, text in diff.content.parts],
                 },
-                "metadata": found.metadata,
+                "metadata": diff.metadata,
                 "importance": importance and {"old": importance[0], "new": importance[1]},
             }
         )

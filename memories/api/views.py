@@ -1,4 +1,4 @@
-"""Agents with what is attached to them, blocks, tools, memories and their history."""
+"""Agents and their attachments, blocks, tools, memories and their history."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from accounts.api.shapes import PageQuery
 from accounts.api.views import Listing, RecordViewSet, TenantViewSet
 from accounts.errors import NotFound
 from accounts.tenancy import tenant
-from memories.api.adding import UNREAD, UNREAD_SAID, NewMemorySerializer
+from memories.api.adding import UNREAD, UNREAD_NOTE, NewMemorySerializer
 from memories.api.serializers import (
     AgentQuery,
     AgentSerializer,
@@ -68,7 +68,7 @@ class ToolViewSet(RecordViewSet):
 
 
 class Attached(Listing, TenantViewSet):
-    """What is attached to an agent: a subclass names the services and the word in the body."""
+    """Attachments of an agent: a subclass names the services and the field of the body."""
 
     tag = "Agents"
     resource = "agent"
@@ -85,7 +85,7 @@ class Attached(Listing, TenantViewSet):
         return rows.filter(agent_links__agent=self.parent, agent_links__is_deleted=False)
 
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Attached already, nothing changes."""
+        """Nothing changes if it is attached already."""
         agent = self.parent
         body = self.body_class(data=request.data, context=self.get_serializer_context())
         body.is_valid(raise_exception=True)
@@ -95,7 +95,7 @@ class Attached(Listing, TenantViewSet):
         return self.answered(row, status.HTTP_200_OK if is_there else status.HTTP_201_CREATED)
 
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """It stays, unattached."""
+        """Only the attachment is removed."""
         type(self).detach(self.parent, self.get_object(), **self.by)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -153,7 +153,7 @@ class MemoryViewSet(RecordViewSet):
 
     @property
     def unread(self) -> str:  # type: ignore[override]
-        return UNREAD_SAID if self.action == "create" else super().unread
+        return UNREAD_NOTE if self.action == "create" else super().unread
 
     @extend_schema(
         request=NewMemorySerializer,
@@ -177,9 +177,9 @@ class MemoryViewSet(RecordViewSet):
         ],
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """201 and the new memory; 200 and the one that is there, where the same speaker said the
-        same to the same agent and user before, or the external_id is there with the same words.
-        Who may not read memories is not told which it was."""
+        """201 with the new memory; or 200 with the existing one, if it has the same speaker,
+        content, agent and user, or the same external_id and text. Callers who may not read memories
+        always get 201."""
         shape = NewMemorySerializer(data=request.data, context=self.get_serializer_context())
         shape.is_valid(raise_exception=True)
         values = dict(shape.validated_data)
@@ -188,7 +188,7 @@ class MemoryViewSet(RecordViewSet):
             return Response(UNREAD, status.HTTP_201_CREATED)
         with tenant(self.organization):
             memory = self.get_queryset().filter(pk=added.id).first()
-            if memory is None:  # gone meanwhile
+            if memory is None:  # deleted meanwhile
                 raise NotFound
             memory.status = added.status
             memory.embedded = memory.embedding_state == Memory.EmbeddingState.READY
@@ -211,7 +211,7 @@ class MemoryHistoryViewSet(Listing, TenantViewSet):
 
     @extend_schema(summary="List the versions of a memory")
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """What it said at each version, and what was done to it then."""
+        """The content of each version, and the change that made it."""
         return super().list(request, *args, **kwargs)
 
 

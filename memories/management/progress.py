@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, a line every few seconds elsewhere, on stderr."""
+"""Shows the progress of a command on stderr: a bar on a terminal, else a line every few seconds."""
 
 import sys
 import time
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-TELL_EVERY_S = 5.0
+LINE_EVERY_S = 5.0
 
-Tell = Callable[[int, str], None]  # rows done, the same in words
+ShowProgress = Callable[[int, str], None]  # rows done, message
 
 
 class Writer(Protocol):
@@ -16,19 +16,21 @@ class Writer(Protocol):
 
 
 @contextmanager
-def progress(stderr: Writer, *, total: int | None, is_silent: bool = False) -> Iterator[Tell]:
-    """`total` rows are ahead, or nobody knows how many."""
+def progress(
+    stderr: Writer, *, total: int | None, is_silent: bool = False
+) -> Iterator[ShowProgress]:
+    """Yields a function that shows progress; `total` is in rows, None if unknown."""
     if is_silent:
-        yield lambda done, words: None
+        yield lambda done, message: None
     elif sys.stderr.isatty():
-        with _bar(total) as tell:
-            yield tell
+        with _bar(total) as show:
+            yield show
     else:
-        yield _now_and_then(stderr)
+        yield _lines(stderr)
 
 
 @contextmanager
-def _bar(total: int | None) -> Iterator[Tell]:
+def _bar(total: int | None) -> Iterator[ShowProgress]:
     from rich.console import Console  # noqa: PLC0415  (costs 50 ms; a service never sees it)
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -42,20 +44,20 @@ def _bar(total: int | None) -> Iterator[Tell]:
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[message]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, words="")
-        yield lambda done, words: bar.update(task, completed=done, words=words)
+        task = bar.add_task("", total=total, message="")
+        yield lambda done, message: bar.update(task, completed=done, message=message)
 
 
-def _now_and_then(stderr: Writer) -> Tell:
-    told = time.monotonic()
+def _lines(stderr: Writer) -> ShowProgress:
+    last = time.monotonic()
 
-    def tell(done: int, words: str) -> None:
-        nonlocal told
-        if time.monotonic() - told >= TELL_EVERY_S:
-            told = time.monotonic()
-            stderr.write(words)
+    def show(done: int, message: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            stderr.write(message)
 
-    return tell
+    return show

@@ -82,17 +82,17 @@ def test_vectors_of_other_encoders_are_replaced_by_the_one_that_is_set(acme, glo
     make_embedded(acme, "east", content="c")
     make_memory(acme, content="pending")
     make_embedded(globex, "south", content="d")
-    assert run("reembed") == "3 embedded anew by east."
+    assert run("reembed") == "3 re-embedded by east."
     assert models(acme) == {"a": "east", "b": "east", "c": "east", "pending": ""}
     assert models(globex) == {"d": "east"}
-    assert run("reembed") == "0 embedded anew by east."
+    assert run("reembed") == "0 re-embedded by east."
 
 
 def test_another_encoder_and_one_organization_can_be_named(acme, globex, compass):
     make_embedded(acme, "east", content="a")
     make_embedded(globex, "east", content="b")
     out = run("reembed", organization="globex", encoder="south")
-    assert out == "1 embedded anew by south."
+    assert out == "1 re-embedded by south."
     assert (models(acme), models(globex)) == ({"a": "east"}, {"b": "south"})
 
 
@@ -106,7 +106,7 @@ def test_what_was_interrupted_goes_on_where_it_stopped(acme, compass, monkeypatc
     # The others still have the vectors that they had: they are found as before.
     assert sorted(models(acme).values()) == ["east"] * 4 + ["north"] * 3
     compass["east"].calls_left = 1000
-    assert run("reembed") == "3 embedded anew by east."
+    assert run("reembed") == "3 re-embedded by east."
 
 
 def test_a_row_that_has_changed_meanwhile_does_not_get_the_old_text_s_vector(acme, compass):
@@ -123,7 +123,7 @@ def test_a_row_that_has_changed_meanwhile_does_not_get_the_old_text_s_vector(acm
         return encode(texts)
 
     compass["east"].encode = encode_and_change
-    assert run("reembed") == "0 embedded anew by east."
+    assert run("reembed") == "0 re-embedded by east."
     assert models(acme) == {"after": ""}
 
 

@@ -224,12 +224,12 @@ def test_another_encoder_tries_what_this_one_could_not_read(api, acme, monkeypat
     add(api, *STRANGERS["Thai"], "Tea")
     other = "static" if encoder.name == "minilm-int8" else "minilm-int8"
     assert run("reembed", encoder=other).splitlines() == [
-        f"1 embedded anew by {other}.",
+        f"1 re-embedded by {other}.",
         f"2 have no vector: {other} cannot read them.",
     ]
     reader = get_encoder()
     monkeypatch.setattr(type(reader), "known_shares", lambda self, texts: [1.0] * len(texts))
-    assert run("reembed") == f"3 embedded anew by {reader.name}."
+    assert run("reembed") == f"3 re-embedded by {reader.name}."
     assert states(acme) == ["ready"] * 3
 
 

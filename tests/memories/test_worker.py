@@ -270,8 +270,8 @@ def test_vectors_of_a_large_organization_move_into_the_index_when_nothing_is_pen
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "--batch-size is at least 1"),
-        ({"lease": 0}, "--lease is more than 0"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"lease": 0}, "--lease must be more than 0"),
         ({"organization": "nobody"}, "There is no organization 'nobody'"),
     ],
 )

@@ -58,7 +58,7 @@ from agentmem_site.management.load_options import (
 from agentmem_site.management.load_progress import counts_text, load_progress
 from agentmem_site.services.loads import EMBED_FIRST, LINKS, RESOURCES, run_load
 from memories.bulk import MEMORIES
-from memories.management.progress import Tell, progress
+from memories.management.progress import ShowProgress, progress
 from memories.services.vector_index import first_load
 
 _EXIT_CODES = {
@@ -199,7 +199,9 @@ class Command(BaseCommand):
             return
         is_large = (source.size or 0) >= LARGE_BYTES
         with ExitStack() as late:
-            bars: list[Tell] = []  # only one bar is live at a time: this comes after the load's
+            bars: list[
+                ShowProgress
+            ] = []  # opened when the bar of the load is closed
 
             def tell(done: int, total: int, text: str) -> None:
                 if not bars:

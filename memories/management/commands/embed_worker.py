@@ -1,4 +1,4 @@
-"""`manage.py embed_worker`: gives pending memories their vectors."""
+"""`manage.py embed_worker`: embeds pending memories."""
 
 import signal
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from memories.services.pending import count_pending, organizations_with_pending
 class Command(BaseCommand):
     help = (
         "Embeds pending memories, the oldest of each organization first, and waits for more. Any "
-        "number of workers may run at once; one that is killed loses nothing: what it had claimed "
-        "is pending again when its lease has run out."
+        "number of workers may run at once. If one is killed, nothing is lost: the memories that "
+        "it had claimed are pending again when its lease expires."
     )
     requires_system_checks: list[str] = []  # starts at once
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--once", action="store_true", help="embed what is due, then end, with the counts"
+            "--once", action="store_true", help="embed what is due, print the counts and exit"
         )
-        parser.add_argument("--organization", metavar="SLUG", help="of this one only")
+        parser.add_argument("--organization", metavar="SLUG", help="only this organization")
         parser.add_argument(
             "--batch-size",
             type=int,
@@ -43,26 +43,26 @@ class Command(BaseCommand):
             type=float,
             default=60,
             metavar="S",
-            help="seconds after which others take what this worker has claimed (default 60)",
+            help="seconds after which other workers may take what this one claimed (default 60)",
         )
-        parser.add_argument("--no-progress", action="store_true", help="say nothing on the way")
+        parser.add_argument("--no-progress", action="store_true", help="show no progress")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["batch_size"] < 1:
-            raise CommandError("--batch-size is at least 1", returncode=USAGE)
+            raise CommandError("--batch-size must be at least 1", returncode=USAGE)
         if options["lease"] <= 0:
-            raise CommandError("--lease is more than 0", returncode=USAGE)
+            raise CommandError("--lease must be more than 0", returncode=USAGE)
         slug = options["organization"]
         with command_errors("Nothing has begun."):
             organization = organization_by_slug(slug) if slug else None
             total = _count(organization) if options["once"] else None
         is_silent = options["no_progress"]
-        with progress(self.stderr, total=total, is_silent=is_silent) as tell:
+        with progress(self.stderr, total=total, is_silent=is_silent) as show:
             worker = EmbedWorker(
                 batch_size=options["batch_size"],
                 lease_s=options["lease"],
                 organization=organization,
-                on_batch=lambda work: tell(work.embedded + work.unreadable, _sentence(work)),
+                on_batch=lambda work: show(work.embedded + work.unreadable, _summary(work)),
             )
             try:
                 with stopped_by_signals(worker):
@@ -74,12 +74,12 @@ class Command(BaseCommand):
             except OperationalError as error:
                 raise CommandError(refusals.outage_message(error), returncode=TEMPORARY) from error
             left = _count(organization) if options["once"] else 0
-        self.stdout.write(_sentence(worker.work) + _left(left))
+        self.stdout.write(_summary(worker.work) + _left(left))
 
 
 @contextmanager
 def stopped_by_signals(worker: EmbedWorker) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask the worker to stop; one that has been asked ends as soon as it can."""
+    """SIGTERM and Ctrl-C stop the worker as soon as nothing is left half done."""
     before = {
         number: signal.signal(number, lambda *_: worker.stop())
         for number in (signal.SIGTERM, signal.SIGINT)
@@ -92,16 +92,16 @@ def stopped_by_signals(worker: EmbedWorker) -> Iterator[None]:
 
 
 def _count(organization: Organization | None) -> int:
-    found = [organization] if organization else organizations_with_pending()
-    return sum(map(count_pending, found))
+    organizations = [organization] if organization else organizations_with_pending()
+    return sum(map(count_pending, organizations))
 
 
 def _left(pending: int) -> str:
-    """What was not due: a worker that was killed holds its claim for as long as the lease."""
+    """Memories that were not due, such as those of a killed worker until its lease expires."""
     return f"; {pending:,} pending: another worker's, or to be tried later" if pending else ""
 
 
-def _sentence(work: Work) -> str:
+def _summary(work: Work) -> str:
     unreadable = f", {work.unreadable:,} unreadable" if work.unreadable else ""
     failures = f", {work.failures:,} failures" if work.failures else ""
     indexed = f", {work.indexed:,} indexed" if work.indexed else ""

@@ -1,4 +1,4 @@
-"""`manage.py reembed`: memories whose vector is another encoder's get one of this encoder's."""
+"""`manage.py reembed`: replaces the vectors of other encoders."""
 
 from typing import Any
 
@@ -19,31 +19,31 @@ from memories.services.reembedding import (
 
 class Command(BaseCommand):
     help = (
-        "Embeds anew, while they are being searched, the memories whose vector is of another "
-        "encoder than the one that is set, or that another could not read: run it after "
-        "AGENTMEM_ENCODER has changed. The old vector stays until the new one takes its place. "
-        "Killed half way, the same command goes on."
+        "Re-embeds memories whose vector is of another encoder than the configured one, or that "
+        "another one could not read: run it after AGENTMEM_ENCODER has changed. Memories can be "
+        "searched meanwhile: the old vector stays until the new one replaces it. If it is killed, "
+        "the same command continues."
     )
     requires_system_checks: list[str] = []  # starts at once
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--organization", metavar="SLUG", help="of this one only")
+        parser.add_argument("--organization", metavar="SLUG", help="only this organization")
         parser.add_argument(
-            "--encoder", default="", metavar="NAME", help="another than AGENTMEM_ENCODER says"
+            "--encoder", default="", metavar="NAME", help="instead of that of AGENTMEM_ENCODER"
         )
         instead = parser.add_mutually_exclusive_group()
         instead.add_argument(
             "--failed",
             action="store_true",
-            help="instead, leave the memories that could not be embedded to `embed_worker` again",
+            help="instead, make failed memories pending again, for `embed_worker`",
         )
         instead.add_argument(
             "--unreadable",
             action="store_true",
-            help="instead, take the vector from memories of which the encoder knows nearly "
-            "nothing: by it they are all alike",
+            help="instead, remove the vectors of memories that the encoder cannot read: all of "
+            "these are alike",
         )
-        parser.add_argument("--no-progress", action="store_true", help="say nothing on the way")
+        parser.add_argument("--no-progress", action="store_true", help="show no progress")
 
     def handle(self, *args: Any, **options: Any) -> None:
         slug = options["organization"]
@@ -51,7 +51,7 @@ class Command(BaseCommand):
         if options["failed"]:
             work = self._requeue
         elif options["unreadable"]:
-            work = self._mend
+            work = self._clear_unreadable
         with command_errors(RESUME_HINT):
             work(
                 [organization_by_slug(slug)] if slug else list(Organization.objects.live()), options
@@ -62,40 +62,42 @@ class Command(BaseCommand):
         target = get_encoder(encoder).name
         total = sum(count_to_reembed(o, encoder=encoder) for o in organizations)
         done = unreadable = refused = 0
-        with progress(self.stderr, total=total, is_silent=options["no_progress"]) as tell:
+        with progress(self.stderr, total=total, is_silent=options["no_progress"]) as show:
 
             def on_batch(rows: int) -> None:
                 nonlocal done
                 done += rows
-                tell(done, f"{done:,} of {total:,} embedded anew")
+                show(done, f"{done:,} of {total:,} re-embedded")
 
             for organization in organizations:
                 result = reembed(organization, encoder=encoder, on_batch=on_batch)
                 unreadable += result.unreadable
                 refused += result.refused
-        self.stdout.write(f"{done - unreadable:,} embedded anew by {target}.")
+        self.stdout.write(f"{done - unreadable:,} re-embedded by {target}.")
         if unreadable:
             self.stdout.write(f"{unreadable:,} have no vector: {target} cannot read them.")
         if refused:
             raise CommandError(
-                f"{target} refused {refused:,} texts: these memories keep the vectors they have."
+                f"{target} refused {refused:,} texts: these memories keep their old vectors."
             )
 
-    def _mend(self, organizations: list[Organization], options: dict[str, Any]) -> None:
+    def _clear_unreadable(self, organizations: list[Organization], options: dict[str, Any]) -> None:
         encoder = options["encoder"]
         target = get_encoder(encoder).name
-        looked_at = mended = 0
-        with progress(self.stderr, total=None, is_silent=options["no_progress"]) as tell:
+        checked = cleared = 0
+        with progress(self.stderr, total=None, is_silent=options["no_progress"]) as show:
 
             def on_batch(rows: int) -> None:
-                nonlocal looked_at
-                looked_at += rows
-                tell(looked_at, f"{looked_at:,} looked at")
+                nonlocal checked
+                checked += rows
+                show(checked, f"{checked:,} checked")
 
             for organization in organizations:
-                mended += clear_unreadable_vectors(organization, encoder=encoder, on_batch=on_batch)
+                cleared += clear_unreadable_vectors(
+                    organization, encoder=encoder, on_batch=on_batch
+                )
         self.stdout.write(
-            f"{mended:,} of {looked_at:,} lost their vector: {target} cannot read them."
+            f"{cleared:,} of {checked:,} lost their vector: {target} cannot read them."
         )
 
     def _requeue(self, organizations: list[Organization], options: dict[str, Any]) -> None:
