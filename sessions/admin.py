@@ -137,7 +137,7 @@ class RunAdmin(TenantAdmin):
     change_form_outer_after_template = "console/conversation.html"
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        fixed = ["session"] if obj is not None else []  # a run stays where it was appended
+        fixed = ["session"] if obj is not None else []  # a run cannot change its session
         return [*super().get_readonly_fields(request, obj), *fixed]
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> list[Any]:

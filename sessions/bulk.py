@@ -1,4 +1,4 @@
-"""What the bulk loader has to know of this app's resources."""
+"""How the bulk loader loads this app's resources."""
 
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class _Tokens(msgspec.Struct):
-    """The counts that a run's metrics are asked for; whatever else they hold stays in them."""
+    """The counts that are copied from a run's metrics to columns."""
 
     input_tokens: Any = 0
     output_tokens: Any = 0
@@ -49,7 +49,7 @@ class RunLine(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False
     events: Raw = ABSENT
     metrics: Raw = ABSENT
     metadata: Raw = ABSENT
-    position: int | None = None  # set by the session: the place among its runs
+    position: int | None = None  # set by the session: the index of the run
     input_tokens: Tokens = 0
     output_tokens: Tokens = 0
     total_tokens: Tokens = 0
@@ -68,11 +68,11 @@ class RestoredRunLine(RunLine, kw_only=True):
     updated_at: Moment | None = None
 
     def __post_init__(self) -> None:
-        """The tokens are as the row had them, whatever its metrics say."""
+        """Keeps the exported token counts, whatever the metrics say."""
 
 
 def _count(value: Any) -> int:
-    """A number of tokens; 0 for what is none (some producers give lists)."""
+    """A number of tokens; 0 for other values (some producers write lists)."""
     return value if type(value) is int and 0 <= value <= MAX_TOKENS else 0
 
 
@@ -123,7 +123,7 @@ class SessionLine(Line):
 
 
 class RestoredSessionLine(SessionLine, kw_only=True):
-    """A long session is on several lines, each with some of its runs: they tell their places."""
+    """A long session has several lines, each with some of its runs, which have their positions."""
 
     def __post_init__(self) -> None:
         self.runs = self.runs or []

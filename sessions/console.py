@@ -1,4 +1,4 @@
-"""A conversation as it is read: turn by turn, who said what and when, run by run."""
+"""A conversation for the console: its turns in order, grouped by run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Turn:
 
 @dataclass
 class Part:
-    """A run with its turns; or, without a run, messages said outside of any."""
+    """A run with its turns; or, without a run, messages outside of runs."""
 
     turns: list[Turn]
     run: Run | None = None
@@ -35,7 +35,7 @@ class Part:
 
 
 def conversation(session: Session, page_number: Any) -> tuple[list[Part], Any]:
-    """One page of the parts, oldest first, and the page itself. Four statements at most."""
+    """The parts of one page, oldest first, and the page object. At most four statements."""
     alike = {"session": session, "is_deleted": session.is_deleted}
     runs = Run.objects.for_organization(session.organization_id).filter(**alike)
     page = BoundedPaginator(runs.order_by("position", "id"), RUNS_PER_PAGE).get_page(page_number)
@@ -50,7 +50,7 @@ def conversation(session: Session, page_number: Any) -> tuple[list[Part], Any]:
     for message in rows.filter(run__in=[run.pk for run in shown])[: RUNS_PER_PAGE * TURNS_PER_RUN]:
         by_run.setdefault(message.run_id, []).append(message)
     parts = [run_part(run, by_run.get(run.pk, [])) for run in shown]
-    # What was said outside of runs stands between them, by time.
+    # Messages outside of runs are placed between them, by time.
     outside = rows.filter(run=None)
     if page.has_previous():
         outside = outside.filter(created_at__gte=parts[0].at)
@@ -61,7 +61,7 @@ def conversation(session: Session, page_number: Any) -> tuple[list[Part], Any]:
 
 
 def run_part(run: Run, messages: list[Message]) -> Part:
-    turns = [message_turn(message) for message in messages] or list(_told_turns(run))
+    turns = [message_turn(message) for message in messages] or list(_turns_in_run(run))
     answer = words_of(text=run.content)
     answered = any(turn.role == "assistant" and turn.text == answer for turn in turns)
     if answer and not answered:
@@ -86,15 +86,15 @@ def message_turn(message: Message) -> Turn:
     )
 
 
-def _told_turns(run: Run) -> Iterator[Turn]:
-    """What the run itself keeps of its messages, those repeated from before it left out."""
-    for told in run.messages[:TURNS_PER_RUN] if isinstance(run.messages, list) else []:
-        if not isinstance(told, dict) or told.get("from_history"):
+def _turns_in_run(run: Run) -> Iterator[Turn]:
+    """The messages stored in the run itself, without those repeated from earlier runs."""
+    for message in run.messages[:TURNS_PER_RUN] if isinstance(run.messages, list) else []:
+        if not isinstance(message, dict) or message.get("from_history"):
             continue
-        calls = told.get("tool_calls")
+        calls = message.get("tool_calls")
         yield Turn(
-            role=str(told.get("role", "")),
-            text=words_of(content=told.get("content"), tool_calls=calls),
-            who=str(told.get("name") or ""),
+            role=str(message.get("role", "")),
+            text=words_of(content=message.get("content"), tool_calls=calls),
+            who=str(message.get("name") or ""),
             data=[("Tool calls", with_placeholders(calls))] if calls else [],
         )

@@ -11,7 +11,7 @@ from sessions.words import words_of
 
 
 class Session(LoadedModel):
-    """One conversation of a user with an agent, a team or a workflow."""
+    """A conversation of a user with an agent, a team or a workflow."""
 
     auto_create_key = "session_id"
 
@@ -61,7 +61,7 @@ class Session(LoadedModel):
 
 
 class Run(TenantModel):
-    """One turn of work in a session: from a request to the agent's answer."""
+    """One turn in a session, from a request to the agent's answer."""
 
     class Status(models.TextChoices):
         PENDING = "pending", "Pending"
@@ -115,7 +115,7 @@ class Run(TenantModel):
 
 
 class Message(LoadedModel):
-    """One message of a conversation, or of an agent outside one."""
+    """A message of a conversation, or of an agent outside a conversation."""
 
     class Role(models.TextChoices):
         USER = "user", "User"
@@ -127,9 +127,9 @@ class Message(LoadedModel):
     session = TenantForeignKey(
         Session, models.CASCADE, null=True, blank=True, related_name="messages"
     )
-    # (Run.messages is what the model was sent; these are rows of their own.)
+    # (Run.messages is what was sent to the model; these are separate rows.)
     run = TenantForeignKey(Run, models.CASCADE, null=True, blank=True, related_name="message_rows")
-    # The agent's and the user's other messages stay with their sessions.
+    # SET_NULL: messages stay with their sessions.
     agent = TenantForeignKey(Agent, models.SET_NULL, null=True, blank=True, related_name="messages")
     user = TenantForeignKey(User, models.SET_NULL, null=True, blank=True, related_name="messages")
     role = models.CharField(max_length=16, choices=Role.choices)
@@ -182,8 +182,8 @@ class Message(LoadedModel):
 
     @property
     def words(self) -> str:
-        """What it says, as it stands in a prompt or a preview: texts, and placeholders for files
-        and calls of tools."""
+        """The message for prompts and previews: its texts, and placeholders for files and tool
+        calls."""
         return words_of(
             text=self.text,
             content=self.content,

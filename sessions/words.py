@@ -1,7 +1,7 @@
-"""What a message says, in words: its texts as they are, what is no text as a short placeholder.
+"""The words of a message: its texts, and a short placeholder for everything else.
 
-Takes what callers send: OpenAI's, Anthropic's and Gemini's parts of content, calls of tools and
-what they return, and any other JSON. Pure: knows no table.
+Accepts content parts, tool calls and tool results as OpenAI, Anthropic and Gemini define them, and
+any other JSON. Pure functions, without tables.
 """
 
 import json
@@ -14,12 +14,12 @@ MAX_ARGUMENTS = 200  # characters of a call's arguments
 _MAX_NAME = 80
 _MAX_DEPTH = 8
 MAX_JSON_DEPTH = 100  # deeper values stay as they are
-# A blob in a text or a value: a data URL, or base64 by itself.
+# A blob in a text or a value: a data URL, or plain base64.
 _DATA_URL = re.compile(r"data:([\w.+-]*)/?[\w.+-]*(?:;[\w.=+-]+)*;base64,([A-Za-z0-9+/=_-]*)")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{256,}={0,2}")
 _NEWLINES = re.compile(r"\s*\n\s*")
 
-# Types of parts, as the APIs call them, by what stands for them.
+# Types of content parts in the APIs, by their placeholder.
 _KINDS = {
     "image": ("image", "image_url", "input_image", "image_file", "inline_image"),
     "audio": ("audio", "input_audio", "output_audio", "audio_url"),
@@ -44,28 +44,28 @@ _DATA = ("data", "file_data", "bytes", "base64", "b64_json", "image", "url", "im
 def words_of(
     *, text: str = "", content: Any = None, tool_calls: Any = None, tool_returns: Any = None
 ) -> str:
-    """The words of a message: its text, else those of its content; then the calls of tools. What
-    tools have returned stands where nothing else does."""
-    said = in_words(text) if text.strip() else in_words(content)
-    told = "\n".join(filter(None, [said, *_each(tool_calls, _call, 0)]))
-    return told or "\n".join(filter(None, _each(tool_returns, _result, 0)))
+    """The words of a message: of its text, or else its content; then its tool calls. Tool results
+    are only used if there is nothing else."""
+    words = in_words(text) if text.strip() else in_words(content)
+    words = "\n".join(filter(None, [words, *_each(tool_calls, _call, 0)]))
+    return words or "\n".join(filter(None, _each(tool_returns, _result, 0)))
 
 
 def in_words(content: Any) -> str:
-    """The words of a content: a text, a part, a list of parts, or any JSON."""
+    """The words of content: a text, a part, a list of parts, or any JSON."""
     return "\n".join(filter(None, (part.strip("\n") for part in _parts(content, 0))))
 
 
 def without_blobs(text: str) -> str:
-    """The text, with a placeholder for each picture or other file in it."""
+    """The text, with a placeholder for each image or other file in it."""
     if len(text) < _SHORTEST_BLOB:
         return text
-    text = _DATA_URL.sub(lambda found: _blob(found[1] or "file", found[2]), text)
+    text = _DATA_URL.sub(lambda match: _blob(match[1] or "file", match[2]), text)
     return _BASE64.sub(_maybe_blob, text)
 
 
 def with_placeholders(value: Any, depth: int = 0) -> Any:
-    """The JSON value, with a placeholder for each picture or other file in its texts."""
+    """The JSON value, with a placeholder for each image or other file in its texts."""
     if isinstance(value, str):
         return without_blobs(value)
     if depth < MAX_JSON_DEPTH and isinstance(value, dict):
@@ -78,11 +78,11 @@ def with_placeholders(value: Any, depth: int = 0) -> Any:
 _SHORTEST_BLOB = len("data:,;base64,")
 
 
-def _maybe_blob(found: re.Match[str]) -> str:
-    """Of both cases and digits, base64 of something has all; a long word does not."""
-    it = found[0]
-    mixed = any(map(str.isdigit, it)) and any(map(str.isupper, it)) and any(map(str.islower, it))
-    return _blob("file", it) if mixed else it
+def _maybe_blob(match: re.Match[str]) -> str:
+    """Base64 has digits and letters of both cases; a long word does not."""
+    text = match[0]
+    tests = (str.isdigit, str.isupper, str.islower)
+    return _blob("file", text) if all(any(map(test, text)) for test in tests) else text
 
 
 def _parts(content: Any, depth: int) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _parts(content: Any, depth: int) -> Iterator[str]:
 
 def _part(part: dict[str, Any], depth: int) -> str:
     kind = part.get("type")
-    if not isinstance(kind, str):  # Gemini's and Bedrock's name the kind by the key
+    if not isinstance(kind, str):  # in Gemini's and Bedrock's parts the kind is the key
         kind = next((n for n, one in part.items() if n in _BY_KEY and isinstance(one, dict)), "")
         part = part[kind] if kind else part
     if kind in _CALLS:
@@ -131,11 +131,11 @@ def _call(call: Any, depth: int) -> str:
     if not isinstance(call, dict):
         return "\n".join(_parts(call, depth + 1))
     function = call.get("function")
-    told = function if isinstance(function, dict) else call
-    name = next((str(told[n]) for n in _NAMES if told.get(n)), "a tool")[:_MAX_NAME]
-    arguments = next((told[n] for n in _ARGUMENTS if told.get(n)), "")
+    call = function if isinstance(function, dict) else call
+    name = next((str(call[n]) for n in _NAMES if call.get(n)), "a tool")[:_MAX_NAME]
+    arguments = next((call[n] for n in _ARGUMENTS if call.get(n)), "")
     if isinstance(arguments, str) and arguments.lstrip().startswith(("{", "[")):
-        # A model may write what is no JSON: it stands as it came.
+        # A model may write invalid JSON: it stays as it is.
         with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
     return f"[calls {name}({_clipped(_value(arguments, 0), MAX_ARGUMENTS)})]"
@@ -148,10 +148,10 @@ def _result(result: Any, depth: int) -> str:
     return "\n".join(_parts(result[name], depth + 1)) if name else _pairs(result, depth)
 
 
-def _each(given: Any, tell: Any, depth: int) -> list[str]:
-    if not given:
+def _each(values: Any, describe: Any, depth: int) -> list[str]:
+    if not values:
         return []
-    return [tell(one, depth) for one in (given if isinstance(given, list) else [given])]
+    return [describe(one, depth) for one in (values if isinstance(values, list) else [values])]
 
 
 def _file(kind: str, part: dict[str, Any]) -> str:
@@ -161,8 +161,8 @@ def _file(kind: str, part: dict[str, Any]) -> str:
     media = _first(inner, ("media_type", "mime_type", "mimeType", "mediaType"))
     name = _first(inner, _TITLES)
     data = _first(inner, _DATA)
-    if found := _DATA_URL.match(data):
-        media, data = media or found[1], found[2]
+    if match := _DATA_URL.match(data):
+        media, data = media or match[1], match[2]
     elif data.startswith(("http://", "https://")):
         data = ""
     link = next((u for u in _all(inner, _LINKS) if u.startswith(("http:", "https:", "gs:"))), "")
@@ -202,11 +202,11 @@ def _value(value: Any, depth: int) -> str:
     if isinstance(value, str):
         return _NEWLINES.sub(" ", without_blobs(value))
     if isinstance(value, dict):
-        told = _pairs(value, depth)
-        return f"({told})" if depth and told else told
+        text = _pairs(value, depth)
+        return f"({text})" if depth and text else text
     if isinstance(value, list):
-        told = ", ".join(_value(one, depth + 1) for one in value)
-        return f"[{told}]" if depth else told
+        text = ", ".join(_value(one, depth + 1) for one in value)
+        return f"[{text}]" if depth else text
     return json.dumps(value)
 
 

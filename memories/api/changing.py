@@ -52,8 +52,8 @@ class _Bulk(Strict):
         if memory_filter.is_empty() and not values["all"]:
             raise serializers.ValidationError(
                 {
-                    "filter": 'A filter without conditions matches every memory; send {"all": true} '
-                    "instead if that is what you want."
+                    "filter": "A filter without conditions matches all memories; send "
+                    '{"all": true} instead if that is what you want.'
                 },
                 code="required",
             )

@@ -235,9 +235,7 @@ class MemorySerializer(RecordSerializer):
                 code="fixed",
             )
         if values.pop("created_at", self.instance.created_at) != self.instance.created_at:
-            raise serializers.ValidationError(
-                {"created_at": "It cannot be changed."}, code="fixed"
-            )
+            raise serializers.ValidationError({"created_at": "It cannot be changed."}, code="fixed")
         return values
 
 

@@ -1,4 +1,4 @@
-"""POST agents/{id}/context: what to put into a prompt."""
+"""`POST agents/{id}/context`: builds the context of a prompt."""
 
 from dataclasses import asdict
 from typing import Any
@@ -29,15 +29,16 @@ DEFAULT_TOKENS, MAX_TOKENS, MAX_ROWS = 4000, 1_000_000, 200
 
 class ContextBody(Strict):
     query = serializers.CharField(
-        help_text=f"What the memories are searched for: its first {MAX_QUERY_LENGTH:,} characters."
+        help_text=f"The query for memories; only its first {MAX_QUERY_LENGTH:,} characters count."
     )
-    user_id = ReferenceFilter(User, help_text="uuid or external_id; the session's, where not given")
+    user_id = ReferenceFilter(User, help_text="uuid or external_id; by default the session's user")
     session_id = ReferenceFilter(Session, key="session_id")
     max_tokens = serializers.IntegerField(
         required=False,
         min_value=1,
         max_value=MAX_TOKENS,
-        help_text=f"Of {CHARACTERS_PER_TOKEN} characters; {DEFAULT_TOKENS} where neither is given.",
+        help_text=f"A token counts as {CHARACTERS_PER_TOKEN} characters; {DEFAULT_TOKENS} by "
+        "default.",
     )
     max_characters = serializers.IntegerField(
         required=False, min_value=1, max_value=CHARACTERS_PER_TOKEN * MAX_TOKENS
@@ -45,7 +46,7 @@ class ContextBody(Strict):
     memories = serializers.IntegerField(min_value=0, max_value=MAX_ROWS, default=10)
     messages = serializers.IntegerField(min_value=0, max_value=MAX_ROWS, default=20)
     allow_gaps = serializers.BooleanField(
-        default=True, help_text="false: no message older than one that does not fit."
+        default=True, help_text="false: no messages older than one that does not fit."
     )
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -64,17 +65,17 @@ class ContextBody(Strict):
 
 class _Sized(serializers.Serializer[Any]):
     kind = serializers.ChoiceField(["system", "block", "memory", "message"])
-    id = serializers.UUIDField(help_text="Of the system prompt the agent's.")
-    label: Any = serializers.CharField(help_text="A block's label, else the external_id.")
+    id = serializers.UUIDField(help_text="For the system prompt the agent's id.")
+    label: Any = serializers.CharField(help_text="The label of a block, else the external_id.")
     characters = serializers.IntegerField()
     estimated_tokens = serializers.IntegerField()
 
 
 class ContextItem(_Sized):
-    text = serializers.CharField(help_text="As it stands in the prompt.")
-    score = serializers.FloatField(allow_null=True, help_text="Of a memory.")
+    text = serializers.CharField(help_text="As in the prompt.")
+    score = serializers.FloatField(allow_null=True, help_text="Only of a memory.")
     is_cut = serializers.BooleanField(
-        help_text="A message too long for the budget: a mark at its end tells how long it is."
+        help_text="Whether a message was cut; a mark at its end gives its full length."
     )
 
 
@@ -90,7 +91,7 @@ class Context(serializers.Serializer[Any]):
     items = ContextItem(many=True)
     left_out = ContextLeftOut(many=True)
     notice = serializers.CharField(
-        required=False, help_text="What was searched otherwise, or is not there."
+        required=False, help_text="What limited the search, or does not exist."
     )
 
 
@@ -105,7 +106,7 @@ class AgentContextViewSet(TenantViewSet):
     parent_kwarg = "agent_id"
 
     def unknown_parent(self, name: str) -> None:
-        """The first turn of an agent: there is nothing of it yet."""
+        """In an agent's first turn it does not exist yet."""
 
     @extend_schema(
         summary="Build the context of a prompt",
@@ -125,8 +126,8 @@ class AgentContextViewSet(TenantViewSet):
     )
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """The system prompt and the blocks, then the best memories for the query, then the latest
-        messages, as many as the budget holds; `left_out` names what did not fit. The
-        messages are the session's, or without one the agent's with the user."""
+        messages, within the budget; `left_out` lists what did not fit. Messages are those of the
+        session, or without one those of the agent with the user."""
         body: Any = self.get_serializer(data=request.data)
         with tenant(self.organization):
             body.is_valid(raise_exception=True)

@@ -1,4 +1,4 @@
-"""Users, who can also be erased: with what every app holds of them."""
+"""Users, and their erasure from every app."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ class EraseQuery(Query):
     erase = serializers.ChoiceField(
         ["true", "preview"],
         required=False,
-        help_text="`true`: for good, with all that is theirs; `preview`: tells what that would "
-        "take, and changes nothing. Into the trash otherwise.",
+        help_text="`true`: erases the user and all their data permanently; `preview`: counts what "
+        "that would remove. By default the user is moved to the trash.",
     )
 
 
 class Erased(serializers.Serializer[Any]):
-    erased = serializers.BooleanField(help_text="False for a preview.")
+    erased = serializers.BooleanField(help_text="false for a preview.")
     rows = serializers.DictField(
-        child=serializers.IntegerField(), help_text='By kind: `{"memory": 12, "user": 1}`.'
+        child=serializers.IntegerField(), help_text='By model: `{"memory": 12, "user": 1}`.'
     )
 
 
@@ -37,16 +37,16 @@ class PeopleViewSet(UserViewSet):
         return EraseQuery if self.action == "destroy" else super().query_class()
 
     @extend_schema(
-        responses={200: Erased, 204: OpenApiResponse(description="It lies in the trash.")},
+        responses={200: Erased, 204: OpenApiResponse(description="It is in the trash.")},
     )
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Into the trash, with what hangs on it; or erased for good, also from there. A preview
-        needs `user:read`, too."""
-        asked = self.query.get("erase")
-        if asked is None:
+        """Moves the user and dependent rows to the trash; or erases them permanently, also from the
+        trash. A preview needs `user:read`, too."""
+        erase = self.query.get("erase")
+        if erase is None:
             return super().destroy(request, *args, **kwargs)
-        is_preview = asked == "preview"
-        if is_preview:  # a question
+        is_preview = erase == "preview"
+        if is_preview:  # its counts reveal content
             require(self.actor, permission("user", "read"))
         self.query["deleted"] = "include"
         user = self.get_object()

@@ -84,7 +84,7 @@ class AgentSessionViewSet(Listing, TenantViewSet):
 
 
 class _MakesSession:
-    """What is added to a session that nobody has made yet makes it."""
+    """Adding a run or a message creates the session if it does not exist."""
 
     def unknown_parent(self: Any, name: str) -> Any:
         if self.action != "create":
@@ -124,7 +124,7 @@ class RunViewSet(_MakesSession, RecordViewSet):
     @extend_schema(summary="Show the last run")
     @action(detail=False, url_path="last")
     def last(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """The one appended last, of those that are not in the trash."""
+        """The latest run that is not in the trash."""
         run = self.get_queryset().order_by("-position", "-pk").first()
         if run is None:
             raise NotFound

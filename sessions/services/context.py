@@ -1,9 +1,9 @@
-"""The working set of a prompt: an agent's blocks, the best memories, the latest messages, as much
-of them as a budget holds.
+"""Builds the working set of a prompt, within a budget: an agent's blocks, the best memories, the
+latest messages.
 
-What is named first is taken first: the system prompt, the blocks in the order in which they were
-attached, memories by score, messages from the newest back. What does not fit is left out whole, and
-named; only a message that alone takes more than half of what messages have is cut, with a mark.
+Items are taken in this order: the system prompt, blocks in the order of their attachment, memories
+by score, messages from newest to oldest. Items that do not fit are left out completely and listed;
+only a message that is longer than half the room for messages is cut, with a mark.
 """
 
 from dataclasses import dataclass, field
@@ -23,15 +23,15 @@ from sessions.models import Message, Session
 CHARACTERS_PER_TOKEN = 4  # in English; other scripts have fewer
 Kind = Literal["system", "block", "memory", "message"]
 Reason = Literal["over_budget", "after_a_gap", "another_user", "empty"]
-MIN_CUT = 200  # characters: a message of which less would be left is left out
+MIN_CUT = 200  # characters: a message is not cut to less
 _HEADINGS = {"memory": "# Memories\n", "message": "# Recent messages\n"}
 _BETWEEN_PARTS, _BETWEEN_LINES = "\n\n", "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A piece of the prompt; `characters` with the heading or the line break that leads to it.
-    `is_cut`: a mark at its end says how long it was."""
+    """A part of the prompt. `characters` includes the heading or line break before it; `is_cut`: a
+    mark at its end gives the full length."""
 
     kind: Kind
     id: UUID
@@ -53,7 +53,7 @@ class LeftOut:
 
 @dataclass(slots=True)
 class WorkingSet:
-    """What goes into the prompt, in its order; what does not, and why."""
+    """The items of the prompt, in order, and the items left out, with the reason."""
 
     max_characters: int
     items: list[Item] = field(default_factory=list)
@@ -72,7 +72,7 @@ class WorkingSet:
         return _BETWEEN_PARTS.join(parts)
 
     def room(self, kind: Kind) -> int:
-        """How many characters the text of one more piece may have; below 0 where none fits."""
+        """How many characters one more item of this kind may have; negative if none fits."""
         return self.max_characters - self.characters - self._lead(kind)
 
     def offer(
@@ -85,7 +85,7 @@ class WorkingSet:
         score: float | None = None,
         is_cut: bool = False,
     ) -> bool:
-        """Takes the piece if it fits; whether it did."""
+        """Adds the item if it fits; returns whether it did."""
         if len(text) > self.room(kind):
             self.leave_out(kind, row_id, label, text, "over_budget")
             return False
@@ -119,11 +119,11 @@ def build_context(
     message_limit: int = 20,
     allow_gaps: bool = True,
 ) -> WorkingSet:
-    """What to put into a prompt for the query. Called outside `tenant()`: the query is encoded.
+    """Builds the context of a prompt for the query. Called outside `tenant()`, because it encodes.
 
-    Messages are the session's, or without one the agent's with this user; without either there
-    are none. Without `allow_gaps` none is older than one that does not fit. An agent, user or
-    session that is not there (None; an id that no row has) has nothing to show, and the notice says
+    Messages are those of the session, or without one those of the agent with the user; without
+    either there are none. Without `allow_gaps` no message is older than one that does not fit. A
+    missing agent, user or session (None, or an unknown id) contributes nothing, and the notice says
     so. Raises: Invalid, EncoderError.
     """
     unknown = [] if agent else ["agent"]
@@ -133,15 +133,15 @@ def build_context(
             unknown.append("user")
     if session_id is not None and session is None:
         unknown.append("session")
-        # Nobody's memories, not everybody's: whose session it will be is not known yet.
+        # The user of this future session is not known, so no user's memories are searched.
         user_id = user_id or NOBODY
     if session is not None:
         if user_id is not None and session.user_id not in (None, user_id):
-            raise Invalid("This session is of another user.", field="session_id")
+            raise Invalid("This session belongs to another user.", field="session_id")
         user_id = user_id or session.user_id
-    found = SearchResult([], "hybrid", 0)
+    result = SearchResult([], "hybrid", 0)
     if memory_limit:
-        found = search_memories(
+        result = search_memories(
             organization=organization,
             query=query,
             agent_id=agent.pk if agent else NOBODY,
@@ -151,12 +151,12 @@ def build_context(
         )
     notices = [f"There is no such {kind} yet." for kind in unknown]
     working_set = WorkingSet(
-        max_characters, notice=" ".join(filter(None, [*notices, found.notice]))
+        max_characters, notice=" ".join(filter(None, [*notices, result.notice]))
     )
     with tenant(organization):
         if agent:
             _offer_blocks(working_set, organization, agent, user_id)
-        for hit in found.hits:
+        for hit in result.hits:
             memory = hit.memory
             score = hit.ranked.score
             working_set.offer(
@@ -203,26 +203,26 @@ def _line(hit: Hit) -> str:
 
 
 def _offer_messages(working_set: WorkingSet, rows: Any, limit: int, *, allow_gaps: bool) -> None:
-    start, is_broken_off = len(working_set.items), False
+    start, has_gap = len(working_set.items), False
     large = working_set.room("message") // 2
     for message in rows.newest_first()[:limit]:
-        said = message.words.strip()
-        text = f"{message.role}: {said}"
+        words = message.words.strip()
+        text = f"{message.role}: {words}"
         label = message.external_id or ""
         room = working_set.room("message")
-        if not said:
+        if not words:
             working_set.leave_out("message", message.pk, label, text, "empty")
-        elif is_broken_off:  # what was said before would be read as what led to what follows
+        elif has_gap:  # an older message would seem to precede the next one directly
             working_set.leave_out("message", message.pk, label, text, "after_a_gap")
         elif len(text) > room and len(text) > large and room // 2 >= MIN_CUT:
             cut = _cut(text, room // 2)
             working_set.offer("message", message.pk, label, cut, is_cut=True)
         elif not working_set.offer("message", message.pk, label, text):
-            is_broken_off = not allow_gaps
+            has_gap = not allow_gaps
     working_set.items[start:] = reversed(working_set.items[start:])
 
 
 def _cut(text: str, characters: int) -> str:
-    """The beginning of a text that is longer, and a mark that tells its length."""
+    """The beginning of a longer text, and a mark with its length."""
     mark = f"… [cut: {len(text):,} characters]"
     return text[: characters - len(mark)] + mark

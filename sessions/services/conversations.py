@@ -1,4 +1,4 @@
-"""Sessions, the runs appended to them, and messages."""
+"""Changes to sessions, runs and messages."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -27,25 +27,25 @@ class MessageRecords(Records[Message]):
         return super().create_many(organization=organization, actor=actor, rows=rows)
 
     def derive(self, record: Message, changed: frozenset[str], *, is_new: bool) -> frozenset[str]:
-        # Said in a session it is of that session's agent and user, where nothing else is told:
-        # an agent's messages are asked for without its sessions.
+        # Agent and user default to those of the session, because lists of an agent's messages do
+        # not join sessions.
         if not is_new or record.session is None:
             return changed
-        followed = {"agent", "user"} - changed
-        for name in followed:
+        inherited = {"agent", "user"} - changed
+        for name in inherited:
             setattr(record, f"{name}_id", getattr(record.session, f"{name}_id"))
-        return changed | followed
+        return changed | inherited
 
 
 class SessionRecords(Records[Session]):
-    """Sessions are locked before what hangs on them, in the order of their key: so do all loads,
-    and who waits for a run holds its session."""
+    """Sessions are locked before their dependent rows, in the order of their key. Loads do the
+    same, so that a transaction waiting for a run holds its session."""
 
     lock_order = ("session_id",)
 
 
 class RunRecords(Records[Run]):
-    """A session of which a run has changed has changed."""
+    """Changing a run also sets `updated_at` of its session."""
 
     def update(
         self,
@@ -96,10 +96,10 @@ messages = MessageRecords(Message)
 def append_run(
     session: Session, *, organization: Organization, actor: Actor, values: Mapping[str, Any]
 ) -> Run:
-    """The new last run of the session, which is added where it is new (naming.py); appending the
-    10,000th costs what the first did.
+    """Appends a run to the session, which is created if it is new (naming.py). The cost does not
+    depend on the number of runs.
 
-    Raises: NotFound (the session is gone), Conflict (the run_id is taken), Forbidden, Invalid.
+    Raises: NotFound (the session was deleted), Conflict (the run_id is taken), Forbidden, Invalid.
     """
     with transaction.atomic():
         add_named({"session": session}, organization=organization, actor=actor)

@@ -1,6 +1,6 @@
-"""Erasing a person: everything of theirs for good, in every app, with a tombstone in the audit log.
+"""Erases a person: all their data in every app, permanently, with a tombstone in the audit log.
 
-It stands in this app as the uppermost that holds any of it.
+It is in this app because no app above holds personal data.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ from accounts.services.records import Records
 from memories.models import Memory
 from sessions.models import Message, Session
 
-# The cache knows a vector by the hash of what was said, in every version there was of it: what
-# no memory says any more goes.
+# The cache has vectors by the hash of their text, of older versions too: all whose text no memory
+# has any more are removed.
 _FORGET_VECTORS = """
 DELETE FROM memories_cachedvector c WHERE c.organization_id = %s AND NOT EXISTS (
     SELECT FROM memories_memory m WHERE m.organization_id = %s AND m.hash = c.hash)
@@ -40,7 +40,7 @@ DELETE FROM memories_cachedvector c WHERE c.organization_id = %s AND NOT EXISTS 
 
 
 class PeopleRecords(Records[User]):
-    """Users whose deletion for good is erasure."""
+    """Users; purging one erases the person."""
 
     def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
         total: Counts = {}
@@ -68,17 +68,17 @@ people = PeopleRecords(User)
 
 
 def count_person(user: User, *, organization: Organization) -> Counts:
-    """How many rows of which model `erase_person` would take; cached vectors are not counted."""
+    """How many rows per model `erase_person` would remove, without cached vectors."""
     counter = RowCounter(pick_all, for_good=True)
     return counter.count(_everything_of(user, organization, counter.pick))
 
 
 def erase_person(user: User, *, organization: Organization, actor: Actor) -> Counts:
-    """Removes the user and all that is theirs, also from the trash; how many rows of which model.
+    """Removes the user and all their data, also from the trash; returns the rows per model.
 
-    Chunk by chunk: a hundred thousand memories cost little memory here. The audit event tells the
-    counts and the uuid, no name and no key of the caller's: a hash of one could be guessed back.
-    Raises: NotFound (gone meanwhile), Conflict, Unavailable (it takes longer than a request may).
+    Works in chunks, so that many rows take little memory. The audit event has the counts and the
+    uuid, but no name and no external_id: even a hash of these could be reversed by guessing.
+    Raises: NotFound (deleted meanwhile), Conflict, Unavailable (longer than a request may take).
     """
     with transaction.atomic(), track_progress("erase user") as progress:
         counts = _erase(user, organization, actor, progress)
@@ -88,13 +88,13 @@ def erase_person(user: User, *, organization: Organization, actor: Actor) -> Cou
 
 def _erase(user: User, organization: Organization, actor: Actor, progress: Progress) -> Counts:
     own = User.objects.for_organization(organization).filter(pk=user.pk)
-    # Whoever would add a row of theirs waits, and finds nobody then.
+    # Transactions that add a row for the user wait for this lock, and then fail.
     if not own.select_for_update().exists():
         raise NotFound
-    # What another said in a session of theirs stays, and forgets in which.
-    for said in _said_in_sessions_of(user, organization):
-        for found in fetch_keys(said.exclude(user=None).exclude(user=user)):
-            others = Chunk(Memory, found).rows(organization)
+    # Memories of other users in this user's sessions stay, without their session_id.
+    for memories in _memories_in_sessions_of(user, organization):
+        for keys in fetch_keys(memories.exclude(user=None).exclude(user=user)):
+            others = Chunk(Memory, keys).rows(organization)
             others.update(session_id=None, line_hash=None)
     counts: Counts = {}
     try:
@@ -114,22 +114,22 @@ def _erase(user: User, organization: Organization, actor: Actor, progress: Progr
 
 def _forget_vectors(organization: Organization) -> None:
     with connection.cursor() as cursor:
-        # All vectors against all memories: never one by one, whatever is expected of them.
+        # A hash join of all vectors and all memories, whatever the planner estimates.
         cursor.execute("SET LOCAL enable_nestloop = off")
         cursor.execute(_FORGET_VECTORS, [organization.pk, organization.pk])
         cursor.execute("SET LOCAL enable_nestloop TO DEFAULT")
 
 
 def erased_and_back(organization: Organization) -> list[UUID]:
-    """The users who were erased and are there again: an older export was imported."""
+    """Users who were erased and exist again, because an older export was imported."""
     events = AuditEvent.objects.for_organization(organization)
     erased = events.filter(action="erased", resource_type="user").values("resource_id")
     rows = User.objects.for_organization(organization).filter(pk__in=erased)
     return list(rows.order_by("pk").values_list("pk", flat=True))
 
 
-def _said_in_sessions_of(user: User, organization: Organization) -> Iterator[Any]:
-    """Anybody's memories of sessions of theirs, of CHUNK_ROWS sessions at a time."""
+def _memories_in_sessions_of(user: User, organization: Organization) -> Iterator[Any]:
+    """All memories, of any user, in this user's sessions, CHUNK_ROWS sessions at a time."""
     sessions = Session.objects.for_organization(organization).filter(user=user)
     keys = list(sessions.order_by().values_list("session_id", flat=True))
     memories = Memory.objects.for_organization(organization).order_by()
@@ -138,13 +138,13 @@ def _said_in_sessions_of(user: User, organization: Organization) -> Iterator[Any
 
 
 def _everything_of(user: User, organization: Organization, pick: Pick) -> Iterator[Chunk]:
-    """The rows, what refers to others first."""
+    """The rows to remove; referencing rows come before the referenced ones."""
     messages = Message.objects.for_organization(organization).order_by()
-    for found in fetch_keys(messages.filter(user=user)):
-        yield Chunk(Message, found)
-    for said in _said_in_sessions_of(user, organization):
-        # Learnt in a session of theirs, and of nobody else.
-        for learnt in fetch_keys(said.filter(user=None)):
-            yield from walk(Memory, learnt, organization, pick, for_good=True)
+    for keys in fetch_keys(messages.filter(user=user)):
+        yield Chunk(Message, keys)
+    for memories in _memories_in_sessions_of(user, organization):
+        # Memories without a user are taken for this user's.
+        for keys in fetch_keys(memories.filter(user=None)):
+            yield from walk(Memory, keys, organization, pick, for_good=True)
     roots = RowKeys([user.pk], [user.deleted_at])
     yield from walk(User, roots, organization, pick, for_good=True)

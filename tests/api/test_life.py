@@ -278,7 +278,7 @@ def test_a_memory_has_a_history(api):
         (1, "created", "Likes tea"),
     ]
     moved = api.patch(here, {"created_at": "2025-03-02T09:00:00Z"})
-    assert moved.json()["detail"] == "created_at: When it was said does not change."
+    assert moved.json()["detail"] == "created_at: It cannot be changed."
 
 
 def test_an_embedding_may_come_with_a_memory_and_is_never_shown(api):

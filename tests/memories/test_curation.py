@@ -413,7 +413,7 @@ def test_a_whole_organization_is_changed_only_when_it_is_said(api, acme, globex,
     for path, rest in (("update", {"set": {"importance": 1}}), ("delete", {})):
         for empty in ({}, {"filter": {}}, {"filter": {"filters": {}}}, {"all": False}):
             message = refused(api.post(f"memories/batch/{path}", {**empty, **rest}))
-            assert message.startswith("filter: A filter without a condition fits every memory")
+            assert message.startswith("filter: A filter without conditions matches all memories")
         both = {"filter": {"user_id": "ann"}, "all": True, **rest}
         assert refused(api.post(f"memories/batch/{path}", both)) == (
             "all: Send a filter or `all`, not both."
@@ -550,7 +550,7 @@ def test_named_memories_go_to_the_trash_and_unknown_names_come_back(api, acme, g
 def test_ids_come_alone_and_are_bounded(api, shelf):
     for other in ({"filter": {"user_id": "ann"}}, {"all": True}):
         assert refused(api.post("memories/batch/delete", {"ids": ["f0"], **other})) == (
-            "ids: Send ids, a filter or `all`: one of them."
+            "ids: Send only one of ids, a filter and `all`."
         )
     assert refused(api.post("memories/batch/delete", {"ids": []})) == (
         "ids: This list may not be empty."

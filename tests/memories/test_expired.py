@@ -207,7 +207,7 @@ def test_a_filter_leaves_it_unless_it_is_asked_for(api, acme):
     assert api.post("memories/batch/delete", everything).json()["deleted"] == 1
     with_both = {"ids": ["t"], "expired": "only"}
     refusal = api.post("memories/batch/delete", with_both).json()["errors"][0]
-    assert refusal["message"].startswith("It goes with a filter")
+    assert refusal["message"].startswith("It needs a filter")
     assert api.post("memories/batch/delete", {"ids": ["t"]}).json()["deleted"] == 1
 
 

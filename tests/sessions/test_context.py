@@ -124,7 +124,7 @@ def test_what_is_of_another_user_stays_out(api, talk):
     assert refused.json()["errors"][0] == {
         "field": "session_id",
         "code": "invalid",
-        "message": "This session is of another user.",
+        "message": "This session belongs to another user.",
     }
 
 

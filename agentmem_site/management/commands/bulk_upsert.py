@@ -199,9 +199,7 @@ class Command(BaseCommand):
             return
         is_large = (source.size or 0) >= LARGE_BYTES
         with ExitStack() as late:
-            bars: list[
-                ShowProgress
-            ] = []  # opened when the bar of the load is closed
+            bars: list[ShowProgress] = []  # opened when the bar of the load is closed
 
             def tell(done: int, total: int, text: str) -> None:
                 if not bars:
