@@ -65,6 +65,7 @@ _SYNONYMS = {
 _UNNAMED = re.compile(r"\s*|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _NUMBER = re.compile(r"([-+]?)(\d*)(?:\.(\d*))?([eE][-+]?\d+)?")
+_FLOAT_KEY = re.compile(r"\d+\.0")
 _COMMA = re.compile(r"[-+]?\d{1,3}(?:[.\s]?\d{3})*,\d+")
 _ARRAY_ITEM = re.compile(r'"((?:[^"\\]|\\.)*)"|([^",{}]+)')
 _SHOWN = 80  # characters
@@ -279,6 +280,13 @@ class Cells:
     def _name(self, cell: str, column: Column) -> str:
         if self._doubts_words and cell.strip().casefold() in _NULL_WORDS:
             raise self._null_word(cell, column)
+        if self._doubts_words and _FLOAT_KEY.fullmatch(cell):
+            raise LineError(
+                "invalid_value",
+                column.name,
+                f"{cell} is how pandas writes {cell.partition('.')[0]} in a column with gaps; "
+                "write it as Int64; --null '' keeps it as it is",
+            )
         return cell
 
     @staticmethod

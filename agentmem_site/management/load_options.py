@@ -31,9 +31,10 @@ _LEAST = {
 }
 EPILOG = """\
 files:
-  JSON lines hold one row each; `manage.py make_sample` writes examples. CSV has the
-  names of the fields in its first line; cells of JSON columns hold JSON. Parquet needs
-  `pip install -r requirements-parquet.txt`. gzip and zstd are decompressed on the fly.
+  JSON lines hold one row each; `manage.py make_sample` writes examples. Arrays, pretty
+  JSON and {"results": [...]} are read, too. CSV has the names of the fields in its first
+  line. Parquet needs `pip install -r requirements-parquet.txt`. gzip and zstd are
+  decompressed on the fly. docs/files.md has the formats, and examples for many programs.
   A line is the whole row: an absent field takes its default. What the server maintains
   (access counts, versions) stays, and so do runs that a session's line leaves out.
 

@@ -363,6 +363,7 @@ def test_a_whole_number_with_a_point_is_whole(tmp_path):
         ("content,importance\nx,high\n", "invalid_value", "A number is needed, and 'high' is"),
         ("content,metadata\nx,\"{'a': 1}\"\n", "malformed_json", "write it as JSON (json.dumps"),
         ("content,user_id\nx,NULL\n", "null_word", "--null NULL reads it so"),
+        ("content,user_id\nx,4711.0\n", "invalid_value", "pandas writes 4711 in a column with"),
         ("content,user_id\nx,nan\n", "null_word", "--null nan"),
         ("content,agent_id\nx,None\n", "null_word", "--null None"),
         ("content,session_id\nx,NA\n", "null_word", "--null NA"),
