@@ -256,7 +256,7 @@ def test_a_merge_that_cannot_be_is_refused(api, theirs, acme, globex):
         ("k", "A memory cannot be merged with itself: name another one."),
         (str(kept.pk), "A memory cannot be merged with itself: name another one."),
         (str(foreign.pk), f"with: There is no memory '{foreign.pk}'."),
-        (str(gone.pk), f"with: There is no memory '{gone.pk}'."),
+        (str(gone.pk), f"with: The memory '{gone.pk}' is in the trash: restore it first."),
         ("nobody", "with: There is no memory 'nobody'."),
     ):
         assert refused(api.post("memories/k/merge", {"with": with_id})) == message
@@ -637,15 +637,14 @@ def test_merging_wants_the_scope_of_deleting(acme):
     assert blind.post(merge, {"with": str(other.pk)}).json() == {"id": str(kept.pk)}
 
 
-def test_keys_are_taken_as_they_are_written_blanks_too(api, acme):
-    make_memory(acme, external_id=" k ", content="Blanks.", session_id=" s ")
-    make_memory(acme, external_id="k", content="None.", session_id="s")
+def test_blanks_around_keys_are_trimmed(api, acme):
+    make_memory(acme, external_id="k", content="Kept.", session_id="s")
     for conditions in ({"ids": [" k "]}, {"filter": {"session_id": " s "}}):
         done = api.post("memories/batch/delete", {**conditions, "preview": True})
-        assert [row["content"] for row in done.data["sample"]] == ["Blanks."]
+        assert [row["content"] for row in done.data["sample"]] == ["Kept."]
     for query in ("external_id=%20k%20", "session_id=%20s%20"):
         page = api.get(f"memories?{query}")
-        assert [row["content"] for row in page.data["results"]] == ["Blanks."]
+        assert [row["content"] for row in page.data["results"]] == ["Kept."]
 
 
 # -- how many of what ----------------------------------------------------------------------------
