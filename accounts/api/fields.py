@@ -45,6 +45,14 @@ def checked_key(value: Any) -> str:
         raise serializers.ValidationError(str(fault), code=fault.code) from fault
 
 
+def checked_in(field: str, value: Any) -> str:
+    """The same for a field of a body."""
+    try:
+        return checked_key(value)
+    except serializers.ValidationError as refused:
+        raise serializers.ValidationError({field: refused.detail}) from refused
+
+
 def asked_key(value: Any) -> str:
     """The key in a query. One that is too long matches nothing. Raises: ValidationError."""
     try:

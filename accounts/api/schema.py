@@ -58,6 +58,13 @@ class RecordSchema(AutoSchema):
         has_query = query is not None and query().fields
         return [*self._path_parameters(), *([query] if has_query else [])]
 
+    def _get_response_bodies(self, direction: Any = "response") -> dict[str, Any]:
+        bodies: dict[str, Any] = super()._get_response_bodies(direction)
+        is_put = getattr(self.view, "action", "") == "update"
+        if is_put and getattr(self.view, "creates_by_put", False):
+            bodies["201"] = bodies["200"]
+        return bodies
+
     def _map_basic_serializer(self, serializer: Any, direction: Any) -> dict[str, Any]:
         schema: dict[str, Any] = super()._map_basic_serializer(serializer, direction)
         if model := getattr(getattr(serializer, "Meta", None), "model", None):

@@ -20,9 +20,9 @@ from rest_framework.viewsets import GenericViewSet
 
 from accounts.actors import Actor
 from accounts.api.authentication import Caller
-from accounts.api.fields import KeyFilter, find
+from accounts.api.fields import KeyFilter, checked_in, find
 from accounts.api.pagination import KeysetPagination
-from accounts.api.permissions import AnyKey, read_scope
+from accounts.api.permissions import AnyKey, read_scope, require
 from accounts.api.schema import RecordSchema
 from accounts.api.serializers import (
     ApiKeySerializer,
@@ -36,14 +36,15 @@ from accounts.api.serializers import (
     UserSerializer,
 )
 from accounts.api.shapes import ListQuery, Query, TrashQuery
-from accounts.errors import Forbidden, NotFound
+from accounts.errors import Conflict, Forbidden, NotFound
 from accounts.models import AuditEvent, Organization
-from accounts.roles import MANAGE_KEYS, MANAGE_MEMBERS, VIEW_AUDIT
+from accounts.roles import MANAGE_KEYS, MANAGE_MEMBERS, VIEW_AUDIT, permission
 from accounts.services.keys import api_keys, issue_key, record_use, revoke_key
 from accounts.services.organizations import members, organizations
 from accounts.services.records import Records
 from accounts.services.users import users
 from accounts.tenancy import tenant
+from agentmem_site.db.keys import MAX_ECHOED, as_id
 
 
 class TenantView(APIView):
@@ -246,12 +247,7 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
 
     def places_of(self, row: Any) -> dict[str, str]:
         """The Location of a new row, and a notice if its key cannot be part of a path."""
-        if self.shown_at:
-            location = reverse(f"{self.shown_at}-detail", kwargs={"id": row.pk})
-        else:
-            parent = {self.parent_kwarg: self.parent.pk} if self.parent_kwarg else {}
-            kwargs = {**parent, self.lookup_url_kwarg: row.pk}
-            location = reverse(f"{self.basename}-detail", kwargs=kwargs)
+        location = self.address_of(row.pk)
         headers = {"Location": location}
         key = getattr(row, self.natural_key, None) if self.natural_key else None
         if key is not None and not self.fits_path(key):
@@ -260,6 +256,14 @@ class TenantViewSet(TenantView, GenericViewSet[Any]):
                 f"This key cannot stand in a path. The row is found by its id, and at {by_key}"
             )
         return headers
+
+    def address_of(self, name: Any) -> str:
+        """The path of the row of this id or key."""
+        if self.shown_at:
+            return reverse(f"{self.shown_at}-detail", kwargs={"id": name})
+        parent = {self.parent_kwarg: self.parent.pk} if self.parent_kwarg else {}
+        kwargs = {**parent, self.lookup_url_kwarg: name}
+        return reverse(f"{self.basename}-detail", kwargs=kwargs)
 
     def fits_path(self, key: str) -> bool:
         """Whether a path can hold this key."""
@@ -284,18 +288,108 @@ class Adding(mixins.CreateModelMixin):
         values = serializer.values()
         if self.parent_model is not None:
             values[self.parent_field] = self.parent
-        row, is_new = self.perform_create(values)
+        try:
+            row, is_new = self.perform_create(values)
+        except Conflict as conflict:
+            raise self.explained(conflict, values.get(self.natural_key)) from conflict
         return self.answered(row, status.HTTP_201_CREATED if is_new else status.HTTP_200_OK)
+
+    def explained(self: Any, conflict: Conflict, key: str | None) -> Conflict:
+        """The same conflict; of a key that is in the trash, with what can be done."""
+        rows = self.records.model.objects.for_organization(self.organization).deleted()
+        if self.parent_model is not None and not self.shown_at:
+            rows = self.of_parent(rows)
+        row = rows.filter(**{self.natural_key: key}).first() if key else None
+        if row is None or conflict.field != self.natural_key:
+            return conflict
+        label = self.records.model._meta.verbose_name
+        message = (
+            f"The {label} with this {self.natural_key} is in the trash: "
+            f"POST {self.address_of(row.pk)}/restore restores it"
+        )
+        if self.fits_path(key):
+            message += f"; PUT {self.address_of(key)} replaces it by a new one"
+        return Conflict(f"{message}.", field=conflict.field, code="in_trash")
 
     def perform_create(self: Any, values: dict[str, Any]) -> tuple[Any, bool]:  # type: ignore[override]
         return self.records.create(values=values, **self.by), True
 
 
 class Changing(mixins.UpdateModelMixin):
+    creates_by_put = False
+
     def update(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
         is_partial = kwargs.get("partial", False)
         row = self.get_object()
         serializer = self.get_serializer(row, data=request.data, partial=is_partial)
+        serializer.is_valid(raise_exception=True)
+        return self.answered(self.records.update(row, values=serializer.values(), **self.by))
+
+
+class Putting(Changing):
+    """PUT of a key creates the row, replaces it, or takes the place of the one in the trash."""
+
+    creates_by_put = True
+
+    def update(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Replaces the row; a field left out gets its default. If no row has this key, creates it:
+        201. So does a key of a row in the trash, which is purged then: that requires the delete
+        scope as well."""
+        if kwargs.get("partial", False):
+            return super().update(request, *args, **kwargs)
+        if (row := self.row_to_replace()) is not None:
+            return self.replaced(row, request)
+        key, deleted = self.place_for_new()
+        serializer = self.get_serializer(data=self.with_key(request.data, key))
+        serializer.is_valid(raise_exception=True)
+        values = serializer.values()
+        if self.parent_model is not None:
+            values[self.parent_field] = self.parent
+        try:
+            with transaction.atomic():
+                if deleted is not None:
+                    self.records.purge(self.as_rows(deleted), **self.by)
+                row, _ = self.perform_create(values)
+        except Conflict:
+            if (row := self.row_to_replace()) is None:  # another request has created it
+                raise
+            return self.replaced(row, request)
+        return self.answered(row, status.HTTP_201_CREATED)
+
+    def row_to_replace(self: Any) -> Any:
+        return find(self.get_queryset(), self.kwargs[self.lookup_url_kwarg], self.natural_key)
+
+    def place_for_new(self: Any) -> tuple[str, Any]:
+        """The key of the row to create, and the row in the trash that has it.
+        Raises: ValidationError, Conflict, Forbidden."""
+        key = checked_in(self.natural_key, self.kwargs[self.lookup_url_kwarg])
+        rows = self.records.model.objects.for_organization(self.organization).deleted()
+        deleted = find(
+            rows if self.parent_model is None else self.of_parent(rows), key, self.natural_key
+        )
+        if deleted is None:
+            return key, None
+        if getattr(deleted, self.natural_key) != key:
+            raise Conflict("It is in the trash: restore it first.", code="in_trash")
+        require(self.actor, permission(self.resource, "delete"))
+        return key, deleted
+
+    def with_key(self: Any, body: Any, key: str) -> Any:
+        """The body, which names the key of the path or none. Raises: ValidationError."""
+        if not isinstance(body, dict):
+            return body
+        given = body.get(self.natural_key)
+        if given is not None and checked_in(self.natural_key, given) != key:
+            message = f"The path says {key[:MAX_ECHOED]!r}: PATCH renames a row."
+            raise serializers.ValidationError({self.natural_key: [message]}, code="mismatch")
+        return {**body, self.natural_key: key}
+
+    def replaced(self: Any, row: Any, request: Request) -> Response:
+        name, body = self.kwargs[self.lookup_url_kwarg], request.data
+        key = getattr(row, self.natural_key)
+        if as_id(name.strip()) != row.pk:  # (by its id, a row may get another key)
+            body = self.with_key(body, key)
+        serializer = self.get_serializer(row, data=body)
         serializer.is_valid(raise_exception=True)
         return self.answered(self.records.update(row, values=serializer.values(), **self.by))
 
@@ -325,11 +419,15 @@ class Finding(mixins.RetrieveModelMixin):
         return Response(self.get_serializer(row).data)
 
 
-class RecordViewSet(Listing, Finding, Adding, Changing, Trashing, TenantViewSet):
+class RecordViewSet(Listing, Finding, Adding, Putting, Trashing, TenantViewSet):
     """List, read, create, update, delete and restore."""
 
 
-class OrganizationViewSet(RecordViewSet):
+class IdentityViewSet(Listing, Finding, Adding, Changing, Trashing, TenantViewSet):
+    """The same for the identity plane, where a key alone creates nothing."""
+
+
+class OrganizationViewSet(IdentityViewSet):
     tag = "Organizations"
     words = ("organization", "organizations")
     records = organizations
@@ -354,7 +452,7 @@ class OrganizationViewSet(RecordViewSet):
         raise Forbidden("Only the platform can restore organizations.")
 
 
-class MemberViewSet(RecordViewSet):
+class MemberViewSet(IdentityViewSet):
     """People who sign in to the console."""
 
     tag = "Members"
@@ -366,7 +464,7 @@ class MemberViewSet(RecordViewSet):
     natural_key = "email"
 
 
-class ApiKeyViewSet(RecordViewSet):
+class ApiKeyViewSet(IdentityViewSet):
     """Keys that agents and services authenticate with."""
 
     tag = "API keys"

@@ -9,9 +9,14 @@ from rest_framework.response import Response
 
 from accounts.api.shapes import PageQuery
 from accounts.api.views import Listing, RecordViewSet, TenantViewSet
-from accounts.errors import NotFound
+from accounts.errors import Conflict, NotFound
 from accounts.tenancy import tenant
-from memories.api.adding import UNREAD, UNREAD_NOTE, NewMemorySerializer
+from memories.api.adding import (
+    UNREAD,
+    UNREAD_NOTE,
+    BatchMemorySerializer,
+    NewMemorySerializer,
+)
 from memories.api.serializers import (
     AgentQuery,
     AgentSerializer,
@@ -149,7 +154,7 @@ class MemoryViewSet(RecordViewSet):
         "stats",
     )
 
-    late_actions = ("create",)
+    late_actions = ("create", "update")
 
     @property
     def unread(self) -> str:  # type: ignore[override]
@@ -183,7 +188,11 @@ class MemoryViewSet(RecordViewSet):
         shape = NewMemorySerializer(data=request.data, context=self.get_serializer_context())
         shape.is_valid(raise_exception=True)
         values = dict(shape.validated_data)
-        added = add_memory(embed=values.pop("embed"), values=values, **self.by)
+        try:
+            added = add_memory(embed=values.pop("embed"), values=values, **self.by)
+        except Conflict as conflict:
+            with tenant(self.organization):
+                raise self.explained(conflict, values.get("external_id")) from conflict
         if not self.may_read:
             return Response(UNREAD, status.HTTP_201_CREATED)
         with tenant(self.organization):
@@ -196,6 +205,34 @@ class MemoryViewSet(RecordViewSet):
         if added.status != "created":
             return Response(answer)
         return Response(answer, status.HTTP_201_CREATED, headers=self.places_of(memory))
+
+    @extend_schema(request=BatchMemorySerializer)
+    def update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Replaces the memory; a field left out gets its default. If no memory has this key,
+        creates it: 201. So does a key of a memory in the trash, which is purged then, with its
+        versions: that requires the delete scope as well."""
+        if kwargs.get("partial", False):
+            return super().update(request, *args, **kwargs)
+        with tenant(self.organization):
+            if (row := self.row_to_replace()) is not None:
+                return self.replaced(row, request)
+            key, deleted = self.place_for_new()
+        body = self.with_key(request.data, key)
+        shape = BatchMemorySerializer(data=body, context=self.get_serializer_context())
+        shape.is_valid(raise_exception=True)
+        replaces = None if deleted is None else deleted.pk
+        failure: Exception = NotFound()
+        try:
+            added = add_memory(values=shape.validated_data, replaces=replaces, **self.by)
+            is_new = added.status == "created"
+        except Conflict as conflict:
+            failure, is_new = conflict, False
+        with tenant(self.organization):
+            if (row := self.row_to_replace()) is None:
+                raise failure
+            if not is_new:  # another request has created it
+                return self.replaced(row, request)
+            return self.answered(row, status.HTTP_201_CREATED)
 
 
 class MemoryHistoryViewSet(Listing, TenantViewSet):

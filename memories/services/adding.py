@@ -37,6 +37,7 @@ from memories.embeddings import EncoderError
 from memories.models import Memory
 from memories.services.embedding import wake_worker
 from memories.services.lines import embed_lines
+from memories.services.memories import memories
 
 MAX_ITEMS = 1_000
 Embed = Literal["now", "later"]
@@ -70,7 +71,12 @@ class Added(msgspec.Struct, frozen=True):
 
 
 def add_memories(
-    *, organization: Organization, actor: Actor, items: Sequence[bytes], embed: Embed = "now"
+    *,
+    organization: Organization,
+    actor: Actor,
+    items: Sequence[bytes],
+    embed: Embed = "now",
+    replaces: UUID | None = None,
 ) -> list[Added]:
     """Adds memories and returns the result of each item, in order. Called outside `tenant()`.
 
@@ -87,7 +93,7 @@ def add_memories(
             field="memories",
             code="batch_size",
         )
-    adding = _Adding(organization, actor)
+    adding = _Adding(organization, actor, replaces)
     lines = adding.decoded(items)
     if embed == "now":
         try:
@@ -101,15 +107,27 @@ def add_memories(
 
 
 def add_memory(
-    *, organization: Organization, actor: Actor, values: Mapping[str, Any], embed: Embed = "now"
+    *,
+    organization: Organization,
+    actor: Actor,
+    values: Mapping[str, Any],
+    embed: Embed = "now",
+    replaces: UUID | None = None,
 ) -> Added:
-    """Adds one memory. Called outside `tenant()`. Raises: Conflict, Forbidden, Invalid."""
+    """Adds one memory. A memory in the trash that it `replaces` is purged in the same transaction.
+    Called outside `tenant()`. Raises: Conflict, Forbidden, Invalid."""
     item = json.dumps(values, default=datetime.isoformat).encode()
-    (added,) = add_memories(organization=organization, actor=actor, items=[item], embed=embed)
+    (added,) = add_memories(
+        organization=organization, actor=actor, items=[item], embed=embed, replaces=replaces
+    )
     if added.error:
-        kind = _KINDS.get(added.error.code, Invalid)
-        raise kind(added.error.message, field=added.error.field or None, code=added.error.code)
+        raise _error(added.error)
     return added
+
+
+def _error(fault: Fault) -> ServiceError:
+    kind = _KINDS.get(fault.code, Invalid)
+    return kind(fault.message, field=fault.field or None, code=fault.code)
 
 
 @cache
@@ -120,7 +138,10 @@ def _encoder() -> Encoder:
 class _Adding:
     """The items of one call; `added` collects their results by index."""
 
-    def __init__(self, organization: Organization, actor: Actor) -> None:
+    def __init__(
+        self, organization: Organization, actor: Actor, replaces: UUID | None = None
+    ) -> None:
+        self.replaces = replaces
         self.organization = organization
         self.actor = actor
         self.added: dict[int, Added] = {}
@@ -146,6 +167,10 @@ class _Adding:
             rows = list(batch.finish_each(references.known, without=self.added.keys()))
             if not rows:
                 return
+            if self.replaces:
+                deleted = Memory.objects.for_organization(self.organization).deleted()
+                one = deleted.filter(pk=self.replaces)
+                memories.purge(one, organization=self.organization, actor=self.actor)
             first_of_key = {row.key: row for row in reversed(rows)}
             done = self._insert(list(first_of_key.values()), stamp)
             by_number = {decoded.number: decoded.line for decoded in lines}
@@ -164,6 +189,8 @@ class _Adding:
                     )
                 else:
                     self._resolve_conflict(row, line, done.conflicts.get(first.id))
+            if self.replaces and (fault := self.added[0].error):
+                raise _error(fault)  # (nothing is purged then)
             if done.new or done.overwritten:
                 self._keep_record(rows, done, references, stamp)
                 wake_worker(self.organization)

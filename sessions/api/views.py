@@ -87,7 +87,7 @@ class _MakesSession:
     """Adding a run or a message creates the session if it does not exist."""
 
     def unknown_parent(self: Any, name: str) -> Any:
-        if self.action != "create":
+        if self.action not in ("create", "update"):
             raise NotFound
         try:
             return named(Session, name, "session_id", organization=self.organization)

@@ -141,6 +141,8 @@ def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, 
                 shape = str(uuid4()) if len(name) == 36 else f"nobody-{uuid4()}"
                 if (route.basename, route.action) in MAKE_SESSIONS:
                     continue  # below
+                if route.action == "update" and getattr(route.view, "creates_by_put", False):
+                    continue  # test_put.py: a foreign id is a key of one's own
                 expected = answer(theirs, route, {**others, kwarg: shape})
                 is_new_agent = route.basename == "agent-context"  # of whom nothing is known
                 assert expected[0] == (200 if is_new_agent else 404), (route.id, expected)
