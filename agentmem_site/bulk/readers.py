@@ -242,7 +242,7 @@ def _wrappers(options: ReadOptions) -> Container[str]:
 def _shape(blocks: Ahead, format_: str, options: ReadOptions) -> str:
     """Rows of JSON on lines, other JSON, or CSV. A live pipe is not waited for longer than its
     first row takes."""
-    limit = options.max_line_bytes
+    limit = max(options.max_line_bytes, MAX_LINE_BYTES)
     while not (seen := blocks.seen.removeprefix(_BOM).lstrip()) and len(blocks.seen) <= limit:
         if not blocks.more():
             return "jsonl"
@@ -279,7 +279,7 @@ def _first_line(blocks: Ahead, count: int, limit: int) -> tuple[bytes, bool]:
                 break
             at = end + 1
         else:
-            return text[: at - 1], True
+            return text[: at - 1], at - 1 <= limit
         if len(text) > limit or not blocks.more():
             return text, len(text) <= limit
 
@@ -295,6 +295,6 @@ def _is_truncated(text: bytes) -> bool | None:
     """Whether an object goes on behind the text; None: it is no object."""
     try:
         _object(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return True if "truncated" in str(error) else None
     return False

@@ -9,6 +9,7 @@ from agentmem_site.bulk.notices import Notices
 MAX_LINE_BYTES = 1024 * 1024
 FORMATS = ("auto", "jsonl", "json", "csv", "parquet")
 DELIMITERS = (",", ";", "\t", "|")
+_NOT_OF_FILES = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape")
 _SPELLED = {"tab": "\t", "\\t": "\t", "auto": "", "comma": ",", "semicolon": ";", "pipe": "|"}
 
 
@@ -42,7 +43,7 @@ class BadOption(ValueError):
 def delimiter_named(name: str) -> str:
     """Raises: BadOption."""
     delimiter = _SPELLED.get(name.lower(), name)
-    if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
+    if len(delimiter) > 1 or delimiter in ('"', "\n", "\r", "\0"):
         message = f"A delimiter is one character, or tab, or auto; not {name[:80]!r}"
         raise BadOption("delimiter", message)
     return delimiter
@@ -54,7 +55,9 @@ def encoding_named(name: str) -> str:
         found = codecs.lookup(name) if name else None
     except (LookupError, ValueError):
         found = None
-    if name and not (found and found._is_text_encoding):
+    if name and not (
+        found and found._is_text_encoding and found.name.replace("-", "_") not in _NOT_OF_FILES
+    ):
         message = f"There is no encoding {name[:80]!r}; some are utf-8, cp1252, utf-16"
         raise BadOption("encoding", message)
     return found.name if found else ""

@@ -32,7 +32,9 @@ from agentmem_site.bulk.spec import LineError
 PARQUET_ROWS = 250
 PARQUET_BYTES = 4 * 1024 * 1024
 _INSTALL = "pip install -r requirements-parquet.txt"
-_SEPARATOR_LINE = re.compile(rb'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's, before the header
+_SEPARATOR_LINE = re.compile(
+    rb'"?sep=([^"\s]|\t)"?\s*', re.IGNORECASE
+)  # Excel's, before the header
 _UUID_BYTES = 16
 
 Numbered = tuple[int, bytes | LineError, int]

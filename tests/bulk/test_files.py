@@ -91,6 +91,9 @@ def test_rows_of_json_come_in_any_shape(tmp_path, kind, name):
         b'{"a": 1,}',
         b'{"content": "a"}{',
         b"[1]",
+        b'{"content": "\xff"}',
+        b'{"\xae": 1',
+        b'{"a":' * 5000,
         b'"text"',
         b"content",
     ],
@@ -538,6 +541,10 @@ def test_a_line_that_is_no_object_is_left_to_the_loader(tmp_path):
         ({"delimiter": "ab"}, "A delimiter is one character"),
         ({"encoding": "klingon"}, "There is no encoding 'klingon'"),
         ({"encoding": "base64"}, "There is no encoding 'base64'"),
+        ({"encoding": "unicode-escape"}, "There is no encoding 'unicode-escape'"),
+        ({"encoding": "idna"}, "There is no encoding 'idna'"),
+        ({"encoding": "a\0b"}, "There is no encoding"),
+        ({"delimiter": "\0"}, "A delimiter is one character"),
     ],
 )
 def test_an_option_that_cannot_be_had_is_refused(options, message):
