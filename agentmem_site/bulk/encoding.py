@@ -14,6 +14,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_WITHOUT_MARK = re.compile(rb"([^\0]\0[^\0]\0)|\0[^\0]\0[^\0]")
 _KEPT_BYTES = 8 * 1024 * 1024  # of text whose places may still be asked for
 _WESTERN = "cp1252"
 _IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3000, 0x303F), (0xFF00, 0xFFEF))
@@ -108,10 +109,8 @@ class Utf8:
         else:
             if encoding in ("utf-16", "utf-32"):
                 encoding += "-le"
-            elif not encoding and seen[:1] in (b"{", b"["):  # (JSON begins with ASCII)
-                encoding = "utf-16-le" if seen[1:2] == b"\0" else ""
-            elif not encoding and seen[:1] == b"\0" and seen[1:2] in (b"{", b"["):
-                encoding = "utf-16-be"
+            elif not encoding and (found := _WITHOUT_MARK.match(seen)):  # (ASCII begins it)
+                encoding = "utf-16-le" if found[1] else "utf-16-be"
         if encoding in _UTF8:
             encoding = ""
         self.is_transcoded = bool(encoding)

@@ -94,7 +94,9 @@ def _changed(
         row: Row = dict(_decode(line))
     except msgspec.DecodeError:
         return line  # for whoever decodes it
-    taken = [(old, new, _take(row, path)) for old, path, new in renames]
+    taken = [
+        (old, new, row.pop(old) if old in row else _take(row, path)) for old, path, new in renames
+    ]
     for old, new, value in taken:
         if value is not ABSENT:
             found.add(old)

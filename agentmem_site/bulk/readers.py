@@ -36,6 +36,7 @@ from agentmem_site.bulk.tables import CsvRows, ParquetRows, header_names, row_li
 NumberedLine = tuple[int, bytes | LineError, int]
 DEFAULTS = ReadOptions()
 _BOM = b"\xef\xbb\xbf"
+_HEADER_BYTES = 64 * 1024
 _BY_NAME = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -214,7 +215,9 @@ def _of_text(
                 notices=options.notices,
             )
         else:
-            given = lines_of(blocks, max_line_bytes=limit, keeps_blank=shape == "csv")
+            is_csv = shape == "csv"
+            ended = _with_newlines(blocks) if is_csv else blocks
+            given = lines_of(ended, max_line_bytes=limit, keeps_blank=is_csv)
         if text.is_transcoded:
             given = ((number, line, text.place(at)) for number, line, at in given)
         if shape == "csv":
@@ -223,6 +226,15 @@ def _of_text(
         yield from given
 
     return lines(), lambda: records[0].renamed if records else set()
+
+
+def _with_newlines(blocks: Ahead) -> Iterable[bytes]:
+    """(Old Macs, and Excel's *CSV (Macintosh)*, end lines with a carriage return alone.)"""
+    while b"\n" not in blocks.seen and len(blocks.seen) < _HEADER_BYTES and blocks.more():
+        pass
+    if b"\n" in blocks.seen or b"\r" not in blocks.seen:
+        return blocks
+    return (block.replace(b"\r", b"\n") for block in blocks)
 
 
 def _by_name(path: str) -> str:

@@ -194,6 +194,14 @@ def test_a_file_that_says_its_encoding_needs_no_option(tmp_path, encoding, name)
     assert data[at:] == "b,ж\r\n".encode(plain)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_csv_in_utf_16_is_known_without_a_mark(tmp_path, encoding):
+    given, _ = read(tmp_path, TEXT.encode(encoding), name="rows.csv")
+    assert [row["content"] for _, row, _ in given] == ["Café ☕ 🎈", "ж"]
+    with source_of(io.BytesIO(b'{\0\n{"content": "x"}\n'), name="x") as source:
+        assert [line for _, line, _ in source.lines()] == [b"{\0", b'{"content": "x"}']
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
 def test_json_in_utf_16_is_known_without_a_mark(tmp_path, encoding):
     for text in (
@@ -267,6 +275,15 @@ def test_the_delimiter_is_found_by_the_header(tmp_path, delimiter, name):
     text = "\r\n".join(delimiter.join(line) for line in cells)
     assert rows(tmp_path, text, name=name) == [HELLO]
     assert rows(tmp_path, text, name=name, delimiter=delimiter) == [HELLO]
+
+
+def test_lines_may_end_with_a_carriage_return_alone(tmp_path):
+    text = "external_id,content\ra,Hello\rb,Bye\r"
+    given, _ = read(tmp_path, text, name="rows.csv")
+    assert [(number, row["external_id"], at) for number, row, at in given] == [
+        (2, "a", text.index("a,H")),
+        (3, "b", text.index("b,B")),
+    ]
 
 
 def test_excels_line_is_no_header(tmp_path):
@@ -479,6 +496,11 @@ def test_columns_get_other_names(tmp_path):
         maps=["content=context", "context=content"],
     )
     assert swapped == [{"context": "a", "content": "b"}]
+
+
+def test_a_key_with_a_point_is_a_key(tmp_path):
+    flat = rows(tmp_path, '{"content": "a", "user.id": "ann"}', maps=["user.id=user_id"])
+    assert flat == [{"content": "a", "user_id": "ann"}]
 
 
 def test_a_rename_that_nothing_has_is_told(tmp_path):
