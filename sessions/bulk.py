@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import msgspec
+from django.db import models
 from msgspec import Meta, Raw
 
 from accounts.bulk import USER
@@ -50,9 +51,9 @@ class RunLine(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False
     metrics: Raw = ABSENT
     metadata: Raw = ABSENT
     position: int | None = None  # set by the session: the index of the run
-    input_tokens: Tokens = 0
-    output_tokens: Tokens = 0
-    total_tokens: Tokens = 0
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         raw = bytes(self.metrics)
@@ -152,9 +153,23 @@ SESSIONS = LoadSpec(
 )
 
 
+class SentRole(models.TextChoices):
+    """The roles of a message, with the names that others have for them."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+    SYSTEM = "system"
+    TOOL = "tool"
+    DEVELOPER = "developer"
+    FUNCTION = "function"
+
+
+OTHER_ROLES = {"developer": "system", "function": "tool"}
+
+
 class MessageLine(Line):
     external_id: KeyText
-    role: Message.Role
+    role: SentRole
     session_id: KeyText | None = None
     run_id: KeyText | None = None
     agent_id: KeyText | None = None
@@ -170,6 +185,20 @@ class MessageLine(Line):
     otid: Name | None = None
     group_id: Name | None = None
     sender_id: Name | None = None
+
+    def __post_init__(self) -> None:
+        if self.role in OTHER_ROLES:
+            self.metadata = _with_role(bytes(self.metadata), self.role)
+            self.role = SentRole(OTHER_ROLES[self.role])
+
+
+def _with_role(metadata: bytes, role: str) -> Raw:
+    if metadata in (b"", b"null"):
+        metadata = b"{}"
+    if not metadata.startswith(b"{"):
+        return Raw(metadata)  # (refused as the column is encoded)
+    named = {"role": Raw(msgspec.json.encode(role))}
+    return Raw(msgspec.json.encode(named | msgspec.json.decode(metadata, type=dict[str, Raw])))
 
 
 MESSAGES = LoadSpec(

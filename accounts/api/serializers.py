@@ -30,6 +30,7 @@ class OrganizationSerializer(RecordSerializer):
 
 class MemberSerializer(RecordSerializer):
     kept_by_put = ("password",)
+    moving = ("last_login",)
     password = serializers.CharField(
         write_only=True,
         required=False,
@@ -63,6 +64,7 @@ class MemberQuery(ListQuery):
 
 
 class ApiKeySerializer(RecordSerializer):
+    moving = ("last_used_at",)
     scopes = serializers.ListField(
         child=serializers.ChoiceField(ALL_PERMISSIONS),
         allow_empty=False,

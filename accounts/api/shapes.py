@@ -1,5 +1,6 @@
 """Base serializers: strictness, common columns, PUT; and the query strings of lists."""
 
+from datetime import datetime
 from typing import Any
 
 from django.db import models
@@ -11,9 +12,11 @@ from accounts.api.fields import (
     JsonArray,
     JsonObject,
     KeyField,
+    KeyFilter,
     Moment,
     QueryMoment,
     Real,
+    ReferenceFilter,
 )
 from accounts.api.pagination import DEFAULT_LIMIT, MAX_LIMIT
 from agentmem_site.db import fields as columns
@@ -32,6 +35,8 @@ class Strict(serializers.Serializer[Any]):
     """Refuses unknown names: a misspelt field must not be ignored."""
 
     unknown_word = "field"
+    # A null is no wish to change a field, where changes are what the body lists.
+    null_is_default = True
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict) and (unknown := data.keys() - self.fields.keys()):
@@ -40,12 +45,28 @@ class Strict(serializers.Serializer[Any]):
             raise serializers.ValidationError(
                 {name: [ErrorDetail(refusal, "unknown")] for name in sorted(unknown)}
             )
+        if isinstance(data, dict) and self.null_is_default:
+            data = {
+                name: value for name, value in data.items() if not self._is_default(name, value)
+            }
         return super().to_internal_value(data)
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        """A null stands for the default of an optional field; not of a name in a question, where
+        it would ask for the rows of everybody."""
+        field = self.fields[name]
+        if value is not None or field.required or field.read_only or field.allow_null:
+            return False
+        return not isinstance(field, ReferenceFilter | KeyFilter | JsonObject | JsonArray)
 
 
 class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
-    """A row. Read-only fields are ignored in a body, so that a row can be read, changed and sent
-    back."""
+    """A row. A read-only field is refused in a body, unless it says what the row has: a row can be
+    read, changed and sent back."""
+
+    # Read-only fields that change without a write of the row: on a row that exists they are let
+    # through, whatever they say.
+    moving: tuple[str, ...] = ()
 
     organization_id: Any = serializers.UUIDField(read_only=True)
 
@@ -73,6 +94,37 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
             options.setdefault("help_text", "The caller's own key, unique in the organization.")
         return field_class, options
 
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return super().to_internal_value(data)
+        self._refuse_read_only(data)
+        values = super().to_internal_value(data)
+        if self.partial and self.instance is not None:  # (a PUT resets what is not given, anyway)
+            for name, value in data.items():
+                if name not in self.kept_by_put and self._is_default(name, value):
+                    source = str(self.fields[name].source)
+                    values[source] = type(self.instance)._meta.get_field(source).get_default()
+        return values
+
+    def _refuse_read_only(self, data: dict[str, Any]) -> None:
+        given = [name for name in data if name in self.fields and self.fields[name].read_only]
+        if not given:
+            return
+        echo = self.echo()
+        refusal = ErrorDetail("It is set by the server: leave it out.", "read_only")
+        changed = ErrorDetail("It is set by the server, and not what the row has.", "read_only")
+        faults = {
+            name: [changed if name in echo else refusal]
+            for name in given
+            if not (name in echo and (name in self.moving or _is_same(data[name], echo[name])))
+        }
+        if faults:
+            raise serializers.ValidationError(faults)
+
+    def echo(self) -> dict[str, Any]:
+        """What a GET answers of the row, in whose body these values may come back."""
+        return {} if self.instance is None else dict(self.to_representation(self.instance))
+
     def values(self) -> dict[str, Any]:
         """The validated values by model field; fields that a PUT left out get their default."""
         values = dict(self.validated_data)
@@ -82,6 +134,29 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
                     column = type(self.instance)._meta.get_field(str(field.source))
                     values[field.source] = column.get_default()
         return values
+
+
+class DatedSerializer(RecordSerializer):
+    """A row that stands for something that happened at a time."""
+
+    kept_by_put = (*RecordSerializer.kept_by_put, "created_at")
+    created_at = Moment(required=False, help_text="When it happened; by default now.")
+
+    def validate_created_at(self, moment: datetime) -> datetime:
+        if self.partial and self.instance is not None and moment != self.instance.created_at:
+            raise serializers.ValidationError("It cannot be changed.", code="fixed")
+        return moment
+
+
+def _is_same(given: Any, shown: Any) -> bool:
+    if given == shown:
+        return True
+    if not isinstance(given, str) or not isinstance(shown, str):
+        return False
+    try:  # one moment may be written in several ways
+        return datetime.fromisoformat(given) == datetime.fromisoformat(shown)
+    except (TypeError, ValueError):
+        return False
 
 
 class Query(Strict):

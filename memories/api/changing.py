@@ -65,6 +65,8 @@ class _Bulk(Strict):
 
 
 class Settable(Strict):
+    null_is_default = False
+
     importance = Real(required=False, min_value=0, max_value=1)
     memory_type = serializers.ChoiceField(Memory.Type.choices, required=False)
     scope = serializers.ChoiceField(Memory.Scope.choices, required=False)

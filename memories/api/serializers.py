@@ -11,13 +11,18 @@ from rest_framework import serializers
 from accounts.api.fields import (
     JsonObject,
     KeyFilter,
-    Moment,
     Real,
     ReferenceField,
     ReferenceFilter,
     TextBytes,
 )
-from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer, Strict
+from accounts.api.shapes import (
+    KEPT_BY_SERVER,
+    DatedSerializer,
+    ListQuery,
+    RecordSerializer,
+    Strict,
+)
 from accounts.models import User
 from accounts.organization_settings import language_of
 from agentmem_site.db.fields import RealField
@@ -165,8 +170,9 @@ class EmbeddingField(serializers.Field[Any, Any, Any, Any]):
         return list(struct.unpack(f">{EMBEDDING_DIM}e", stored))
 
 
-class MemorySerializer(RecordSerializer):
-    kept_by_put = ("external_id", "created_at", "embedding")
+class MemorySerializer(DatedSerializer):
+    kept_by_put = (*DatedSerializer.kept_by_put, "embedding")
+    moving = ("access_count", "last_accessed", "embedding_state", "embedding_model")
 
     user_id = ReferenceField(User, source="user", required=False, allow_null=True)
     agent_id = ReferenceField(Agent, source="agent", required=False, allow_null=True)
@@ -180,7 +186,6 @@ class MemorySerializer(RecordSerializer):
     )
     hash = Hex(read_only=True)
     importance = Real(required=False, min_value=0, max_value=1)
-    created_at = Moment(required=False, help_text="When it was said; by default now.")
     embedding = EmbeddingField(
         write_only=True,
         required=False,
@@ -234,8 +239,6 @@ class MemorySerializer(RecordSerializer):
                 {"embedding": "It can only be given with a new memory; changes are re-embedded."},
                 code="fixed",
             )
-        if values.pop("created_at", self.instance.created_at) != self.instance.created_at:
-            raise serializers.ValidationError({"created_at": "It cannot be changed."}, code="fixed")
         return values
 
 

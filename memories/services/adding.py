@@ -152,8 +152,10 @@ class _Adding:
     def decoded(self, items: Sequence[bytes]) -> list[DecodedLine]:
         lines = self._encoder.decode(starmap(RawLine, enumerate(items)), self._reject)
         for decoded in lines:
-            decoded.line.updated_at = None  # set by the server
-        return lines
+            if decoded.line.updated_at is not None:
+                message = "It is set by the server: leave it out."
+                self._reject(LineError("read_only", "updated_at", message, line=decoded.number))
+        return [decoded for decoded in lines if decoded.number not in self.added]
 
     def store(self, lines: Sequence[DecodedLine]) -> None:
         """One transaction: references, rows, history, one audit event."""

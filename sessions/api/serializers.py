@@ -15,11 +15,12 @@ from accounts.api.fields import (
     checked_key,
     find,
 )
-from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, RecordSerializer
+from accounts.api.shapes import KEPT_BY_SERVER, DatedSerializer, ListQuery
 from accounts.models import User
 from accounts.services.naming import is_new
 from agentmem_site.db.ids import uuid7
 from memories.models import Agent
+from sessions.bulk import OTHER_ROLES
 from sessions.models import Message, Run, Session
 
 
@@ -43,8 +44,8 @@ class RunReference(NaturalKeyReference):
         return checked_key(data)
 
 
-class SessionSerializer(RecordSerializer):
-    kept_by_put = ("session_id",)
+class SessionSerializer(DatedSerializer):
+    kept_by_put = ("session_id", "created_at")
 
     agent_id = ReferenceField(Agent, source="agent", required=False, allow_null=True)
     user_id = ReferenceField(User, source="user", required=False, allow_null=True)
@@ -84,8 +85,8 @@ class SessionQuery(ListQuery):
     workflow_id = KeyFilter()
 
 
-class RunSerializer(RecordSerializer):
-    kept_by_put = ("run_id",)
+class RunSerializer(DatedSerializer):
+    kept_by_put = ("run_id", "created_at")
 
     session_id = NaturalKeyReference(
         Session, key="session_id", source="session", read_only=True, help_text=""
@@ -123,6 +124,11 @@ class RunSerializer(RecordSerializer):
             name: {"min_value": 0} for name in ("input_tokens", "output_tokens", "total_tokens")
         }
 
+    def echo(self) -> dict[str, Any]:
+        session = self.context.get("session")
+        created = {"session_id": session.session_id} if session is not None else {}
+        return super().echo() or created
+
     def values(self) -> dict[str, Any]:
         generated = {} if self.instance else {"run_id": str(uuid7())}
         return {**generated, **super().values()}
@@ -132,7 +138,18 @@ class RunQuery(ListQuery):
     status = serializers.ChoiceField(Run.Status.choices, required=False)
 
 
-class MessageSerializer(RecordSerializer):
+class RoleField(serializers.ChoiceField):
+    """Other names of a role are accepted: `MessageSerializer.validate` keeps them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(choices=[*Message.Role.choices, *OTHER_ROLES], **kwargs)
+
+
+class MessageSerializer(DatedSerializer):
+    role = RoleField(
+        help_text="`developer` is stored as `system`, `function` as `tool`; `metadata.role` keeps "
+        "the name given."
+    )
     session_id = NaturalKeyReference(
         Session,
         key="session_id",
@@ -181,6 +198,7 @@ class MessageSerializer(RecordSerializer):
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         """Checks that the run is in the message's session, given in the body or the path."""
+        self._name_role(values)
         path_session = self.context.get("session")
         session = self._session(values, path_session)
         if path_session is not None:
@@ -206,6 +224,21 @@ class MessageSerializer(RecordSerializer):
         elif self._leaves_its_session(values):
             values["run"] = None
         return values
+
+    def _name_role(self, values: dict[str, Any]) -> None:
+        """Keeps another name of a role in the metadata, as long as the message has that role."""
+        if "role" not in values:
+            return
+        metadata = values.get("metadata")
+        if metadata is None:
+            metadata = self.instance.metadata if self.instance is not None and self.partial else {}
+        name, had_name = values["role"], metadata.get("role") in OTHER_ROLES
+        rest = {k: v for k, v in metadata.items() if k != "role"} if had_name else metadata
+        if name in OTHER_ROLES:
+            values["role"] = OTHER_ROLES[name]
+            values["metadata"] = {"role": name, **rest}
+        elif had_name and "metadata" not in values:
+            values["metadata"] = rest
 
     def _leaves_its_session(self, values: dict[str, Any]) -> bool:
         if self.instance is None or "session" not in values or "run" in values:

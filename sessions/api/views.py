@@ -117,6 +117,12 @@ class RunViewSet(_MakesSession, RecordViewSet):
     def shown(self, rows: Any) -> Any:
         return rows.annotate(shown_session_id=F("session__session_id"))
 
+    def get_serializer_context(self) -> dict[str, Any]:
+        context = super().get_serializer_context()
+        if getattr(self, "swagger_fake_view", False):
+            return context
+        return {**context, "session": self.parent}
+
     def perform_create(self, values: dict[str, Any]) -> tuple[Any, bool]:  # type: ignore[override]
         session = values.pop("session")
         return append_run(session, values=values, **self.by), True
