@@ -13,7 +13,7 @@ from rest_framework import serializers
 
 from accounts.services.naming import refusal
 from agentmem_site.db.ids import NOBODY
-from agentmem_site.db.keys import MAX_KEY_LENGTH, KeyFault, as_id, key_of
+from agentmem_site.db.keys import MAX_KEY_LENGTH, KeyFault, as_id, key_of, kind_of
 
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _MAX_REAL, _MIN_REAL = 3.4e38, 1.2e-38
@@ -223,6 +223,16 @@ class JsonArray(_Json):
 @extend_schema_field({})
 class JsonAny(serializers.JSONField):
     """Any JSON value; null is stored as SQL NULL."""
+
+
+class Array(serializers.ListField):
+    """An array of values of one kind."""
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        if not isinstance(data, list):
+            message = f"An array is needed, got {kind_of(data)}."
+            raise serializers.ValidationError(message, code="not_a_list")
+        return super().to_internal_value(data)
 
 
 class TextBytes(serializers.CharField):

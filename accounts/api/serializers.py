@@ -5,7 +5,7 @@ from typing import Any
 from django.utils import timezone
 from rest_framework import serializers
 
-from accounts.api.fields import JsonObject, QueryMoment, ReferenceField
+from accounts.api.fields import Array, JsonObject, QueryMoment, ReferenceField
 from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, PageQuery, RecordSerializer
 from accounts.models import ApiKey, AuditEvent, Member, Organization, User
 from accounts.roles import ALL_PERMISSIONS, Role
@@ -65,7 +65,7 @@ class MemberQuery(ListQuery):
 
 class ApiKeySerializer(RecordSerializer):
     moving = ("last_used_at",)
-    scopes = serializers.ListField(
+    scopes = Array(
         child=serializers.ChoiceField(ALL_PERMISSIONS),
         allow_empty=False,
         help_text="The key's scopes; at most those of your key.",

@@ -3,11 +3,13 @@
 from datetime import datetime
 from typing import Any
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
 from accounts.api.fields import (
+    Array,
     JsonAny,
     JsonArray,
     JsonObject,
@@ -20,6 +22,7 @@ from accounts.api.fields import (
 )
 from accounts.api.pagination import DEFAULT_LIMIT, MAX_LIMIT
 from agentmem_site.db import fields as columns
+from agentmem_site.db.keys import kind_of
 
 KEPT_BY_SERVER = (
     "created_at",
@@ -45,7 +48,10 @@ class Strict(serializers.Serializer[Any]):
             raise serializers.ValidationError(
                 {name: [ErrorDetail(refusal, "unknown")] for name in sorted(unknown)}
             )
-        if isinstance(data, dict) and self.null_is_default:
+        if not isinstance(data, dict):
+            message = f"An object is needed, got {kind_of(data)}."
+            raise serializers.ValidationError({"non_field_errors": [message]}, code="invalid")
+        if self.null_is_default:
             data = {
                 name: value for name, value in data.items() if not self._is_default(name, value)
             }
@@ -78,6 +84,7 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
         models.DateTimeField: Moment,
         columns.RealField: Real,
         columns.KeyField: KeyField,
+        ArrayField: Array,
     }
 
     def build_standard_field(self, field_name: str, model_field: Any) -> Any:
@@ -90,6 +97,8 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
             options["trim_whitespace"] = False
         elif field_class is KeyField:
             options.pop("allow_blank", None)
+        elif field_class is Array and isinstance(child := options["child"], serializers.CharField):
+            child.trim_whitespace = False
         if field_name == "external_id":
             options.setdefault("help_text", "The caller's own key, unique in the organization.")
         return field_class, options

@@ -5,7 +5,8 @@ json_array.py, tables.py, columns.py   other JSON, CSV and Parquet; the types of
 reading.py, mapping.py   how the caller describes a file; other names for its fields
 spec.py, checks.py   a resource's lines and columns; what no line may contain
 lines.py    the forms of a line on its way; checkpoints
-times.py    times that msgspec cannot read; notices.py, wording.py   messages to callers
+times.py    times that msgspec cannot read
+notices.py, wording.py, explaining.py   messages to callers
 encode.py   lines -> rows in PostgreSQL's binary COPY format (binary.py)
 feed.py     a thread that does so one batch ahead, for all workers
 options.py  what the caller of a load provides

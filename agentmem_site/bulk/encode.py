@@ -23,6 +23,7 @@ import msgspec
 from agentmem_site.bulk import binary
 from agentmem_site.bulk.checks import check_line
 from agentmem_site.bulk.columns import NUMBER, kinds_of, nearest
+from agentmem_site.bulk.explaining import explained
 from agentmem_site.bulk.lines import (
     DIGEST_BYTES,
     START,
@@ -360,7 +361,7 @@ class Encoder:
             except msgspec.ValidationError:
                 return self._decode_again(line)
         except msgspec.ValidationError as error:
-            raise _named(error, self.spec) from error
+            raise _named(error, self.spec, line) from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise LineError("malformed_json", "", str(error)) from error
 
@@ -531,7 +532,7 @@ def _is_clean(keys: Iterable[Any]) -> bool:
     return text.isprintable() and " " not in text
 
 
-def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:
+def _named(error: msgspec.ValidationError, spec: LoadSpec, line: Any) -> LineError:
     """The LineError for msgspec's error."""
     match = _PATH.fullmatch(str(error))
     message, path = (match[1], match[2] or "") if match else (str(error), "")
@@ -551,7 +552,7 @@ def _named(error: msgspec.ValidationError, spec: LoadSpec) -> LineError:
     if quoted and message.startswith("Object missing required field"):
         place = f"{path}." if path else ""
         return LineError("missing_field", place + quoted[1], "Missing")
-    return LineError("invalid_value", path, echoed(message))
+    return LineError("invalid_value", path, echoed(explained(message, path, line, spec.line)))
 
 
 def _allowed(spec: LoadSpec, path: str) -> Iterator[str]:

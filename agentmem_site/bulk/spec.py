@@ -16,7 +16,7 @@ from psycopg import sql
 
 from agentmem_site.bulk import binary
 from agentmem_site.db.fields import KeyField
-from agentmem_site.db.keys import key_of
+from agentmem_site.db.keys import key_of, kind_of
 
 Name = Annotated[str, msgspec.Meta(max_length=255)]
 KeyText = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
@@ -274,17 +274,21 @@ def _is_moment(field: Any) -> bool:
     return any(isinstance(type_, msgspec.inspect.DateTimeType) for type_ in types)
 
 
+def _other_kind(needed: str, raw: bytes) -> str:
+    return f"{needed} is needed, got {kind_of(msgspec.json.decode(raw), MAX_ECHOED)}."
+
+
 def json_object(raw: bytes) -> bytes:
     """Encodes a jsonb column that must be an object. Raises: ValueError."""
     if not raw.startswith(b"{"):
-        raise ValueError("Expected an object")
+        raise ValueError(_other_kind("An object", raw))
     return binary.jsonb(raw)
 
 
 def json_array(raw: bytes) -> bytes:
     """Encodes a jsonb column that must be an array. Raises: ValueError."""
     if not raw.startswith(b"["):
-        raise ValueError("Expected an array")
+        raise ValueError(_other_kind("An array", raw))
     return binary.jsonb(raw)
 
 

@@ -55,14 +55,14 @@ def as_id(key: str) -> UUID | None:
     return UUID(key) if len(key) in (32, 36) and _UUID.fullmatch(key) else None
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: Any, limit: int = MAX_ECHOED) -> str:
     """What a JSON value is, in words for people: `the number 42`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {str(value)[:MAX_ECHOED]}"
+        return f"the number {str(value)[:limit]}"
     if isinstance(value, str):
-        return f"the text {json.dumps(value[:MAX_ECHOED], ensure_ascii=False)}"
+        return f"the text {json.dumps(value[:limit], ensure_ascii=False)}"
     return "an array" if isinstance(value, list) else "an object"

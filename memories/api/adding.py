@@ -60,7 +60,11 @@ class NewMemorySerializer(BatchMemorySerializer):
 
 
 class BatchSerializer(Strict):
-    memories = BatchMemorySerializer(many=True, help_text=f"1 to {MAX_ITEMS:,}.")
+    memories = BatchMemorySerializer(
+        many=True,
+        help_text=f"1 to {MAX_ITEMS:,}.",
+        error_messages={"not_a_list": "An array of memories is needed."},
+    )
     embed = serializers.ChoiceField(EMBED, default="now", help_text="For all of them.")
 
 

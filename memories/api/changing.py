@@ -8,7 +8,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.api.fields import JsonObject, KeyField, Moment, Real
+from accounts.api.fields import Array, JsonObject, KeyField, Moment, Real
 from accounts.api.permissions import require
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
@@ -84,7 +84,7 @@ class BulkUpdate(_Bulk):
 
 
 class BulkDelete(_Bulk):
-    ids = serializers.ListField(
+    ids = Array(
         child=KeyField(),
         required=False,
         allow_empty=False,

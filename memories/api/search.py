@@ -12,7 +12,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.api.fields import JsonObject, KeyFilter, Moment, Real, ReferenceFilter
+from accounts.api.fields import Array, JsonObject, KeyFilter, Moment, Real, ReferenceFilter
 from accounts.api.shapes import Strict
 from accounts.api.views import TenantViewSet
 from accounts.models import User
@@ -44,13 +44,13 @@ class MemoryFilterBody(Strict):
     user_id = ReferenceFilter(User)
     agent_id = ReferenceFilter(Agent)
     session_id = KeyFilter()
-    types = serializers.ListField(
+    types = Array(
         child=serializers.ChoiceField(Memory.Type.choices), required=False, allow_empty=False
     )
-    scopes = serializers.ListField(
+    scopes = Array(
         child=serializers.ChoiceField(Memory.Scope.choices), required=False, allow_empty=False
     )
-    levels = serializers.ListField(
+    levels = Array(
         child=serializers.ChoiceField(Memory.Level.choices), required=False, allow_empty=False
     )
     since = Moment(required=False, help_text="Created at this time or later.")
@@ -153,7 +153,7 @@ class SearchBody(MemoryFilterBody):
 
 
 class SearchesBody(Strict):
-    searches = serializers.ListField(child=SearchBody(), allow_empty=False, max_length=MAX_SEARCHES)
+    searches = Array(child=SearchBody(), allow_empty=False, max_length=MAX_SEARCHES)
 
 
 _HIT = inline_serializer(

@@ -113,12 +113,12 @@ def problem(response, status):
         ),
         ("sessions", {"state": []}, "state: This must be a JSON object."),
         ("messages", {"role": "robot"}, 'role: "robot" is not a valid choice.'),
-        ("tools", {"name": "t", "tags": "web"}, "tags: Expected a list of items but got type"),
+        ("tools", {"name": "t", "tags": "web"}, 'tags: An array is needed, got the text "web".'),
         ("tools", {"name": "t", "tags": [["a"]]}, "tags.0: Not a valid string."),
         ("members", {"email": "b@x.example", "password": "short"}, "This password is too short."),
         ("api-keys", {"name": "k", "scopes": []}, "scopes: This list may not be empty."),
         ("api-keys", {"name": "k", "scopes": ["all"]}, 'scopes.0: "all" is not a valid choice.'),
-        ("agents", ["a"], "Invalid data. Expected a dictionary, but got list."),
+        ("agents", ["a"], "An object is needed, got an array."),
     ],
 )
 def test_a_bad_body_is_refused_by_field(api, path, body, message):

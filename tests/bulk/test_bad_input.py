@@ -61,8 +61,8 @@ TABLE = [
     ("users", b'{"external_id": "u"} {}', "malformed_json", "", "trailing characters"),
     ("users", b"{'external_id': 'u'}", "malformed_json", "", "JSON is malformed"),
     ("users", b"external_id", "malformed_json", "", "JSON is malformed"),
-    ("users", b"[]", "invalid_value", "", "Expected `object`, got `array`"),
-    ("users", b"null", "invalid_value", "", "Expected `object`, got `null`"),
+    ("users", b"[]", "invalid_value", "", "An object is needed, got an array."),
+    ("users", b"null", "invalid_value", "", "An object is needed, got null."),
     # JSON
     ("users", user(b'{"a": ' + nested(63) + b"}"), "too_deep", "metadata", "than 64 levels"),
     ("users", user(b'{"a": ' + nested(5000) + b"}"), "too_deep", "", "than 64 levels"),
@@ -103,7 +103,13 @@ TABLE = [
     ("memories", memory([b"0"] * 384), "invalid_vector", "embedding", "only zeros"),
     ("memories", memory([b"1"] * 383 + [b"NaN"]), "not_finite", "embedding[383]", NOT_FINITE),
     ("memories", memory([b"1"] * 383 + [b"1e999"]), "number_too_long", "embedding[383]", LONG),
-    ("memories", memory([b"1"] * 383 + [b"null"]), "invalid_value", "embedding[383]", "`float`"),
+    (
+        "memories",
+        memory([b"1"] * 383 + [b"null"]),
+        "invalid_value",
+        "embedding[383]",
+        "A number is needed, got null.",
+    ),
     ("memories", memory([b"1"] * 383 + [b"01"]), "malformed_json", "", "invalid number"),
     ("memories", memory([b"1"] * 383 + [b""]), "malformed_json", "", "trailing comma"),
     # moments
@@ -139,7 +145,7 @@ TABLE = [
         b'{"external_id": "b", "label": "' + b"x" * 51 + b'"}',
         "invalid_value",
         "label",
-        "length <= 50",
+        "51 characters are given; at most 50 are allowed.",
     ),
     # fields
     (
@@ -157,7 +163,13 @@ TABLE = [
         "Unknown field; allowed: external_id",
     ),
     ("users", b'{"name": "Ann"}', "missing_field", "external_id", "Missing"),
-    ("users", b'{"external_id": null}', "invalid_value", "external_id", "got `null`"),
+    (
+        "users",
+        b'{"external_id": null}',
+        "invalid_value",
+        "external_id",
+        "A text or a whole number is needed, got null.",
+    ),
 ]
 
 

@@ -47,12 +47,12 @@ BAD = [
     (
         "users",
         b'{"external_id": "u", "email": "' + b"e" * 255 + b'"}',
-        "email: Expected `str` of length <= 254",
+        "email: 255 characters are given; at most 254 are allowed.",
     ),
     (
         "users",
         b'{"external_id": "u", "timezone": "' + b"z" * 65 + b'"}',
-        "timezone: Expected `str` of length <= 64",
+        "timezone: 65 characters are given; at most 64 are allowed.",
     ),
     (
         "memories",
@@ -60,9 +60,23 @@ BAD = [
         "embedding: An embedding of only zeros has no direction.",
     ),
     ("users", b'{"external_id": "u"', "Input data was truncated"),
-    ("users", b"[]", "Expected `object`, got `array`"),
-    ("users", b'{"external_id": "u", "status": "asleep"}', "status: Invalid enum value 'asleep'"),
-    ("users", b'{"external_id": "u", "metadata": [1]}', "metadata: Expected an object"),
+    ("users", b"[]", "An object is needed, got an array."),
+    (
+        "users",
+        b'{"external_id": "u", "status": "asleep"}',
+        'status: "active" or "inactive" is needed, got the text "asleep".',
+    ),
+    ("users", b'{"external_id": "u", "name": 42}', "A text or null is needed, got the number 42."),
+    (
+        "sessions",
+        b'{"session_id": "s", "runs": [{"run_id": "1"}, {"run_id": "2", "status": true}]}',
+        "runs[1].status: A text or null is needed, got true.",
+    ),
+    (
+        "users",
+        b'{"external_id": "u", "metadata": [1]}',
+        "metadata: An object is needed, got an array.",
+    ),
     ("users", b'{"external_id": "u", "metadata": {"a": NaN}}', "metadata.a: NaN"),
     ("users", b'{"external_id": "a\\u0000b"}', "cannot hold the character \\u0000"),
     ("users", b'{"external_id": "u", "metadata": {"\\u0000": 1}}', "the character \\u0000"),
@@ -75,7 +89,7 @@ BAD = [
         b'{"external_id": "u", "metadata": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
         "Nested deeper than 64 levels",
     ),
-    ("blocks", b'{"external_id": "b", "label": "' + b"x" * 51 + b'"}', "label: Expected `str`"),
+    ("blocks", b'{"external_id": "b", "label": "' + b"x" * 51 + b'"}', "label: 51 characters are"),
     (
         "blocks",
         b'{"external_id": "b", "label": "l", "value": "four", "limit": 3}',
@@ -84,13 +98,13 @@ BAD = [
     (
         "sessions",
         b'{"session_id": "s", "runs": [{"run_id": "1", "input_tokens": -1}]}',
-        "runs[0].input_tokens: Expected `int` >= 0",
+        "runs[0].input_tokens: A whole number of at least 0 is needed, got the number -1.",
     ),
     ("sessions", b'{"session_id": "s", "runs": [{"run_id": "1", "x": 1}]}', "runs[0].x: Unknown"),
     (
         "sessions",
         b'{"session_id": "s", "runs": [{"run_id": "1"}, {"run_id": "2", "messages": {}}]}',
-        "runs[1].messages: Expected an array",
+        "runs[1].messages: An array is needed, got an object.",
     ),
     (
         "sessions",
@@ -117,8 +131,12 @@ BAD = [
         b'{"external_id": "m", "role": "user", "run_id": "1"}',
         "session_id: Needed to find run_id",
     ),
-    ("memories", b'{"content": ""}', "content: Expected `str` of length >= 1"),
-    ("memories", b'{"content": "x", "importance": 1.5}', "importance: Expected `float` <= 1.0"),
+    ("memories", b'{"content": ""}', "content: It must not be empty."),
+    (
+        "memories",
+        b'{"content": "x", "importance": 1.5}',
+        "importance: A number of at most 1 is needed",
+    ),
     ("memories", b'{"content": "x", "embedding": [1, 2]}', "embedding: 2 numbers are given; an"),
     (
         "memories",
