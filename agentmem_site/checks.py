@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import connections
 
@@ -72,9 +73,12 @@ def database_warnings(alias: str = "default") -> list[str]:
         loud = quiet.loud(dict(zip(quiet.QUIET, cursor.fetchone(), strict=True)))
     if not loud:
         return []
+    remedy = "run `manage.py setup_database` again, or set them for the server"
+    if settings.EMBEDDED_SERVER is not None:
+        remedy = "restart the embedded server (`manage.py database stop`)"
     return [
-        f"The log of PostgreSQL may hold statements and what people said ({', '.join(loud)}): run "
-        "`manage.py setup_database` again, or set them for the server (docs/operations.md)."
+        f"The log of PostgreSQL may hold statements and what people said ({', '.join(loud)}): "
+        f"{remedy} (docs/operations.md)."
     ]
 
 

@@ -96,7 +96,7 @@ def test_lines_have_several_content_types(api, kind):
 
 
 def test_rejected_lines_are_reported_and_the_others_stored(api, acme):
-    body = lines(ANN, {"nmae": "x"}, b"", b"{", BOB, {"external_id": 7})
+    body = lines(ANN, {"nmae": "x"}, b"", b"{", BOB, {"external_id": True})
     answer = send(api, "users/bulk", body)
     assert answer.status_code == 207
     report = answer.json()

@@ -123,3 +123,7 @@ def test_a_log_with_data_is_a_warning_only(client, db, monkeypatch, settings):
     assert "(log_min_messages = warning)" in told
     (warning,) = check_log(databases=["default"])
     assert (warning.id, warning.msg) == ("agentmem.W001", told)
+    assert "manage.py database stop" in told
+    settings.EMBEDDED_SERVER = None
+    (warning,) = check_log(databases=["default"])
+    assert "manage.py setup_database" in warning.msg
