@@ -107,7 +107,7 @@ def test_rejected_lines_are_reported_and_the_others_stored(api, acme):
     assert told == [
         (2, second, "nmae", "unknown_field"),
         (4, fourth, "", "malformed_json"),
-        (6, sixth, "external_id", "invalid_value"),
+        (6, sixth, "external_id", "not_text"),
     ]
     assert stored(acme) == ["u1", "u2"]
 
