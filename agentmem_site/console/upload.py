@@ -49,68 +49,68 @@ def _zone(name: str) -> None:
 
 
 class UploadForm(forms.Form):
-    resource = forms.ChoiceField(label="What the file holds", widget=UnfoldAdminSelectWidget)
+    resource = forms.ChoiceField(label="Resource", widget=UnfoldAdminSelectWidget)
     file = forms.FileField(
-        help_text="JSON, CSV or Parquet; also packed with gzip or zstd. A line is a whole row: "
+        help_text="JSON, CSV or Parquet; gzip and zstd are unpacked. A line is a whole row: "
         "what it leaves out takes its default.",
         widget=UnfoldAdminFileFieldWidget(attrs={"accept": FILES}),
     )
     on_error = forms.ChoiceField(
-        label="A bad line",
-        choices=[("skip", "is left out, and the load goes on"), ("stop", "ends the load")],
+        label="Bad lines",
+        choices=[("skip", "Skip and report"), ("stop", "Stop the load")],
         widget=UnfoldAdminSelectWidget,
     )
     preserve_timestamps = forms.BooleanField(
-        label="Keep the times of the file, where it has them",
+        label="Keep created_at and updated_at of the file",
         required=False,
         initial=True,
         widget=UnfoldBooleanSwitchWidget,
     )
     dry_run = forms.BooleanField(
-        label="Only try it: nothing is stored",
+        label="Dry run: store nothing",
         required=False,
         widget=UnfoldBooleanSwitchWidget,
     )
     timezone = forms.CharField(
         label="Time zone",
         required=False,
-        help_text="Of times that name none, like Europe/Berlin.",
+        help_text="For times without one, like Europe/Berlin.",
         validators=[_zone],
         widget=UnfoldAdminTextInputWidget,
     )
     date_order = forms.ChoiceField(
         label="01/02/2026 is",
         required=False,
-        choices=[("", "refused"), ("dmy", "the first of February"), ("mdy", "January 2")],
+        choices=[("", "Refused"), ("dmy", "1 February"), ("mdy", "January 2")],
         widget=UnfoldAdminSelectWidget,
     )
     encoding = forms.CharField(
         label="Encoding",
         required=False,
-        help_text="Of a text that is not UTF-8, like cp1252.",
+        help_text="If it is not UTF-8, like cp1252.",
         widget=UnfoldAdminTextInputWidget,
     )
     null = forms.CharField(
-        label="Words for nothing",
+        label="Null words",
         required=False,
-        help_text="Cells of CSV that are empty, with commas between them: NULL, None.",
+        help_text="CSV cells that mean null, separated by commas: NULL, None.",
         widget=UnfoldAdminTextInputWidget,
     )
     map = forms.CharField(
-        label="Other names",
+        label="Rename fields",
         required=False,
-        help_text="memory=content, user.id=user_id: columns or JSON keys, and what they are here. "
+        help_text="memory=content, user.id=user_id: a column or JSON key, then the field. "
         "notes= leaves one out.",
         widget=UnfoldAdminTextInputWidget,
     )
     set = forms.CharField(
-        label="The same in all rows",
+        label="Constant fields",
         required=False,
-        help_text="user_id=ann, with commas between several.",
+        help_text="user_id=ann; separate several by commas.",
         widget=UnfoldAdminTextInputWidget,
     )
     ignore_unknown = forms.BooleanField(
-        label="Leave out columns and keys that nobody knows",
+        label="Ignore unknown fields",
         required=False,
         widget=UnfoldBooleanSwitchWidget,
     )

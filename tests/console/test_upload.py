@@ -92,7 +92,7 @@ def test_a_spreadsheets_file_is_read_as_the_form_says(console, acme):
     text = "External ID;Full name;Since\nu1;Köln;01/02/2026\nu2;NULL;\n".encode("cp1252")
     page = upload(console, text, name="people.csv")
     told = page.content.decode()
-    assert "“Other names”" in told
+    assert "“Rename fields”" in told
     assert "Full name" in told
     assert "--" not in page.context["stopped"]
     page = upload(
@@ -125,7 +125,7 @@ def test_an_option_that_cannot_be_had_is_told_at_its_field(console):
 def test_times_that_are_not_kept_are_told_by_the_forms_own_words(console):
     rows = [{"external_id": "u1", "created_at": "2026-01-31T10:00:00Z"}]
     told = upload(console, rows).content.decode()
-    assert "“Keep the times of the file, where it has them” keeps it." in told
+    assert "“Keep created_at and updated_at of the file” keeps it." in told
     assert "not kept" not in upload(console, rows, preserve_timestamps="on").content.decode()
 
 
