@@ -21,8 +21,12 @@ class UserLine(Line):
     external_id: KeyText
     name: Name | None = None
     email: Annotated[str, Meta(max_length=254)] | None = None
-    timezone: Annotated[str, Meta(max_length=64)] | None = None
+    timezone: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     status: User.Status | None = None
+
+
+class RestoredUserLine(UserLine, kw_only=True):
+    timezone: Annotated[str, Meta(max_length=64)] | None = None
 
 
 USERS = LoadSpec(
@@ -38,4 +42,5 @@ USERS = LoadSpec(
         "metadata",
     ],
     keys=[Key(("external_id",))],
+    restored_line=RestoredUserLine,
 )

@@ -55,9 +55,13 @@ class AgentLine(Line):
     embedding_config: Raw = ABSENT
     tool_rules: Raw = ABSENT
     mcp_tools: Raw = ABSENT
-    state: Annotated[str, Meta(max_length=32)] | None = None
+    state: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
     last_active_at: Moment | None = None
     error_message: str | None = None
+
+
+class RestoredAgentLine(AgentLine, kw_only=True):
+    state: Annotated[str, Meta(max_length=32)] | None = None
 
 
 AGENTS = LoadSpec(
@@ -82,6 +86,7 @@ AGENTS = LoadSpec(
         "metadata",
     ],
     keys=[Key(("external_id",))],
+    restored_line=RestoredAgentLine,
 )
 
 
@@ -90,7 +95,7 @@ class BlockLine(Line):
     label: Annotated[str, Meta(min_length=1, max_length=50)]
     user_id: KeyText | None = None
     value: str | None = None
-    limit: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     description: str | None = None
     is_template: bool | None = None
     template_name: Name | None = None
@@ -106,6 +111,7 @@ class BlockLine(Line):
 
 
 class RestoredBlockLine(BlockLine, kw_only=True):
+    limit: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     version: Version | None = None
 
 

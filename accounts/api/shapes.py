@@ -98,7 +98,7 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
         elif field_class is KeyField:
             options.pop("allow_blank", None)
         elif field_class is Array and isinstance(child := options["child"], serializers.CharField):
-            child.trim_whitespace = False
+            child.trim_whitespace, child.allow_blank = False, True
         if field_name == "external_id":
             options.setdefault("help_text", "The caller's own key, unique in the organization.")
         return field_class, options

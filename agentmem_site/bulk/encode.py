@@ -431,14 +431,17 @@ class Encoder:
     def _encoder(self, column: Column) -> tuple[Callable[[Any], Any], bytes | None]:
         """The encoding of a column's values, and the encoded default for missing ones."""
         if any(column.name == reference.column for reference in self.spec.references):
-            return key_of, None
+            return str if self.spec.keeps_ids else key_of, None
         fields = self.spec.model._meta.concrete_fields
         field = next(f for f in fields if f.column == column.name)
         if isinstance(field, KeyField):
-            return encoder_of(field), binary.NULL
+            return encoder_of(field, is_export=self.spec.keeps_ids), binary.NULL
         is_time = field.get_internal_type() == "DateTimeField"
         own = self._times.encoder(column.name) if is_time else column.encode
-        encode, default = own or encoder_of(field), field.get_default()
+        encode, default = (
+            own or encoder_of(field, is_export=self.spec.keeps_ids),
+            field.get_default(),
+        )
         if field.get_internal_type() == "JSONField":
             missing = binary.NULL if default is None else encode(msgspec.json.encode(default))
             return _json_or(missing, encode), missing

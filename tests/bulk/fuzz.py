@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+
 MAX_LINE_BYTES = 1024 * 1024
-LENGTHS = {"name": (0, 255), "email": (0, 254), "timezone": (0, 64)}
+LENGTHS = {"name": (0, 255), "email": (0, 254), "timezone": (1, 64)}
 STATUSES = ("active", "inactive")
 DEFAULTS = {"name": "", "email": None, "timezone": "UTC", "status": "active", "metadata": {}}
 ALPHABETS = [
@@ -70,6 +73,8 @@ def row_of(line: bytes) -> dict[str, Any] | None:
             value[name] = _key(item)
         elif name in LENGTHS:
             _text(name, item)
+            if name == "email" and item is not None:
+                value[name] = _email(item.strip())
         elif name == "status":
             if item is not None and (not isinstance(item, str) or item not in STATUSES):
                 raise Bad("status")
@@ -144,6 +149,15 @@ def _key(item: Any) -> str:
     if re.search("[\0-\x1f\x7f-\x9f\u2028\u2029]", key.strip()):
         raise Bad("external_id")
     return key.strip()
+
+
+def _email(address: str) -> str:
+    try:
+        if address:
+            validate_email(address)
+    except ValidationError as error:
+        raise Bad("email") from error
+    return address
 
 
 def _text(name: str, item: Any) -> None:
@@ -324,7 +338,9 @@ _BREAKING: list[Breaking] = [
     _field("name", None, "", "x" * 255, "x" * 256, "😀" * 255, "😀" * 256, 7, ["x"], {}),
     _field("external_id", None, "", "x" * 256, 7, -0, 7.5, True, [], " a\t", " ", "a\tb", "a b"),
     _field("status", None, "active", "Active", "asleep", "", 0),
-    _field("email", "x" * 254, "x" * 255),
+    _field(
+        "email", "x" * 254, "x" * 255, "", " a@b.example ", "a b@c.example", "a@b", "ä@ö.example"
+    ),
     _field("timezone", "x" * 64, "x" * 65),
     _field("nmae", "Ann"),
     _field("organization_id", "019a0000-0000-7000-8000-000000000000"),
