@@ -5,7 +5,7 @@ from typing import Any
 from django.utils import timezone
 from rest_framework import serializers
 
-from accounts.api.fields import Array, JsonObject, QueryMoment, ReferenceField
+from accounts.api.fields import Array, JsonObject, KeyFilter, QueryMoment, ReferenceField
 from accounts.api.shapes import KEPT_BY_SERVER, ListQuery, PageQuery, RecordSerializer
 from accounts.models import ApiKey, AuditEvent, Member, Organization, User
 from accounts.roles import ALL_PERMISSIONS, Role
@@ -133,7 +133,7 @@ class UserSerializer(RecordSerializer):
 
 
 class UserQuery(ListQuery):
-    external_id = serializers.CharField(required=False)
+    external_id = KeyFilter()
     status = serializers.ChoiceField(User.Status.choices, required=False)
     email = serializers.CharField(source="email__iexact", required=False)
 

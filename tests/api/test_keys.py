@@ -100,7 +100,7 @@ def test_blanks_around_a_key_are_trimmed_everywhere(api, keyed):
     assert created.json()[key] == "a b", created.content
     assert api.get(f"{path}/%20a%20b%20").json()["id"] == created.json()["id"]
     assert api.get(f"{path}/by-key", {key: " a b"}).json()["id"] == created.json()["id"]
-    if path in ("messages", "agents", "blocks", "memories", "tools"):
+    if path in ("users", "messages", "agents", "blocks", "memories", "tools"):
         (listed,) = api.get(path, {key: "\ta b "}).json()["results"]
         assert listed["id"] == created.json()["id"]
 

@@ -1,6 +1,7 @@
 """Keys in files, by the rule of all doors (agentmem_site/db/keys.py)."""
 
 import json
+from uuid import uuid4
 
 import pytest
 from django.core.management import CommandError
@@ -100,3 +101,16 @@ def test_what_is_no_key_is_a_bad_line(acme, tmp_path, resource, row, field, code
         load(tmp_path, resource, [{**row, **given}], on_error="skip", rejects=rejects)
     reject = json.loads(rejects.read_text())
     assert (reject["field"], reject["code"], reject["message"]) == (field, code, message)
+
+
+def test_an_export_restores_what_was_stored_before_the_rule(acme, tmp_path):
+    users = {" a": str(uuid4()), "a": str(uuid4())}
+    rows = [
+        {"id": row_id, "external_id": key, "email": "none", "timezone": ""}
+        for key, row_id in users.items()
+    ]
+    load(tmp_path, "users", rows, preserve_ids=True)
+    with tenant(acme):
+        stored = User.objects.for_organization(acme)
+        assert {u.external_id: str(u.pk) for u in stored} == users
+        assert {(u.email, u.timezone) for u in stored} == {("none", "")}
