@@ -1,4 +1,4 @@
-"""Who gets in, who may do what, and what the audit log says of it."""
+"""Keys, members, roles, commands and the audit log."""
 
 import json
 import secrets
@@ -71,12 +71,12 @@ def test_the_secret_is_not_kept(acme):
     assert bytes(stored["hash"]) == hash_key(secret)
     assert len(secret) > 50
     assert secret.startswith(f"{stored['prefix']}_")
-    kept = json.dumps(stored, default=str)
-    assert secret not in kept
-    assert secret.rpartition("_")[2] not in kept
+    text = json.dumps(stored, default=str)
+    assert secret not in text
+    assert secret.rpartition("_")[2] not in text
 
 
-def test_two_keys_are_never_alike(acme):
+def test_generated_keys_are_unique(acme):
     assert len({issue(acme)[1] for _ in range(5)}) == 5
 
 
@@ -128,7 +128,7 @@ def test_a_deleted_organizations_keys_and_members_open_nothing(acme, globex_key)
             look_up()
 
 
-def test_the_use_of_a_key_is_noted_once_a_minute(acme):
+def test_the_last_use_of_a_key_is_recorded_once_a_minute(acme):
     key, secret = issue(acme)
     with tenant(acme):
         record_use(authenticate_key(secret).actor, organization=acme)
@@ -139,7 +139,7 @@ def test_the_use_of_a_key_is_noted_once_a_minute(acme):
     assert not authenticate_key(secret).is_use_due
 
 
-def test_nobody_gives_a_scope_he_does_not_have(acme):
+def test_nobody_grants_a_scope_they_lack(acme):
     reader = Actor(kind="api_key", name="reader", permissions=frozenset({"memory:read"}))
     refused = r"You cannot grant scopes that you do not have: memory:delete, memory:write\."
     with tenant(acme):
@@ -152,7 +152,7 @@ def test_nobody_gives_a_scope_he_does_not_have(acme):
             )
         assert not ApiKey.objects.for_organization(acme).exists()
     with pytest.raises(Forbidden, match="everything"):
-        issue(acme, scopes=["everything"])  # nobody has a scope that there is not
+        issue(acme, scopes=["everything"])  # there is no such scope
 
 
 # -- roles --------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_a_weak_password_is_refused(acme, password, message):
 
 
 @pytest.mark.parametrize("email", ["", "bob", "bob@", "@acme.example", "a b@acme.example"])
-def test_an_address_is_one(acme, email):
+def test_an_invalid_address_is_refused(acme, email):
     with pytest.raises(Invalid) as caught:
         make(acme, email=email)
     assert caught.value.field == "email"
@@ -228,7 +228,7 @@ def test_addresses_do_not_differ_by_case_alone(acme, globex):
     assert member_by_email("BOB@Acme.Example") == bob
 
 
-def test_an_address_is_a_members_in_each_of_several_organizations(acme, globex):
+def test_organizations_may_have_members_with_the_same_address(acme, globex):
     here, there = make(acme), make(globex, role="user")
     assert (here.email, here.role) == ("bob@acme.example", "viewer")
     assert member_by_email(here.email, slug="globex") == there
@@ -261,7 +261,7 @@ def change(member, actor, **values) -> Member:
         return members.update(member, organization=organization, actor=actor, values=values)
 
 
-def test_giving_and_taking_roles_needs_the_permission(acme):
+def test_granting_and_revoking_roles_requires_the_permission(acme):
     maker = key_actor(*(ALL - {"roles:manage"}))
     bob = make(acme, actor=maker)
     assert bob.role == Role.VIEWER
@@ -289,8 +289,8 @@ def test_giving_and_taking_roles_needs_the_permission(acme):
 
 @pytest.mark.parametrize("role", Role.values)
 @pytest.mark.parametrize("more", [(), ("roles:manage",), PERMISSIONS["viewer"]], ids=len)
-def test_nobody_acts_on_a_member_who_may_do_more(acme, role, more):
-    """With the rights of each kind of caller, on a member of each role: what gains, is refused."""
+def test_nobody_changes_a_member_with_more_permissions(acme, role, more):
+    """Each kind of caller, on a member of each role: whatever adds permissions is refused."""
     make(acme, email="first@acme.example", role="owner")
     member = make(acme, role=role)
     actor = key_actor(*more)
@@ -317,7 +317,7 @@ def test_nobody_acts_on_a_member_who_may_do_more(acme, role, more):
     assert may == (role == "viewer" and more == PERMISSIONS["viewer"])
 
 
-def test_ones_own_password_needs_no_permission(acme):
+def test_changing_ones_own_password_needs_no_permission(acme):
     clerk = make(acme, role="user")
     changed = change(clerk, member_actor(clerk), password="another horse battery")
     assert changed.check_password("another horse battery")
@@ -328,7 +328,7 @@ def test_ones_own_password_needs_no_permission(acme):
 @pytest.mark.parametrize(
     "lost", [{"is_active": False}, {"is_staff": False}, {"role": "admin"}, {}], ids=str
 )
-def test_the_last_active_owner_stays(acme, lost):
+def test_the_last_active_owner_cannot_be_removed(acme, lost):
     owner = make(acme, role="owner")
     make(acme, email="idle@acme.example", role="owner", is_active=False)
     rows = Member.objects.for_organization(acme).filter(pk=owner.pk)
@@ -352,7 +352,7 @@ def test_the_last_active_owner_stays(acme, lost):
 # -- keys of members ------------------------------------------------------------------------------
 
 
-def test_a_members_key_opens_what_the_role_allows_now(acme):
+def test_a_members_key_grants_what_the_role_allows_now(acme):
     ann = make(acme, role="admin")
     _, secret = issue(acme, scopes=["memory:read", "memory:delete"], member=ann)
     assert authenticate_key(secret).actor.permissions == {"memory:read", "memory:delete"}
@@ -379,7 +379,7 @@ def test_a_members_key_is_issued_within_the_role(acme):
     assert issue(acme, member=vera)
 
 
-def test_nobody_acts_on_a_key_that_opens_more(acme):
+def test_nobody_changes_a_key_with_more_scopes(acme):
     key, _ = issue(acme, scopes=["memory:read", "memory:delete"])
     rows = ApiKey.objects.for_organization(acme).filter(pk=key.pk)
     clerk = Actor(kind="api_key", name="c", permissions=frozenset({"keys:manage", "memory:read"}))
@@ -402,7 +402,7 @@ def test_nobody_acts_on_a_key_that_opens_more(acme):
         assert revoke_key(own, **by).revoked_at
 
 
-def test_nobody_is_moved_to_another_organization(acme, globex):
+def test_a_member_cannot_be_moved_to_another_organization(acme, globex):
     bob = make(acme)
     user = make_user(acme)
     for records, row in ((members, bob), (users, user)):
@@ -411,16 +411,16 @@ def test_nobody_is_moved_to_another_organization(acme, globex):
                 with pytest.raises(Invalid, match="cannot move to another organization"), door:
                     records.update(row, organization=acme, actor=TESTER, values=values)
     with platform():
-        made = users.create(
+        user = users.create(
             organization=acme,
             actor=TESTER,
             values={"external_id": "u", "organization_id": globex.pk},
         )
-    assert made.organization_id == acme.pk
+    assert user.organization_id == acme.pk
     assert member_by_email("bob@acme.example").organization == acme
 
 
-def test_a_member_is_updated_within_the_organization_alone(acme, mallory):
+def test_a_member_of_another_organization_cannot_be_updated(acme, mallory):
     with pytest.raises(NotFound), tenant(acme):
         members.update(mallory, organization=acme, actor=TESTER, values={"name": "x"})
 
@@ -448,7 +448,7 @@ def test_a_superuser_belongs_to_no_organization():
 
 
 @pytest.mark.parametrize("slug", ["", "Acme", "-acme", "acme-", "a_b", "a b", "ä", "a" * 64])
-def test_a_slug_is_one(slug):
+def test_an_invalid_slug_is_refused(slug):
     with pytest.raises(Invalid) as caught, platform():
         organizations.create(actor=TESTER, values={"name": "A", "slug": slug})
     assert caught.value.field == "slug"
@@ -461,7 +461,7 @@ def test_a_wrong_slug_is_explained():
         organizations.create(actor=TESTER, values={"name": "A", "slug": "Not A Slug"})
 
 
-def test_a_slug_is_taken_once(acme):
+def test_a_slug_is_unique(acme):
     with pytest.raises(Conflict, match="another organization with this slug") as caught, platform():
         organizations.create(actor=TESTER, values={"name": "Acme", "slug": "acme"})
     assert (caught.value.field, caught.value.code) == ("slug", "duplicate")
@@ -496,9 +496,9 @@ def manage(monkeypatch, capsys):
 
 def test_create_organization_prints_its_id_alone(manage):
     code, out, err = manage("create_organization", "acme-labs")
-    made = Organization.objects.get()
-    assert (code, out, err) == (0, f"{made.pk}\n", "")
-    assert (made.slug, made.name) == ("acme-labs", "Acme Labs")
+    organization = Organization.objects.get()
+    assert (code, out, err) == (0, f"{organization.pk}\n", "")
+    assert (organization.slug, organization.name) == ("acme-labs", "Acme Labs")
     code, out, _ = manage("create_organization", "globex", "--name", "Globex GmbH")
     assert Organization.objects.get(pk=UUID(out.strip())).name == "Globex GmbH"
 
@@ -531,21 +531,21 @@ def test_create_member_refuses_in_one_line(manage, alice, globex):
     assert (code, out, err.startswith(nowhere)) == (1, "", True)
     taken = "CommandError: There is another member with this email, perhaps in the trash.\n"
     assert run("alice@acme.example", "acme") == (1, "", taken)
-    code, out, _ = run("ALICE@acme.example", "globex")  # who tells nobody of acme
+    code, out, _ = run("ALICE@acme.example", "globex")  # without mentioning acme
     assert (code, len(out.splitlines())) == (0, 1)
     assert run("nobody", "acme") == (1, "", "CommandError: Enter a valid email address.\n")
 
 
-def test_changepassword_asks_whose_where_several_have_the_address(manage, acme, globex):
+def test_changepassword_requires_the_organization_if_several_have_the_address(manage, acme, globex):
     here, there = make(acme), make(globex)
-    asked = mock.patch(
+    prompts = mock.patch(
         "accounts.management.commands.changepassword.getpass",
         side_effect=["short", "short", "one horse battery", "another", *["a new pass phrase"] * 2],
     )
     code, out, err = manage("changepassword", "bob@acme.example")
     assert (code, out) == (1, "")
     assert "is a member of several organizations: name one of acme, globex.\n" in err
-    with asked:
+    with prompts:
         code, out, err = manage("changepassword", "BOB@acme.example", "--organization=globex")
     assert (code, out) == (0, "The password of bob@acme.example was changed.\n")
     assert "at least 12 characters" in err
@@ -600,7 +600,7 @@ def news(organization, seen) -> list[AuditEvent]:
     return [event for event in events(organization) if event not in seen]
 
 
-def test_a_change_is_one_event_with_who_what_when_and_from_where(acme, globex):
+def test_a_change_is_one_event_with_actor_action_time_and_address(acme, globex):
     seen, before = events(acme), timezone.now()
     with tenant(acme):
         agent = agents.create(organization=acme, actor=VISITOR, values={"name": "Ada"})
@@ -623,32 +623,32 @@ def test_each_verb_is_one_event(acme):
         rows = type(agent).objects.for_organization(acme).filter(pk=agent.pk)
         changed = {"name": "Bea", "state": "busy"}
         agents.update(agent, organization=acme, actor=VISITOR, values=changed)
-        agents.update(agent, organization=acme, actor=VISITOR, values=changed)  # nothing new
+        agents.update(agent, organization=acme, actor=VISITOR, values=changed)  # nothing changes
         agents.delete(rows, organization=acme, actor=VISITOR)
-        agents.delete(rows, organization=acme, actor=VISITOR)  # nothing left
+        agents.delete(rows, organization=acme, actor=VISITOR)  # no row matches
         agents.restore(rows, organization=acme, actor=VISITOR)
         agents.purge(rows, organization=acme, actor=VISITOR)
-    told = news(acme, seen)
-    assert [event.action for event in told] == [
+    logged = news(acme, seen)
+    assert [event.action for event in logged] == [
         "created", "updated", "deleted", "restored", "purged"
     ]  # fmt: skip
-    assert {event.resource_id for event in told} == {agent.pk}
-    assert told[1].changes == {"fields": {"name": None, "state": None}}
-    assert told[2].changes == {"rows": {"agent": 1}}
+    assert {event.resource_id for event in logged} == {agent.pk}
+    assert logged[1].changes == {"fields": {"name": None, "state": None}}
+    assert logged[2].changes == {"rows": {"agent": 1}}
 
 
-def test_many_rows_are_one_event_that_names_them(acme):
-    made = [make_agent(acme) for _ in range(3)]
+def test_a_change_of_many_rows_is_one_event_with_their_ids(acme):
+    created = [make_agent(acme) for _ in range(3)]
     seen = events(acme)
     with tenant(acme):
-        rows = type(made[0]).objects.for_organization(acme)
+        rows = type(created[0]).objects.for_organization(acme)
         agents.delete(rows, organization=acme, actor=VISITOR)
     (event,) = news(acme, seen)
     assert event.resource_id is None
-    assert set(event.changes["ids"]) == {str(agent.pk) for agent in made}
+    assert set(event.changes["ids"]) == {str(agent.pk) for agent in created}
 
 
-def test_a_change_that_failed_leaves_no_event(acme):
+def test_a_failed_change_leaves_no_event(acme):
     make_user(acme, external_id="u1")
     seen = events(acme)
     with pytest.raises(Conflict), tenant(acme):
@@ -656,10 +656,12 @@ def test_a_change_that_failed_leaves_no_event(acme):
     assert news(acme, seen) == []
 
 
-def test_the_audit_log_holds_nobodys_words_and_no_secret(acme):
+def test_the_audit_log_contains_no_content_and_no_secret(acme):
     secret_words = [f"canary{secrets.token_hex(8)}" for _ in range(8)]
-    said, again, speaker, context, note, mail, name, external = secret_words
-    memory = make_memory(acme, content=said, speaker=speaker, context=context, external_id=external)
+    content, again, speaker, context, note, mail, name, external = secret_words
+    memory = make_memory(
+        acme, content=content, speaker=speaker, context=context, external_id=external
+    )
     with tenant(acme):
         values = {"content": again, "metadata": {note: note}, "importance": 0.9, "speaker": name}
         memories.update(memory, organization=acme, actor=VISITOR, values=values)
@@ -669,10 +671,10 @@ def test_the_audit_log_holds_nobodys_words_and_no_secret(acme):
         memories.purge(rows, organization=acme, actor=VISITOR)
     user = make_user(acme, name=name, email=f"{mail}@acme.example", external_id=external)
     with tenant(acme):
-        users.update(user, organization=acme, actor=VISITOR, values={"name": said})
+        users.update(user, organization=acme, actor=VISITOR, values={"name": content})
     bob = make(acme)
     with tenant(acme):
-        change = {"password": f"{said} battery", "name": note, "role": "user"}
+        change = {"password": f"{content} battery", "name": note, "role": "user"}
         members.update(bob, organization=acme, actor=VISITOR, values=change)
     api_key = make_key(acme)
     with tenant(acme):
@@ -680,19 +682,19 @@ def test_the_audit_log_holds_nobodys_words_and_no_secret(acme):
     assert "purged" in log
     hidden = [*secret_words, PASSWORD, api_key, api_key.split("_", 2)[2], hash_key(api_key).hex()]
     assert [word for word in hidden if word in log] == []
-    # What is no one's words is told, old and new.
+    # Values that are not content are recorded, old and new.
     (changed,) = [e for e in events(acme) if (e.resource_type, e.action) == ("memory", "updated")]
     assert changed.changes["fields"]["importance"] == [0.5, 0.9]
     (role,) = [e for e in events(acme) if (e.resource_type, e.action) == ("member", "updated")]
     assert role.changes["fields"] == {"password": None, "name": None, "role": ["viewer", "user"]}
 
 
-def test_keys_issued_and_revoked_are_told(acme):
+def test_issuing_and_revoking_keys_is_audited(acme):
     seen = events(acme)
     key, _ = issue(acme)
     with tenant(acme):
         revoke_key(key, organization=acme, actor=VISITOR)
-    made, revoked = news(acme, seen)
-    assert (made.action, made.resource_id) == ("created", key.pk)
+    issued, revoked = news(acme, seen)
+    assert (issued.action, issued.resource_id) == ("created", key.pk)
     assert (revoked.action, revoked.actor_id) == ("updated", VISITOR.id)
     assert list(revoked.changes["fields"]) == ["revoked_at"]

@@ -119,9 +119,9 @@ def test_a_batch_writes_history_and_one_audit_event(api, acme, encoder):
 def test_existing_content_is_not_encoded_again(api, acme, encoder):
     created = batch(api, {"content": "Tea", "speaker": "Ann"}, {"content": "Tea", "speaker": "Bob"})
     assert created["embedded"] is True
-    assert encoder.asked == ["Ann: Tea", "Bob: Tea"]
+    assert encoder.texts == ["Ann: Tea", "Bob: Tea"]
     batch(api, {"content": "Tea", "speaker": "Ann", "user_id": "ann"})
-    assert len(encoder.asked) == 2
+    assert len(encoder.texts) == 2
     assert {(m.embedding_state, m.embedding_model) for m in stored(acme)} == {("ready", "recorder")}
     with tenant(acme):
         assert CachedVector.objects.for_organization(acme).count() == 2
@@ -132,7 +132,7 @@ def test_later_leaves_them_to_a_worker(api, acme, encoder):
     single = api.post("memories", {"content": "Coffee", "embed": "later"}).json()
     assert (answer["embedded"], single["embedded"]) == (False, False)
     assert single["embedding_state"] == "pending"
-    assert encoder.asked == []
+    assert encoder.texts == []
     assert {(m.embedding_state, m.embedding_model) for m in stored(acme)} == {("pending", "")}
 
 
@@ -144,19 +144,19 @@ def test_workers_are_notified_of_pending_memories(acme_key, acme):
     with psycopg.connect(**options, autocommit=True) as listening:
         listening.execute("LISTEN agentmem_embed")
 
-        def told():
+        def notified():
             listening.execute("NOTIFY agentmem_embed, 'no more'")  # they come in order
             payloads = (n.payload for n in listening.notifies(timeout=60))
             return list(iter(payloads.__next__, "no more"))
 
         created = api.post("memories", {"content": "Tea"}).json()
-        assert told() == []
+        assert notified() == []
         api.patch(f"memories/{created['id']}", {"importance": 1})
-        assert told() == []
+        assert notified() == []
         api.patch(f"memories/{created['id']}", {"content": "Coffee"})
-        assert told() == [str(acme.pk)]
+        assert notified() == [str(acme.pk)]
         batch(api, {"content": "Water"}, {"content": "Milk"}, embed="later")
-        assert told() == [str(acme.pk)]
+        assert notified() == [str(acme.pk)]
 
 
 def test_an_encoder_that_fails_loses_nothing(api, acme, encoder):
@@ -174,7 +174,7 @@ def test_a_vector_may_be_supplied(api, acme, encoder, given):
     api.post("memories", {"content": "One", "embedding": given})
     named = {"embedding": given, "embedding_model": "mine"}
     batch(api, {"content": "Two", "embedding": given}, {"content": "Three", **named})
-    assert encoder.asked == []
+    assert encoder.texts == []
     rows = stored(acme)
     assert [m.embedding_model for m in rows] == ["recorder", "recorder", "mine"]
     assert all(m.embedding == VECTOR for m in rows)
@@ -420,5 +420,5 @@ def test_a_full_batch_costs_as_many_statements_as_a_small_one(api, acme, django_
         add(2, "few")
     with CaptureQueriesContext(connection) as many:
         assert add(1000, "many")["created"] == 1000
-    # (Four more where the planner is told that the table has grown.)
+    # (Four more when the load analyzes a table that has grown.)
     assert len(many) <= len(few) + 4 < 30

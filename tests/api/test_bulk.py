@@ -101,10 +101,10 @@ def test_rejected_lines_are_reported_and_the_others_stored(api, acme):
     assert answer.status_code == 207
     report = answer.json()
     assert (report["read"], report["inserted"], report["rejected"]) == (5, 2, 3)
-    told = [(r["line"], r["byte_offset"], r["field"], r["code"]) for r in report["rejects"]]
+    rejects = [(r["line"], r["byte_offset"], r["field"], r["code"]) for r in report["rejects"]]
     second, fourth = len(lines(ANN)), len(lines(ANN, {"nmae": "x"}, b""))
     sixth = len(lines(ANN, {"nmae": "x"}, b"", b"{", BOB))
-    assert told == [
+    assert rejects == [
         (2, second, "nmae", "unknown_field"),
         (4, fourth, "", "malformed_json"),
         (6, sixth, "external_id", "not_text"),
@@ -116,8 +116,8 @@ def test_in_an_array_the_line_is_the_element(api, acme):
     body = json.dumps([ANN, 5, BOB, {"external_id": ""}])
     answer = send(api, "users/bulk", body, ARRAY)
     assert answer.status_code == 207
-    told = [(r["line"], r["byte_offset"]) for r in answer.json()["rejects"]]
-    assert told == [(2, body.index("5,")), (4, body.index('{"external_id": ""}'))]
+    rejects = [(r["line"], r["byte_offset"]) for r in answer.json()["rejects"]]
+    assert rejects == [(2, body.index("5,")), (4, body.index('{"external_id": ""}'))]
     assert stored(acme) == ["u1", "u2"]
 
 
@@ -290,8 +290,8 @@ def test_a_key_that_may_not_add_agents_adds_none_by_naming_them(acme):
     )
     report = send(writer, "memories/bulk?embed=later", body).json()
     assert report["inserted"] == 2
-    told = [(r["line"], r["field"], r["code"]) for r in report["rejects"]]
-    assert told == [(2, "agent_id", "unknown_reference")]
+    rejects = [(r["line"], r["field"], r["code"]) for r in report["rejects"]]
+    assert rejects == [(2, "agent_id", "unknown_reference")]
     assert stored(acme, Agent) == []
     assert stored(acme) == ["ann", "new"]
 

@@ -31,7 +31,7 @@ def static_encoder(settings):
 
 @pytest.fixture
 def others(acme):
-    """What must not be found when somebody new is asked for."""
+    """What a search for somebody new must not find."""
     user, agent = make_user(acme, external_id="ann"), make_agent(acme, external_id="barista")
     session = make_session(acme, session_id="s", user=user, agent=agent)
     make_memory(acme, content="Likes tea.", user=user, agent=agent, session_id="s")
@@ -81,8 +81,8 @@ def test_an_unknown_name_matches_nothing_in_counts_searches_and_exports(api, oth
 
 
 def test_a_batch_of_searches_does_not_fail_for_one_name(api, others):
-    asked = [{"query": "tea"}, *({"query": "tea", "user_id": name} for name in NAMES.values())]
-    answer = api.post("memories/search/batch", {"searches": asked})
+    searches = [{"query": "tea"}, *({"query": "tea", "user_id": name} for name in NAMES.values())]
+    answer = api.post("memories/search/batch", {"searches": searches})
     assert answer.status_code == 200
     assert [len(one["results"]) for one in answer.json()["results"]] == [1, 0, 0, 0, 0]
 
@@ -116,15 +116,15 @@ def test_the_context_of_an_unknown_user_has_what_everybody_may_know(acme, api, o
         ({"session_id": "nowhere"}, "session"),
         ({"session_id": "nowhere", "user_id": "bob"}, "session"),
     ]:
-        told = context(api, **body)
-        assert "sold until six" in told["text"]
-        assert "Likes tea" not in told["text"]
-        assert "Tea, please" not in told["text"]
-        assert told["notice"] == f"There is no such {missing} yet."
-    told = context(api, agent="new-agent", user_id="ann")
-    assert told["notice"] == "There is no such agent yet."
-    assert "sold until six" in told["text"]
-    assert "Likes tea" not in told["text"]  # it is Ann's with another agent
+        answer = context(api, **body)
+        assert "sold until six" in answer["text"]
+        assert "Likes tea" not in answer["text"]
+        assert "Tea, please" not in answer["text"]
+        assert answer["notice"] == f"There is no such {missing} yet."
+    answer = context(api, agent="new-agent", user_id="ann")
+    assert answer["notice"] == "There is no such agent yet."
+    assert "sold until six" in answer["text"]
+    assert "Likes tea" not in answer["text"]  # it is Ann's with another agent
 
 
 def row(model, organization, **named):
@@ -147,8 +147,8 @@ def test_a_message_creates_its_session_user_and_agent(acme, api):
     with tenant(acme):
         events = AuditEvent.objects.filter(organization=acme, action="created")
         events = events.exclude(resource_type__in=["apikey", "organization"])
-        told = sorted(events.values_list("resource_type", flat=True))
-    assert told == ["agent", "message", "message", "session", "user"]
+        types = sorted(events.values_list("resource_type", flat=True))
+    assert types == ["agent", "message", "message", "session", "user"]
 
 
 def test_a_message_to_an_unknown_session_path_creates_it(acme, api):

@@ -57,8 +57,8 @@ def test_an_unknown_uuid_is_the_callers_own_key(acme, api, path, body, field):
     assert created.json()[field] in (row["id"], own)
     again = {k: v for k, v in body.items() if k != "session_id"}
     for name in (own, row["id"]):
-        found = api.post(path, {**again, field: name, **content(path, name)})
-        assert found.json()[field] == created.json()[field]
+        response = api.post(path, {**again, field: name, **content(path, name)})
+        assert response.json()[field] == created.json()[field]
     with tenant(acme):
         assert User.objects.for_organization(acme).count() == (field == "user_id")
 

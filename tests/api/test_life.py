@@ -18,7 +18,7 @@ RESOURCES = {
     "memories": ({"content": "Likes coffee."}, {"importance": 0.5}, "external_id"),
     "members": ({"name": "Bob"}, {"role": "viewer"}, "email"),
 }
-# What the server changes of its own accord with a change.
+# What the server itself changes with each change.
 MOVED = ("updated_at", "version", "hash", "embedding_state", "embedding_model")
 REQUIRED = ("label", "name", "role", "content", "email", "session_id", "run_id")
 
@@ -57,7 +57,7 @@ def test_the_life_of_a_row(api, acme, resource):
     }
     assert changed.json()["updated_at"] > row["updated_at"]
 
-    # What was read can be sent back as it is, and touches nothing.
+    # A response can be sent back as it is, and changes nothing.
     again = api.put(here, changed.json())
     assert again.status_code == 200, again.json()
     assert again.json() == changed.json()

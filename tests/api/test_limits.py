@@ -15,7 +15,7 @@ from tests.serving.server import Server, locked, until
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.unguarded]
 
 
-# Of the row asked for; of the look-ups before the organization is known.
+# Of the requested row; of the lookups before the organization is known.
 @pytest.mark.parametrize("table", ["accounts_user", "accounts_apikey", "accounts_organization"])
 def test_a_locked_table_is_503_in_time(api, settings, table):
     settings.LOCK_TIMEOUT_MS = 200

@@ -108,25 +108,25 @@ def test_memories_are_filtered(api, acme):
     make_memory(acme, content="Opens at eight.", agent=barista, importance=0.7, session_id="s:1")
     make_memory(acme, content="Coffee is at four.", memory_type="core", scope="agent")
 
-    def found(query):
+    def contents(query):
         response = api.get(f"memories?{query}")
         assert response.status_code == 200, response.json()
         return [m["content"].split()[0] for m in response.json()["results"]]
 
-    assert found("") == ["Coffee", "Opens", "Ann"]
-    assert found("user_id=ann") == found(f"user_id={ann.pk}") == ["Ann"]
-    assert found("agent_id=barista") == found("session_id=s:1") == ["Opens"]
-    assert found("memory_type=core") == found("scope=agent") == ["Coffee"]
-    assert found("level=strategic") == []
-    # 0.1 is kept in 4 bytes: as itself, not as the nearest double.
-    assert found("importance_max=0.1") == ["Ann"]
-    assert found("importance_min=0.1&importance_max=0.5") == ["Coffee", "Ann"]
-    assert found("q=teas") == found("q=likes -coffee") == ["Ann"]
-    assert found('q="at four"') == ["Coffee"]
+    assert contents("") == ["Coffee", "Opens", "Ann"]
+    assert contents("user_id=ann") == contents(f"user_id={ann.pk}") == ["Ann"]
+    assert contents("agent_id=barista") == contents("session_id=s:1") == ["Opens"]
+    assert contents("memory_type=core") == contents("scope=agent") == ["Coffee"]
+    assert contents("level=strategic") == []
+    # 0.1 is stored in 4 bytes, and compared as such.
+    assert contents("importance_max=0.1") == ["Ann"]
+    assert contents("importance_min=0.1&importance_max=0.5") == ["Coffee", "Ann"]
+    assert contents("q=teas") == contents("q=likes -coffee") == ["Ann"]
+    assert contents('q="at four"') == ["Coffee"]
     at = tea.created_at.isoformat()
-    assert found(f"created_before={at.replace('+', '%2B')}") == []
-    assert found(f"created_after={at}") == ["Coffee", "Opens", "Ann"]  # "+" not escaped
-    assert found("user_id=bob") == []
+    assert contents(f"created_before={at.replace('+', '%2B')}") == []
+    assert contents(f"created_after={at}") == ["Coffee", "Opens", "Ann"]  # "+" not escaped
+    assert contents("user_id=bob") == []
 
 
 def test_sessions_are_filtered(api, acme):
@@ -135,15 +135,15 @@ def test_sessions_are_filtered(api, acme):
     make_session(acme, session_id="t", team_id="night")
     make_session(acme, session_id="w", workflow_id="flow")
 
-    def found(query):
+    def names(query):
         return [s["session_id"] for s in api.get(f"sessions?{query}").json()["results"]]
 
-    assert found("") == ["w", "t", "a"]
-    assert found("agent_id=barista") == found("user_id=ann") == ["a"]
-    assert (found("team_id=night"), found("workflow_id=flow")) == (["t"], ["w"])
+    assert names("") == ["w", "t", "a"]
+    assert names("agent_id=barista") == names("user_id=ann") == ["a"]
+    assert (names("team_id=night"), names("workflow_id=flow")) == (["t"], ["w"])
     updated = api.patch("sessions/a", {"name": "x"}).json()["updated_at"]
-    assert found(f"updated_after={updated}") == ["a"]
-    assert found(f"updated_before={updated}") == ["w", "t"]
+    assert names(f"updated_after={updated}") == ["a"]
+    assert names(f"updated_before={updated}") == ["w", "t"]
 
 
 def test_a_uuid_is_looked_up_as_an_id_first(api, acme):
@@ -175,9 +175,9 @@ def test_the_cost_of_a_list_does_not_grow_with_it(api, acme, cast):
         ) as queries:
             assert api.get(path).status_code == 200
         parents = 1 if route.basename in extra or route.template.startswith("agents/{") else 0
-        said = [q["sql"] for q in queries.captured_queries]
-        assert len(said) == 7 + parents, (route.id, said)
-        assert not [q for q in said if '"embedding"' in q or '"document"' in q]
+        statements = [q["sql"] for q in queries.captured_queries]
+        assert len(statements) == 7 + parents, (route.id, statements)
+        assert not [q for q in statements if '"embedding"' in q or '"document"' in q]
     for n in range(5):
         make_message(acme, session=cast["session"], run=cast["run"], text=str(n))
     with CaptureQueriesContext(connection) as queries:
@@ -198,7 +198,7 @@ def test_a_page_is_one_range_of_the_index(api, acme, seven_users):
     assert "accounts_user_created" in plan
     assert "ROW(created_at, id) < ROW(" in plan.split("Index Cond:")[1].splitlines()[0]
     assert "Sort" not in plan
-    # Rows of one moment come in an order of their own, whichever plan is chosen.
+    # Rows of the same moment have a fixed order with any plan.
     order = statement.split("ORDER BY")[1]
     assert order.split("LIMIT")[0].strip() == (
         '"accounts_user"."created_at" DESC, "accounts_user"."id" DESC'

@@ -120,8 +120,8 @@ def test_a_stream_is_logged_at_its_end(api, lines):
 
 
 def test_static_files_have_their_own_route(client, db, lines):
-    found = client.get("/static/agentmem/console.css")
-    assert b"".join(found.streaming_content) and found.status_code == 200
+    response = client.get("/static/agentmem/console.css")
+    assert b"".join(response.streaming_content) and response.status_code == 200
     assert client.get("/static/nothing.css").status_code == 404
     assert [line["route"] for line in accesses(lines)] == ["/static/{path}"] * 2
 

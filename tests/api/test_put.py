@@ -45,11 +45,11 @@ def without_times(row):
 
 def test_put_creates_then_replaces(api, keyed):
     path, key, body, other = keyed
-    made = api.put(f"{path}/k 1", body)
-    assert made.status_code == 201, made.content
-    row = made.json()
+    created = api.put(f"{path}/k 1", body)
+    assert created.status_code == 201, created.content
+    row = created.json()
     assert (row[key], {k: row[k] for k in body}) == ("k 1", body)
-    assert api.get(made["Location"]).json() == row == api.get(f"{path}/k 1").json()
+    assert api.get(created["Location"]).json() == row == api.get(f"{path}/k 1").json()
     for name in ("k 1", "%20k%201", row["id"]):
         replaced = api.put(f"{path}/{name}", {**other, key: "k 1"})
         assert (replaced.status_code, replaced.json()["id"]) == (200, row["id"])
@@ -65,10 +65,12 @@ def test_a_uuid_of_nobody_is_the_callers_key(api, theirs, keyed):
     path, key, body, _ = keyed
     foreign = theirs.put(f"{path}/mine", body).json()["id"]
     for own in (str(uuid4()), foreign):
-        made = api.put(f"{path}/{own}", {**body, **({"content": own} if "content" in body else {})})
-        assert (made.status_code, made.json()[key]) == (201, own)
-        assert made.json()["id"] not in (own, foreign)
-        assert api.put(f"{path}/{own}", body).json()["id"] == made.json()["id"]
+        created = api.put(
+            f"{path}/{own}", {**body, **({"content": own} if "content" in body else {})}
+        )
+        assert (created.status_code, created.json()[key]) == (201, own)
+        assert created.json()["id"] not in (own, foreign)
+        assert api.put(f"{path}/{own}", body).json()["id"] == created.json()["id"]
     assert theirs.get(f"{path}/mine").json()["id"] == foreign
 
 
@@ -84,9 +86,9 @@ def test_put_takes_the_place_of_what_is_in_the_trash(acme, api, keyed):
         assert f"PUT {address}/k " in refused.json()["detail"]
     assert api.put(f"{path}/{old['id']}", other).status_code == 409
 
-    made = api.put(f"{path}/k", other)
-    assert made.status_code == 201, made.content
-    new = made.json()
+    created = api.put(f"{path}/k", other)
+    assert created.status_code == 201, created.content
+    new = created.json()
     assert (new["id"] != old["id"], new[key], new["metadata"]) == (True, "k", {})
     unrelated = api.put(f"{path}/unrelated", other).json()
     assert without_times(new) == without_times({**unrelated, key: "k"})
@@ -178,8 +180,8 @@ def test_taking_a_place_in_the_trash_takes_the_delete_scope(acme, api, keyed):
 def test_who_may_not_read_is_answered_the_id(acme, keyed):
     path, _, body, _ = keyed
     writer = client_with(make_key(acme, [s for s in ALL_PERMISSIONS if ":read" not in s]))
-    made = writer.put(f"{path}/k", body)
-    assert (made.status_code, list(made.json())) == (201, ["id"])
+    created = writer.put(f"{path}/k", body)
+    assert (created.status_code, list(created.json())) == (201, ["id"])
 
 
 def test_members_and_organizations_are_not_made_by_put(api):
@@ -199,5 +201,5 @@ def test_many_puts_at_once_make_one_row(acme, acme_key, path):
             connections.close_all()
 
     with ThreadPoolExecutor(4) as pool:
-        told = sorted(pool.map(put, range(8)))
-    assert told == [200] * 7 + [201]
+        statuses = sorted(pool.map(put, range(8)))
+    assert statuses == [200] * 7 + [201]

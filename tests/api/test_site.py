@@ -98,7 +98,7 @@ def test_probes_are_answered_whatever_the_host(client, db, settings):
 
 
 def test_a_database_with_open_walls_is_not_ready(client, db, monkeypatch):
-    # (What opens a wall is checks.py's to tell; here, that it is told.)
+    # (checks.py tests what opens a wall; here it only has to be reported.)
     monkeypatch.setattr(health, "database_faults", lambda: ["The wall of x is open."])
     response = client.get("/health/ready")
     assert response.status_code == 503
@@ -113,11 +113,11 @@ def test_a_missing_migration_is_not_ready(client, db, monkeypatch):
 
 
 def test_an_unreachable_database_is_not_ready(client, db, monkeypatch):
-    def gone(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise OperationalError("connection to /var/run/postgres refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(connection, "cursor", gone)
+        patch.setattr(connection, "cursor", fail)
         response = client.get("/health/ready")
     assert (response.status_code, response["Retry-After"]) == (503, "1")
     assert response.json()["reasons"] == ["The database cannot be reached."]

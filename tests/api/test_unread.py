@@ -107,8 +107,8 @@ def test_the_preview_of_an_erasure_requires_reading_users(acme):
 
 def test_the_schema_says_what_each_operation_needs(client):
     paths = client.get("/api/schema").json()["paths"]
-    told = paths["/api/v1/memories/{id}/"]["patch"]["description"]
-    assert "Needs `memory:write`. Without `memory:read` the response holds the id alone." in told
+    text = paths["/api/v1/memories/{id}/"]["patch"]["description"]
+    assert "Needs `memory:write`. Without `memory:read` the response holds the id alone." in text
     merge = paths["/api/v1/memories/{memory_id}/merge/"]["post"]["description"]
     assert "Needs `memory:write` and `memory:delete`." in merge
     restore = paths["/api/v1/memories/{id}/restore/"]["post"]["description"]

@@ -144,22 +144,22 @@ def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, 
                 if route.action == "update" and getattr(route.view, "creates_by_put", False):
                     continue  # test_put.py: a foreign id is a key of one's own
                 expected = answer(theirs, route, {**others, kwarg: shape})
-                is_new_agent = route.basename == "agent-context"  # of whom nothing is known
+                is_new_agent = route.basename == "agent-context"  # unknown agents have a context
                 assert expected[0] == (200 if is_new_agent else 404), (route.id, expected)
                 assert answer(theirs, route, {**others, kwarg: name}) == expected, route.id
                 if is_new_agent:
                     continue
-                # Unknown comes before anything that could be said of the body.
+                # 404 comes before any error of the body.
                 if route.method in ("post", "put", "patch"):
-                    said = answer(theirs, route, {**others, kwarg: name}, {"nonsense": 1})
-                    assert said == expected, route.id
+                    response = answer(theirs, route, {**others, kwarg: name}, {"nonsense": 1})
+                    assert response == expected, route.id
                 tried += 1
     assert tried > 100
     assert api.get("users").json()["results"][0]["name"] == cast["user"].name  # untouched
 
 
 def test_a_name_of_another_organization_can_be_created_here(api, theirs, cast):
-    """Of a user, an agent, a session: what is named by it is the caller's own."""
+    """The name of a user, agent or session creates a row of the caller."""
     user, agent, session = (cast[kind] for kind in ("user", "agent", "session"))
     named = {"user_id": user.external_id, "agent_id": str(agent.pk)}
     message = {"role": "user", "session_id": session.session_id, **named}
@@ -183,7 +183,7 @@ def test_a_name_of_another_organization_can_be_created_here(api, theirs, cast):
 
 
 def own_ids(client):
-    """Rows of globex itself, to stand in the other parts of a path."""
+    """Rows of globex itself, for the other parts of a path."""
     created = {
         "agent": client.post("agents", {"external_id": "own"}).json()["id"],
         "session": client.post("sessions", {"session_id": "own"}).json()["id"],
@@ -227,7 +227,7 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
         "memories": own["memory"],
     }
     tried = set()
-    # (First what is asked: what is written makes rows of those names.)
+    # (Queries first: writes create rows with those names.)
     fields = sorted(reference_fields(), key=lambda f: isinstance(f[2], ReferenceField))
     for route, name, field in fields:
         row = cast[field.model._meta.model_name]
@@ -239,7 +239,7 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
         makes_new = getattr(field.model, "auto_create_key", None) == field.key and not is_asked
         if makes_new:  # a foreign id is a key of one's own
             if (route.basename, name) == ("session-messages", "session_id"):
-                continue  # it has to be the one in the path
+                continue  # it must be the one in the path
             body = {**BODIES.get(route.basename, {}), name: str(row.pk)}
             created = getattr(theirs, route.method)(route.path(**ids), body)
             assert created.status_code in (200, 201, 409), (route.id, name, created.content)
@@ -248,7 +248,7 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
             tried.add((route.id, name))
             continue
         named_by_key = [getattr(row, field.key)] if field.key else []
-        status = 200 if is_asked else 400  # nothing is found of it
+        status = 200 if is_asked else 400  # it matches nothing
         for foreign in [str(row.pk), *named_by_key]:
             unknown = str(uuid4()) if len(foreign) == 36 else f"nobody-{uuid4()}"
             texts = []
@@ -263,8 +263,8 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
                     assert response.json()["errors"][0]["field"] == name
                 elif route.method == "get" and "results" in response.json():
                     assert response.json()["results"] == []
-                said = b"".join(response) if response.streaming else response.content
-                text = re.sub(r'"request_id":"[^"]*"|"took_ms":[^,}]*', "", said.decode())
+                body = b"".join(response) if response.streaming else response.content
+                text = re.sub(r'"request_id":"[^"]*"|"took_ms":[^,}]*', "", body.decode())
                 texts.append(text.replace(value, "<id>"))
             assert texts[0] == texts[1], (route.id, name)
         tried.add((route.id, name))
@@ -276,8 +276,8 @@ def test_no_list_shows_a_foreign_row(theirs, api, cast):
     canaries = {str(row.pk) for row in cast.values()} | {"acme"}
     for route in ROUTES:
         if route.action == "list" and not route.kwargs:
-            for asked in ("", "?deleted=include"):
-                response = theirs.get(route.path() + asked)
+            for query in ("", "?deleted=include"):
+                response = theirs.get(route.path() + query)
                 if response.status_code == 400:
                     assert not route.view.has_trash
                     continue

@@ -1,4 +1,4 @@
-"""`make bench`: the benchmarks on a database of their own; their figures go to docs/performance.md.
+"""`make bench`: the benchmarks, on their own database; their figures go to docs/performance.md.
 
     python -m tests.benchmarks [SECTION ..] [--rows 100000] [--write]
 
@@ -35,7 +35,7 @@ def conditions() -> str:
 
 
 def in_database(work: Callable[[], str]) -> str:
-    """What `work` gives on a database of its own."""
+    """The result of `work` on a new database."""
     name = connection.settings_dict["NAME"]
     connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
     try:

@@ -40,7 +40,7 @@ from memories.models import EMBEDDING_DIM
 ROOT = Path(__file__).resolve().parents[2]
 ACTOR = command_actor("benchmark")
 SIZES = (1, 10, 100, 1000)
-SECONDS, REQUESTS = 2.0, 5  # per cell, at least
+SECONDS, REQUESTS = 2.0, 5  # at least, per cell
 KEPT = ("content", "user_id", "agent_id", "memory_type", "scope", "level", "importance", "metadata")
 _number = count()
 _random = Random(1)
@@ -120,7 +120,7 @@ def _client(port: int, key: str) -> Callable[[str, Any], Any]:
 
 @contextmanager
 def served(encoder: str, **settings: str) -> Iterator[int]:
-    """The port of a server of its own on the benchmark's database."""
+    """The port of a server on the benchmark's database."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -139,7 +139,7 @@ def served(encoder: str, **settings: str) -> Iterator[int]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a process on the benchmark's database."""
+    """The environment of a process on the benchmark's database."""
     database = connection.settings_dict
     owner = database["OWNER"]
     url = "postgres://{}:{}@{}:{}/{}"
@@ -182,7 +182,7 @@ def _loaded(organization: Organization, rows: int) -> str:
 
 
 def numbered(file: bytes) -> list[tuple[int, bytes, int]]:
-    """Lines as a source gives them, but for where they begin."""
+    """Lines as a source yields them, without byte offsets."""
     return [(number, line, 0) for number, line in enumerate(file.splitlines(), start=1)]
 
 

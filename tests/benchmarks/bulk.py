@@ -38,10 +38,10 @@ BATCH = 5000
 ROUNDS = 3
 WORKERS = (1, 2)
 ACTOR = command_actor("benchmark")
-SHARE = 10  # of the rows, those that Django and psycopg are given: they take too long for all
+SHARE = 10  # Django and psycopg get one row in SHARE: all rows would take too long
 
 Row = dict[str, Any]
-# Writes objects of a model: (model, objects, columns that tell them apart, columns to update).
+# Writes objects of a model: (model, objects, columns of the key, columns to update).
 Upsert = Callable[[Any, list[Any], list[str], list[str]], None]
 
 
@@ -49,7 +49,7 @@ Upsert = Callable[[Any, list[Any], list[str], list[str]], None]
 class Subject:
     resource: str
     make: Callable[[int, int, int], bytes]  # rows, seed, the first one's number -> lines
-    # Where rows land, each table with the column by which it hangs on the first.
+    # The tables of the rows, each with its column that refers to the first table.
     tables: tuple[tuple[type[models.Model], str], ...]
     upsert: Callable[[Organization, list[Row], Upsert], None]
 
@@ -64,10 +64,10 @@ def run_sessions(rows: int) -> str:
 
 def run_memories(rows: int) -> str:
     def make(count: int, seed: int, first: int) -> bytes:
-        made = b"".join(growth.memories(first, count))
+        lines = b"".join(growth.memories(first, count))
         if seed == 1:
-            return made
-        rows = [msgspec.json.decode(line) for line in made.splitlines()]
+            return lines
+        rows = [msgspec.json.decode(line) for line in lines.splitlines()]
         return msgspec.json.Encoder().encode_lines(
             [{**row, "importance": (row.get("importance", 0) + 0.37) % 1} for row in rows]
         )
@@ -77,22 +77,22 @@ def run_memories(rows: int) -> str:
 
 
 def _run(subject: Subject, rows: int) -> str:
-    """A Markdown table of ratios: medians of rounds in which each takes its turn."""
+    """A Markdown table of ratios: medians of rounds, in each of which every method runs once."""
     with platform():
         slug = f"bench-{subject.resource}"
         organization = organizations.create(actor=ACTOR, values={"slug": slug, "name": slug})
     file, other = subject.make(rows, 1, 1), subject.make(rows, 2, 1)
     third = rows // 3
-    mixed = b"".join(  # as they are; changed; new
+    mixed = b"".join(  # unchanged; changed; new
         [*_lines(other)[:third], *_lines(file)[third : 2 * third], subject.make(third, 1, rows + 1)]
     )
     rounds: dict[str, list[float]] = {}
 
-    def measure(name: str, count: int, work: Callable[..., Any], *given: Any) -> Any:
-        """Notes the seconds that `rows` would take."""
+    def measure(name: str, count: int, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Records the seconds that `rows` would take."""
         gc.collect()
         started = time.perf_counter()
-        answer = work(*given)
+        answer = work(*arguments)
         rounds.setdefault(name, []).append((time.perf_counter() - started) * rows / count)
         return answer
 
@@ -106,7 +106,7 @@ def _run(subject: Subject, rows: int) -> str:
                 options=LoadOptions(batch_size=BATCH, workers=workers),
             )
 
-    load(file, 1)  # the first load of all makes the files that all others reuse
+    load(file, 1)  # the first load creates files that the others reuse
     copies = _copied_out(subject)
     for _ in range(ROUNDS):
         _empty(subject)
@@ -146,8 +146,8 @@ def _table(seconds: dict[str, float], rows: int, size: int) -> str:
     limit = seconds["raw COPY"]
     head = (
         f"Medians of {ROUNDS} rounds. {rows:,} rows of {size / rows / 1000:.1f} KB in batches of "
-        f"{BATCH:,}; bulk_create and executemany with a {SHARE}th of them. Raw COPY: "
-        f"{rows / limit:,.0f} rows/s. Mixed: a third as they are, a third changed, a third new.\n\n"
+        f"{BATCH:,}; bulk_create and executemany with one row in {SHARE}. Raw COPY: "
+        f"{rows / limit:,.0f} rows/s. Mixed: a third unchanged, a third changed, a third new.\n\n"
         "| | rows/s | ratio to raw COPY | rows/s, 2 workers | ratio to raw COPY | "
         "1 worker to bulk_create | to executemany |\n|---|---|---|---|---|---|---|\n"
     )
@@ -169,7 +169,7 @@ def _lines(file: bytes) -> list[bytes]:
 
 
 def _state(subject: Subject) -> Any:
-    """What an unchanged load must not move: dead rows, and the row versions themselves."""
+    """What an unchanged load must not change: dead rows, and the row versions themselves."""
     with platform(), connection.cursor() as cursor:
         table = subject.tables[0][0]._meta.db_table
         cursor.execute(
@@ -197,7 +197,7 @@ def _columns(model: type[models.Model]) -> str:
 
 
 def _copied_out(subject: Subject) -> list[list[bytes]]:
-    """Per batch the bytes of the tables, in the order in which they were loaded."""
+    """The tables' bytes for each batch, in the order of loading."""
     batches = []
     with _owner() as cursor:
         cursor.execute(f"SELECT id FROM {subject.tables[0][0]._meta.db_table} ORDER BY id")
@@ -229,7 +229,7 @@ def _copy_in(subject: Subject, batches: list[list[bytes]]) -> None:
                             copy.write(data[start : start + (1 << 20)])
 
 
-# -- Django's and psycopg's own means -------------------------------------------------------------
+# -- Django and psycopg ------------- -------------------------------------------------------------
 
 
 def _in_batches(
@@ -267,7 +267,7 @@ def _executemany(model: Any, objects: list[Any], unique: list[str], updated: lis
 
 
 def _found(organization: Organization, model: Any) -> dict[str, Any]:
-    """By their external_id, the ids of the rows that lines refer to."""
+    """The ids of the rows that lines refer to, by external_id."""
     rows = model.objects.for_organization(organization)
     return dict(rows.values_list("external_id", "id"))
 
@@ -296,7 +296,7 @@ def _given(row: Row, names: list[str]) -> Row:
 def _upsert_sessions(organization: Organization, rows: list[Row], upsert: Upsert) -> None:
     """Parents, then children."""
     agents, users = _found(organization, Agent), _found(organization, User)
-    made = [
+    objects = [
         Session(
             organization=organization,
             session_id=row["session_id"],
@@ -306,7 +306,7 @@ def _upsert_sessions(organization: Organization, rows: list[Row], upsert: Upsert
         )
         for row in rows
     ]
-    upsert(Session, made, ["organization", "session_id"], ["agent", "user", *_SESSION])
+    upsert(Session, objects, ["organization", "session_id"], ["agent", "user", *_SESSION])
     there = Session.objects.for_organization(organization)
     keys = [row["session_id"] for row in rows]
     ids = dict(there.filter(session_id__in=keys).values_list("session_id", "id"))
@@ -326,7 +326,7 @@ def _upsert_sessions(organization: Organization, rows: list[Row], upsert: Upsert
 def _upsert_memories(organization: Organization, rows: list[Row], upsert: Upsert) -> None:
     """(Without their history.)"""
     agents, users = _found(organization, Agent), _found(organization, User)
-    made = [
+    objects = [
         Memory(
             organization=organization,
             external_id=row["external_id"],
@@ -345,7 +345,7 @@ def _upsert_memories(organization: Organization, rows: list[Row], upsert: Upsert
     updated = ["agent", "user", "session_id", "hash", "embedding", "embedding_model"]
     upsert(
         Memory,
-        made,
+        objects,
         ["organization", "external_id"],
         [*updated, "embedding_state", "metadata", *_MEMORY],
     )

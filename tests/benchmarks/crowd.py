@@ -1,7 +1,7 @@
-"""One client's requests beside crowds that hold on to the server: 50 of each kind.
+"""One client's requests beside crowds of clients that hold connections: 50 of each kind.
 
-The client asks again 20 ms after each answer, on a connection and in a process of its own. A
-crowd's members come again as soon as they are sent away.
+The client sends a request 20 ms after each response, on its own connection, in its own process.
+The members of a crowd reconnect as soon as they are disconnected.
 """
 
 import http.client
@@ -38,7 +38,7 @@ Answers = Counter[str]
 
 
 class Crowd:
-    """`CROWD` times the same behaviour, until it is told to stop."""
+    """`CROWD` clients with the same behaviour, until `end` is called."""
 
     def __init__(self, port: int, key: str, behaviour: "Behaviour") -> None:
         self.port = port
@@ -69,7 +69,7 @@ class Crowd:
         return self.answers
 
     def trickle(self, connection: socket.socket, data: bytes, every_s: float) -> str:
-        """Sends it again and again; the status of what is answered meanwhile."""
+        """Sends it repeatedly; returns the status of a response that arrives meanwhile."""
         while not self.stop.is_set():
             connection.sendall(data)
             connection.settimeout(every_s)
@@ -103,7 +103,7 @@ def endless_form(crowd: Crowd, connection: socket.socket) -> str:
 
 
 def slow_upload(crowd: Crowd, connection: socket.socket) -> str:
-    """An honest upload over a poor line: four users a second."""
+    """A real upload over a slow connection: four users a second."""
     connection.sendall(
         b"POST /api/v1/users/bulk HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: %b\r\n"
         b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -114,7 +114,7 @@ def slow_upload(crowd: Crowd, connection: socket.socket) -> str:
 
 
 def locked_out(crowd: Crowd, connection: socket.socket) -> str:
-    """A request that waits for a table which somebody's ALTER holds."""
+    """A request that waits for a table that an ALTER TABLE has locked."""
     connection.sendall(
         b"GET /api/v1/tools HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: %b\r\n\r\n"
         % crowd.key.encode()
@@ -128,7 +128,7 @@ KINDS: dict[str, Behaviour] = {
     "slow upload": slow_upload,
     "request on a locked table": locked_out,
 }
-ASKED: dict[str, tuple[str, str, str | None]] = {
+REQUESTS: dict[str, tuple[str, str, str | None]] = {
     "`GET users`": ("GET", "/api/v1/users?limit=20", None),
     "`POST memories/search`": (
         "POST",
@@ -168,7 +168,7 @@ def run() -> str:
         def measured(seconds: float) -> list[list[float]]:
             return client.submit(_measured, port, key, seconds).result()
 
-        measured(3.0)  # warms up, and forks before there are crowds
+        measured(3.0)  # warms up, and forks before the crowds start
         rows.append(("alone", measured(SECONDS), Counter()))
         for name, behaviour in KINDS.items():
             crowds = [Crowd(port, key, behaviour)]
@@ -184,38 +184,38 @@ def _beside(
     time.sleep(3)
     found = measured(SECONDS)
     answers = sum((crowd.end() for crowd in crowds), Counter())
-    time.sleep(6)  # what waits for the lock is over
+    time.sleep(6)  # the requests that waited for the lock have ended
     return found, answers
 
 
 def _measured(port: int, key: str, seconds: float) -> list[list[float]]:
-    """Milliseconds of each of `ASKED`, asked one after the other."""
-    found: list[list[float]] = [[] for _ in ASKED]
+    """Milliseconds of each of `REQUESTS`, sent one after the other."""
+    found: list[list[float]] = [[] for _ in REQUESTS]
     server = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     headers = {"X-API-Key": key, "Content-Type": "application/json"}
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        for durations, (method, path, body) in zip(found, ASKED.values(), strict=True):
-            begun = time.perf_counter()
+        for durations, (method, path, body) in zip(found, REQUESTS.values(), strict=True):
+            started = time.perf_counter()
             server.request(method, path, body, headers)
             response = server.getresponse()
             response.read()
-            durations.append(1000 * (time.perf_counter() - begun))
+            durations.append(1000 * (time.perf_counter() - started))
             assert response.status == 200, (path, response.status)
             time.sleep(PAUSE_S)
     return found
 
 
 def _table(rows: list[tuple[str, list[list[float]], Answers]], load: float) -> str:
-    head = "".join(f" {name} |" for name in ASKED)
+    head = "".join(f" {name} |" for name in REQUESTS)
     table = f"One server process. Load average before: {load:.1f}. p50 / p95 in ms.\n\n"
-    table += f"| |{head} the crowd was answered |\n|---|{'---|' * (len(ASKED) + 1)}\n"
+    table += f"| |{head} answers to the crowd |\n|---|{'---|' * (len(REQUESTS) + 1)}\n"
     for name, found, answers in rows:
         cells = "".join(
             f" {_p(durations, 50):.1f} / {_p(durations, 95):.1f} |" for durations in found
         )
-        told = ", ".join(f"{count} x {status}" for status, count in sorted(answers.items()))
-        table += f"| {name} |{cells} {told} |\n"
+        counts = ", ".join(f"{count} x {status}" for status, count in sorted(answers.items()))
+        table += f"| {name} |{cells} {counts} |\n"
     return table
 
 

@@ -1,7 +1,7 @@
 """Texts per second and memory of the encoders, against sentence-transformers in 32 bits.
 
-Each encoder and number of threads is a process of its own, held to that many cores; they take
-turns. sentence-transformers is measured where it is installed
+Each combination of encoder and number of threads runs in its own process, limited to that many
+cores; they take turns. sentence-transformers is measured where it is installed
 (`AGENTMEM_SENTENCE_TRANSFORMERS_MODEL` names the same model's folder where the network is closed).
 """
 
@@ -25,7 +25,7 @@ SECONDS = 2.0  # at least, per kind of text and round
 
 
 def run() -> str:
-    """A Markdown table: medians of rounds in which each encoder takes its turn."""
+    """A Markdown table: medians of rounds, in each of which every encoder runs once."""
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for _ in range(ROUNDS):
         for threads in THREADS:
@@ -88,7 +88,7 @@ def _counted(threads: int) -> str:
 
 
 def _cosines(results: dict[tuple[str, int], list[dict[str, Any]]], name: str) -> str:
-    """Of the same model alone: vectors of others say other things."""
+    """Of the same model alone: vectors of different models cannot be compared."""
     if name == "static" or (YARDSTICK, 1) not in results:
         return ""
     means = []
@@ -114,7 +114,7 @@ def texts(kind: str) -> list[str]:
 
 
 def measure(name: str, threads: int) -> dict[str, Any] | None:
-    """In a process of its own: texts/s and some vectors per kind, and the peak of memory."""
+    """In its own process: texts/s and some vectors per kind, and the peak memory."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:threads]))
     import django

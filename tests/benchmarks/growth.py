@@ -1,8 +1,8 @@
-"""What a row costs while the table grows: sessions with their runs, memories with vectors.
+"""The cost of a row while the table grows: sessions with their runs, memories with vectors.
 
-At each size four batches are loaded in this process and the last three are timed; their lines are
-made before. What lies between two sizes comes through `manage.py bulk_upsert` at the end of a pipe,
-as a file of any length would: its peak memory is the client's.
+At each size four batches are loaded in this process, from lines generated before, and the last
+three are timed. Between two sizes, rows are piped into `manage.py bulk_upsert`, like a file of any
+length: its peak memory is the client's.
 """
 
 import io
@@ -47,7 +47,7 @@ Make = Callable[[int, int], Iterator[bytes]]  # pieces of lines: first number, h
 
 @dataclass
 class Grown:
-    """Of one resource: microseconds per row by rows there, and the client's peak memory in MB."""
+    """One resource: microseconds per row by table size, and the client's peak memory in MB."""
 
     costs: dict[int, float] = field(default_factory=dict)
     peak_mb: float = 0.0
@@ -57,7 +57,7 @@ class Grown:
 
 
 def run(rows: int) -> str:
-    """A Markdown table up to `rows` rows there; the plot goes to docs/images."""
+    """A Markdown table up to `rows` rows; the plot goes to docs/images."""
     sizes = [size for size in SIZES if size <= rows]
     grown = {
         "sessions": _grow("sessions", sessions, sizes),
@@ -65,7 +65,7 @@ def run(rows: int) -> str:
     }
     write_plot(
         PLOT,
-        title="Cost of a new row by rows there already, against an empty table",
+        title="Cost of a new row by table size, against an empty table",
         x="rows in the table (log)",
         y="ratio",
         series=[
@@ -112,8 +112,10 @@ def _batches(resource: str, organization: Organization, pieces: Iterator[bytes])
             on_batch=lambda report: ends.append((time.perf_counter(), report.read)),
         )
     assert report.counts.inserted == ROWS_AT_A_SIZE, report
-    took = [(after - before) / (read - done) for (before, done), (after, read) in pairwise(ends)]
-    return [1e6 * seconds for seconds in took[WARM_UP:]]
+    seconds_per_row = [
+        (after - before) / (read - done) for (before, done), (after, read) in pairwise(ends)
+    ]
+    return [1e6 * seconds for seconds in seconds_per_row[WARM_UP:]]
 
 
 def _fill(resource: str, organization: Organization, pieces: Iterator[bytes]) -> float:
@@ -140,9 +142,9 @@ def _fill(resource: str, organization: Organization, pieces: Iterator[bytes]) ->
 
 
 def _peak_mb(pid: int) -> float:
-    """Of a living process. (What wait4 tells counts this process in, of which it was forked.)"""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
+    """Of a running process. (wait4 would include this process, from which it was forked.)"""
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(peak[1]) / 1024 if peak else 0.0
 
 
 def sessions(first: int, count: int) -> Iterator[bytes]:
@@ -150,7 +152,7 @@ def sessions(first: int, count: int) -> Iterator[bytes]:
 
 
 def memories(first: int, count: int) -> Iterator[bytes]:
-    """Contents that are said once, with vectors in base64."""
+    """Memories with unique contents and vectors in base64."""
     number = first
     for piece in lines("memories", row_count=count, seed=1, start=first):
         rows: list[Any] = [msgspec.json.decode(line) for line in piece.splitlines()]
@@ -173,7 +175,7 @@ def _table(grown: dict[str, Grown], sizes: list[int]) -> str:
     head = (
         f"Medians of {BATCHES - WARM_UP} batches of {BATCH:,} at each size, of {ROUNDS} times as "
         f"many on the empty table. Peak memory of `bulk_upsert` reading a pipe: {peaks}.\n\n"
-        "| rows there |" + "".join(f" {name}, µs per row | ratio |" for name in grown) + "\n"
+        "| rows in the table |" + "".join(f" {name}, µs per row | ratio |" for name in grown) + "\n"
         "|---|" + "---|---|" * len(grown) + "\n"
     )
     return head + "".join(

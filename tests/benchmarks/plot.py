@@ -1,4 +1,4 @@
-"""A small line chart as SVG: no library is worth its weight for one picture."""
+"""A small line chart as SVG: one picture does not justify a library."""
 
 import math
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Search: latency and recall for organizations from 0.01 % to 50 % of a table.
 
-Memories of the sample generator with vectors of the static encoder. Questions are some words of a
-stored memory with that memory's vector, a little turned; encoding them is not measured. The large
-organizations stand in the HNSW index as the worker puts them there.
+Memories of the sample generator with vectors of the static encoder. A query is some words of a
+stored memory with that memory's vector, slightly rotated; encoding is not measured. The vectors of
+large organizations are in the HNSW index, moved there as the worker does.
 """
 
 import random
@@ -75,13 +75,13 @@ def _small() -> str:
 
 
 def _shares(rows: int) -> str:
-    made = {}
+    slices = {}
     first = 10_001
     for name, share in SHARES.items():
         count = max(int(rows * share), 1)
-        made[name] = (*_organization(f"share-{share}", count, first=first), count, first)
+        slices[name] = (*_organization(f"share-{share}", count, first=first), count, first)
         first += count
-    rest = max(rows - sum(count for *_, count, _ in made.values()), 0)
+    rest = max(rows - sum(count for *_, count, _ in slices.values()), 0)
     _organization("rest", rest, first=first)
     with connection.cursor() as cursor:
         cursor.execute("SELECT agentmem_analyze('memories_memory')")
@@ -90,7 +90,7 @@ def _shares(rows: int) -> str:
         f"by meaning p50 ms | p95 ms | recall@{K} against exact | fewest hits of {K} |\n"
         "|---|---|---|---|---|---|---|---|\n"
     )
-    for name, (organization, vectors, count, start) in made.items():
+    for name, (organization, vectors, count, start) in slices.items():
         questions = _questions(count, start, vectors)
         recall, fewest = _recall(organization, questions)
         hybrid = _latencies(organization, questions, MemoryFilter())
@@ -99,7 +99,7 @@ def _shares(rows: int) -> str:
             f"| {name} | {count:,} | {hybrid} | {meaning} | {recall:.3f} | "
             f"{fewest} of {min(K, count)} |\n"
         )
-    organization, vectors, count, start = made["50 %"]
+    organization, vectors, count, start = slices["50 %"]
     _plot(organization, _questions(count, start, vectors), count)
     return text
 
@@ -185,29 +185,29 @@ def _timed(work: Callable[[Question], Any], questions: Sequence[Question]) -> st
     """`p50 | p95`, in milliseconds."""
     for question in questions[:WARM_UP]:
         work(question)
-    took = []
+    durations = []
     for question in questions:
         started = time.perf_counter()
         work(question)
-        took.append(1000 * (time.perf_counter() - started))
-    return f"{np.percentile(took, 50):.1f} | {np.percentile(took, 95):.1f}"
+        durations.append(1000 * (time.perf_counter() - started))
+    return f"{np.percentile(durations, 50):.1f} | {np.percentile(durations, 95):.1f}"
 
 
 def _recall(organization: Organization, questions: Sequence[Question]) -> tuple[float, int]:
-    """(mean recall against exact, fewest hits) of what a search gives by itself."""
+    """(mean recall against an exact search, fewest hits) of a search with default settings."""
     shares, fewest = [], K
     with tenant(organization):
         for question in questions:
-            asked = (organization, question, MemoryFilter(), BY_MEANING)
-            exact = {r.id for r in _find(*asked, exact_rows=10**9)}
-            found = {r.id for r in _find(*asked)}
+            arguments = (organization, question, MemoryFilter(), BY_MEANING)
+            exact = {r.id for r in _find(*arguments, exact_rows=10**9)}
+            found = {r.id for r in _find(*arguments)}
             shares.append(len(exact & found) / len(exact))
             fewest = min(fewest, len(found))
     return float(np.mean(shares)), fewest
 
 
 def _over_rest(organization: Organization, questions: Sequence[Question]) -> str:
-    """Through the whole application but for the network; encoding is left out by giving vectors."""
+    """Through the whole application except the network; vectors are supplied instead of encoded."""
     with tenant(organization):
         _, secret = issue_key(
             organization=organization, actor=ACTOR, name="bench", scopes=ALL_PERMISSIONS

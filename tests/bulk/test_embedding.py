@@ -36,14 +36,14 @@ def states(acme):
 
 def test_a_small_load_is_embedded_with_it(acme, tmp_path, encoder):
     load(tmp_path, "memories", [*rows(2), {"content": "Tea", "speaker": "Ann"}])
-    assert encoder.asked == ["Fact 0", "Fact 1", "Ann: Tea"]
+    assert encoder.texts == ["Fact 0", "Fact 1", "Ann: Tea"]
     assert [state[1:] for state in states(acme)] == [("ready", "recorder")] * 3
 
 
 def test_embed_later_leaves_vectors_to_a_worker(acme, tmp_path, encoder):
     load(tmp_path, "memories", rows(2), embed="later")
     assert states(acme) == [("m-0", "pending", ""), ("m-1", "pending", "")]
-    assert encoder.asked == []
+    assert encoder.texts == []
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 10])
@@ -68,10 +68,10 @@ def test_the_same_file_again_encodes_and_changes_nothing(acme, tmp_path, encoder
     load(tmp_path, "memories", first)
     before = states(acme)
     assert {state for _, state, _ in before} == {"ready"}
-    encoder.asked.clear()
+    encoder.texts.clear()
     bare = [*first[:-1], {"content": "Mine"}]
     report = load(tmp_path, "memories", bare, embed="now")
-    assert (report["unchanged"], encoder.asked) == (5, [])
+    assert (report["unchanged"], encoder.texts) == (5, [])
     assert states(acme) == before
     load(tmp_path, "memories", [{**to_ann, "user_id": "cat"}], embed="now")
     assert {state for _, state, _ in states(acme)} == {"ready"}
@@ -92,7 +92,7 @@ def test_changed_content_is_embedded_and_indexed_again(acme, tmp_path, encoder):
     same_words = [{**rows(1)[0], "importance": 1}]
     assert after(rows=same_words) == ("ready", *worked.values())
     assert after(rows=rows(1, content="Now")) == ("ready", False, None, 0)
-    assert encoder.asked == ["Fact 0", "Now"]
+    assert encoder.texts == ["Fact 0", "Now"]
     assert after(rows=rows(1, content="Later"), embed="later") == ("pending", False, None, 0)
 
 
@@ -107,7 +107,7 @@ def test_an_encoder_that_fails_stops_the_load_after_what_is_committed(
     encode = encoder.encode
 
     def fail_at_the_second(texts):
-        encoder.failure = failure if encoder.asked else None
+        encoder.failure = failure if encoder.texts else None
         return encode(texts)
 
     encoder.encode = fail_at_the_second
@@ -121,7 +121,7 @@ def test_an_encoder_that_fails_stops_the_load_after_what_is_committed(
 
 def test_a_dry_run_encodes_nothing(acme, tmp_path, encoder):
     assert load(tmp_path, "memories", rows(2), dry_run=True, embed="now")["inserted"] == 2
-    assert (encoder.asked, states(acme)) == ([], [])
+    assert (encoder.texts, states(acme)) == ([], [])
 
 
 def test_loaded_memories_are_indexed_in_the_organizations_language(acme, tmp_path):

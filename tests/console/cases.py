@@ -1,4 +1,4 @@
-"""One case per model that the console shows: how to make a row, and what its form sends."""
+"""One case per model of the console: how to create a row, and what its form sends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,12 +30,12 @@ CANARY = "canary-of-acme"
 
 @dataclass(frozen=True)
 class Case:
-    make: Callable[[Any], Any]  # a row of this organization that says CANARY
-    form: dict[str, Any]  # what an add form sends, but for what columns default to
+    make: Callable[[Any], Any]  # a row of this organization that contains CANARY
+    form: dict[str, Any]  # what an add form sends, without defaults
     search: str = CANARY
     change: dict[str, Any] = field(default_factory=dict)
     references: Callable[[Any], dict[str, Any]] = lambda organization: {}
-    is_listed_only: bool = False  # neither added nor deleted by a member of an organization
+    is_listed_only: bool = False  # members can neither add nor delete it
 
 
 def _key(organization: Any) -> ApiKey:

@@ -14,7 +14,7 @@ PASSWORD = "correct horse battery"
 
 @pytest.fixture(autouse=True)
 def plain_site(settings: Any) -> None:
-    settings.WHITENOISE_AUTOREFRESH = True  # else each client walks all static files
+    settings.WHITENOISE_AUTOREFRESH = True  # otherwise each client reads all static files
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 

@@ -1,4 +1,4 @@
-"""What a browser sends from a page's form that nobody has touched."""
+"""What a browser sends when a page's form is submitted unchanged."""
 
 from html.parser import HTMLParser
 from typing import Any
@@ -62,7 +62,7 @@ class _Fields(HTMLParser):
 
 
 def sent(page: Any) -> dict[str, Any]:
-    """{name: text, or list where there are several}, with line breaks as browsers send them."""
+    """{name: text, or list of several}, with line breaks as browsers send them."""
     name = page.context["opts"].model_name
     parser = _Fields(f"{name}_form")
     parser.feed(page.content.decode())

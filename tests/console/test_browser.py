@@ -1,4 +1,4 @@
-"""The console in a browser: what a person sees, that it works, and that nothing leaves the host."""
+"""The console in a browser: what a person sees and does, and that no other host is contacted."""
 
 import json
 import os
@@ -32,7 +32,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 pytestmark = [pytest.mark.browser, pytest.mark.unguarded]
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-# What unfold and Django load is theirs; a page of ours that fails or asks elsewhere is a defect.
+# Warnings of unfold and Django are ignored. A page that fails or contacts another host is a defect.
 QUIET = ("log", "info", "debug")
 
 
@@ -43,9 +43,9 @@ def chromium() -> str:
         with ThreadPoolExecutor(1) as thread:
             own = thread.submit(_bundled).result()
     if own is None and os.environ.get("AGENTMEM_REQUIRE_BROWSER"):
-        pytest.fail("There is no Chromium here, and CI does not skip the browser tests.")
+        pytest.fail("Chromium is not installed, and CI does not skip the browser tests.")
     if own is None:
-        pytest.skip("There is no Chromium here: `playwright install chromium` brings one.")
+        pytest.skip("Chromium is not installed: run `playwright install chromium`.")
     return own
 
 
@@ -56,13 +56,13 @@ def _bundled() -> str | None:
 
 
 def browse(chromium: str, origin: str, theme: str, visit: Callable[[Any], None]) -> list[str]:
-    """Lets `visit` drive a page; what it found amiss. In a thread of its own: Playwright's event
+    """Lets `visit` drive a page; returns the problems. Runs in its own thread: Playwright's event
     loop would make Django refuse the database in this one."""
-    amiss: list[str] = []
+    problems: list[str] = []
 
     def requested(request: Any) -> None:
         if not request.url.startswith((origin, "data:", "blob:")):
-            amiss.append(f"asked {request.url}")
+            problems.append(f"request to {request.url}")
 
     def drive() -> None:
         with playwright.sync_playwright() as started:
@@ -70,8 +70,10 @@ def browse(chromium: str, origin: str, theme: str, visit: Callable[[Any], None])
             page = browser.new_page(color_scheme=theme, viewport={"width": 1440, "height": 900})
             page.set_default_timeout(10_000)
             page.on("request", requested)
-            page.on("pageerror", lambda error: amiss.append(f"{page.url}: {error}"))
-            page.on("console", lambda m: m.type in QUIET or amiss.append(f"{page.url}: {m.text}"))
+            page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
+            page.on(
+                "console", lambda m: m.type in QUIET or problems.append(f"{page.url}: {m.text}")
+            )
             try:
                 visit(page)
             finally:
@@ -79,7 +81,7 @@ def browse(chromium: str, origin: str, theme: str, visit: Callable[[Any], None])
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(drive).result()
-    return amiss
+    return problems
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -88,9 +90,9 @@ def test_a_person_signs_in_reads_restores_and_signs_out(theme, chromium, live_se
     session = make_session(acme, name="Late parcel", user=ada, agent=nora)
     run = make_run(session, content="It is on its way.")
     make_message(acme, session=session, run=run, text="Where is it?", user=ada)
-    gone = make_agent(acme, name="Old bot")
+    deleted = make_agent(acme, name="Old bot")
     with tenant(acme):
-        rows = Agent.objects.for_organization(acme).filter(pk=gone.pk)
+        rows = Agent.objects.for_organization(acme).filter(pk=deleted.pk)
         agents.delete(rows, organization=acme, actor=TESTER)
     seen: dict[str, Any] = {}
 
@@ -113,7 +115,7 @@ def test_a_person_signs_in_reads_restores_and_signs_out(theme, chromium, live_se
 
         page.click("#main >> text=Late parcel")
         seen["conversation"] = page.inner_text("#conversation")
-        # The reference is chosen by typing, among what the server offers.
+        # The reference is chosen from the server's suggestions.
         page.click(".field-agent .select2-selection")
         page.keyboard.type("No")
         page.click(".select2-results__option:has-text('Nora')")
@@ -135,11 +137,11 @@ def test_a_person_signs_in_reads_restores_and_signs_out(theme, chromium, live_se
     with tenant(acme):
         nora = Agent.objects.for_organization(acme).get(pk=nora.pk)
         assert (nora.topic, nora.llm_config) == ("parcels", {"model": "m"})
-        assert not Agent.objects.for_organization(acme).get(pk=gone.pk).is_deleted
+        assert not Agent.objects.for_organization(acme).get(pk=deleted.pk).is_deleted
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_person_loads_a_file_and_takes_the_rejected_lines_home(
+def test_a_person_loads_a_file_and_downloads_the_rejected_lines(
     theme, chromium, live_server, acme, alice, tmp_path
 ):
     file = tmp_path / "people.jsonl"
@@ -177,7 +179,7 @@ def test_a_person_saves_what_an_agent_changed_meanwhile(
 ):
     memory = make_memory(acme, content="  Likes tea,\nand\tcake.\n", speaker="Ada")
     block = make_block(acme, value="I am helpful.")
-    kept: dict[str, Any] = {}
+    typed: dict[str, Any] = {}
     seen: dict[str, Any] = {}
 
     def agent_writes(row: Any, records: Any, **values: Any) -> None:
@@ -204,7 +206,7 @@ def test_a_person_saves_what_an_agent_changed_meanwhile(
         page.fill("[name=importance]", "0.9")
         page.click("button[name=_continue]")
         page.get_by_text("was changed successfully").wait_for()
-        kept["untouched"] = page.input_value("[name=content]")
+        typed["untouched"] = page.input_value("[name=content]")
 
         page.fill("[name=content]", "Likes cocoa.\nWarm.")
         agent_writes(memory, memories, content="Likes water,\nstill.\n", context="At noon")
@@ -223,8 +225,8 @@ def test_a_person_saves_what_an_agent_changed_meanwhile(
             thread.submit(to_trash).result()
         page.click("button[name=_continue]")
         page.get_by_text("to the trash while you had it open").wait_for()
-        seen["gone"] = page.inner_text("#main")
-        page.screenshot(path=tmp_path / "gone.png", full_page=True)
+        seen["deleted"] = page.inner_text("#main")
+        page.screenshot(path=tmp_path / "deleted.png", full_page=True)
 
     def to_trash() -> None:
         try:
@@ -234,13 +236,13 @@ def test_a_person_saves_what_an_agent_changed_meanwhile(
         finally:
             connection.close()
 
-    amiss = browse(chromium, live_server.url, "light", visit)
-    assert [said for said in amiss if "409 (Conflict)" not in said] == []
-    assert kept["untouched"] == "Likes coffee,\n<b>black</b>.\n"
+    problems = browse(chromium, live_server.url, "light", visit)
+    assert [problem for problem in problems if "409 (Conflict)" not in problem] == []
+    assert typed["untouched"] == "Likes coffee,\n<b>black</b>.\n"
     assert "Likes water,\nstill." in seen["refused"]
     assert "Likes cocoa.\nWarm." in seen["refused"]
     assert (seen["box"], seen["context"]) == ("Likes cocoa.\nWarm.", "At noon")
-    assert "I am brief." in seen["gone"]
+    assert "I am brief." in seen["deleted"]
     with tenant(acme):
         stored = Memory.objects.for_organization(acme).get(pk=memory.pk)
     assert (stored.content, stored.context, stored.speaker) == (

@@ -1,4 +1,4 @@
-"""The pages that show audit events: any shape of `changes` that was ever written."""
+"""The pages that show audit events, with every shape of `changes` that was ever written."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.makers import TESTER, make_memory
 
 pytestmark = pytest.mark.unguarded
 
-# As written once, as written now, and as nobody should: `said` stands on the pages.
+# Former, current and invalid shapes, each with a text that the pages show.
 SHAPES = [
     ({"fields": ["importance", "memory_type"]}, "importance, memory type"),
     ({"fields": {"importance": [0.5, 0.9], "content": None}}, "content, importance: 0.5 → 0.9"),
@@ -42,8 +42,8 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), SHAPES, ids=lambda x: json.dumps(x)[:40])
-def test_every_page_shows_any_shape(changes, said, console, acme, acme_key):
+@pytest.mark.parametrize(("changes", "text"), SHAPES, ids=lambda x: json.dumps(x)[:40])
+def test_every_page_shows_any_shape(changes, text, console, acme, acme_key):
     memory = make_memory(acme)
     with tenant(acme):
         event = AuditEvent.objects.create(
@@ -58,10 +58,10 @@ def test_every_page_shows_any_shape(changes, said, console, acme, acme_key):
         )
     listed = console.get(url(AuditEvent, "changelist", q="somebody"))
     assert listed.status_code == 200
-    assert escape(said) in listed.content.decode()
+    assert escape(text) in listed.content.decode()
     history = console.get(url(Memory, "history", memory.pk))
     assert history.status_code == 200
-    assert escape(said) in history.content.decode()
+    assert escape(text) in history.content.decode()
     page = console.get(url(AuditEvent, "change", event.pk))
     assert page.status_code == 200
     api = client_with(acme_key)
@@ -69,7 +69,7 @@ def test_every_page_shows_any_shape(changes, said, console, acme, acme_key):
     assert api.get("audit-events").status_code == 200
 
 
-def test_many_changed_or_merged_at_once_leave_the_pages_whole(console, acme, acme_key):
+def test_pages_show_events_of_bulk_changes_and_merges(console, acme, acme_key):
     kept, other = make_memory(acme), make_memory(acme)
     api = client_with(acme_key)
     changed = api.post("memories/batch/update", {"all": True, "set": {"importance": 0.25}})
@@ -108,7 +108,7 @@ def test_many_changed_or_merged_at_once_leave_the_pages_whole(console, acme, acm
     ],
     ids=json.dumps,
 )
-def test_an_event_of_another_shape_is_not_written(changes, acme):
+def test_an_event_of_an_unknown_shape_is_not_written(changes, acme):
     with tenant(acme), pytest.raises(TypeError, match="of an audit event cannot be"):
         record_event(
             organization=acme,

@@ -1,4 +1,4 @@
-"""What forms refuse, and what they do beside the row itself."""
+"""What forms refuse, and what they do besides saving the row."""
 
 import pytest
 
@@ -26,14 +26,14 @@ def errors(page):
     return page.context["adminform"].form.errors
 
 
-def test_a_taken_key_is_told_at_its_field(console, acme):
+def test_a_key_that_exists_is_an_error_of_its_field(console, acme):
     make_tool(acme, name="search")
     page = console.post(url(Tool, "add"), CASES[Tool].form)
     taken = ["There is another tool with this name, perhaps in the trash."]
     assert errors(page) == {"name": taken}
 
 
-def test_what_the_service_refuses_stands_on_the_form(console, acme):
+def test_a_refusal_of_the_service_is_an_error_of_the_form(console, acme):
     make_memory(acme, content="Likes tea")
     page = console.post(url(Memory, "add"), CASES[Memory].form)
     assert errors(page) == {"__all__": ["A memory of this content exists already."]}
@@ -41,10 +41,10 @@ def test_what_the_service_refuses_stands_on_the_form(console, acme):
         assert Memory.objects.for_organization(acme).count() == 1
 
 
-def test_a_block_over_its_limit_is_told_with_both_numbers(console):
+def test_the_error_of_a_block_over_its_limit_has_both_numbers(console):
     form = {**CASES[Block].form, "value": "one\r\ntwo", "limit": "6"}
-    told = ["The value has 7 characters; the block's limit is 6."]
-    assert errors(console.post(url(Block, "add"), form)) == {"value": told}
+    messages = ["The value has 7 characters; the block's limit is 6."]
+    assert errors(console.post(url(Block, "add"), form)) == {"value": messages}
     page = console.post(url(Block, "add"), {**form, "limit": "-1"})
     assert errors(page) == {"limit": ["The limit is at least 1."]}
     assert console.post(url(Block, "add"), {**form, "limit": "7"}).status_code == 302
@@ -75,7 +75,7 @@ def test_a_refused_restore_is_a_message(console, acme):
         assert Memory.objects.for_organization(acme).get(pk=memory.pk).is_deleted
 
 
-def test_an_emptied_json_box_is_the_default_and_bad_json_is_told(console, acme):
+def test_an_empty_json_field_is_the_default_and_invalid_json_an_error(console, acme):
     console.post(url(Agent, "add"), {**CASES[Agent].form, "metadata": ""})
     with tenant(acme):
         agent = Agent.objects.for_organization(acme).get()
@@ -96,13 +96,13 @@ def test_an_emptied_json_box_is_the_default_and_bad_json_is_told(console, acme):
         ('{"a": NaN}', "NaN is not JSON."),
     ],
 )
-def test_json_that_could_not_be_kept_is_told_at_its_field(console, text, why):
+def test_json_that_cannot_be_stored_is_an_error_of_its_field(console, text, why):
     page = console.post(url(User, "add"), {**CASES[User].form, "metadata": text})
     assert errors(page) == {"metadata": [why]}
     assert page.context["adminform"].form["metadata"].value() == text
 
 
-def test_a_form_sent_back_unread_changes_no_text(console, acme):
+def test_a_form_submitted_unchanged_changes_no_text(console, acme):
     content = "  def f():\n    pass\n"
     memory = make_memory(acme, content=content, context="one\ntwo")
     form = sent(console.get(url(Memory, "change", memory.pk)))
@@ -123,7 +123,7 @@ def test_a_reference_to_another_organization_is_refused(console, acme, globex):
     assert "valid choice" in errors(page)["user"][0]
 
 
-def test_a_superuser_says_whose_row_it_is_and_stays_within(platform_console, acme, globex):
+def test_a_superuser_chooses_the_organization_of_a_new_row(platform_console, acme, globex):
     page = platform_console.post(url(Session, "add"), CASES[Session].form)
     assert errors(page) == {"for_organization": ["This field is required."]}
 
@@ -139,7 +139,7 @@ def test_a_superuser_says_whose_row_it_is_and_stays_within(platform_console, acm
     assert f"?organization={acme.pk}" in page.content.decode()
 
 
-def test_a_reference_in_the_trash_stays_when_something_else_is_changed(console, acme):
+def test_a_reference_in_the_trash_is_kept_when_another_field_changes(console, acme):
     from sessions.models import Message
     from tests.makers import make_message
 
@@ -153,7 +153,7 @@ def test_a_reference_in_the_trash_stays_when_something_else_is_changed(console, 
     assert (message.text, message.agent_id) == ("Changed", agent.pk)
 
 
-def test_blocks_and_tools_are_attached_and_detached_on_the_agents_page(console, acme):
+def test_blocks_and_tools_are_attached_and_detached_on_the_page_of_the_agent(console, acme):
     agent, block, tool = make_agent(acme), make_block(acme), make_tool(acme)
     data = sent(console.get(url(Agent, "change", agent.pk)))
     added = {
@@ -171,14 +171,14 @@ def test_blocks_and_tools_are_attached_and_detached_on_the_agents_page(console, 
 
     page = console.get(url(Agent, "change", agent.pk))
     assert block.label in page.content.decode()
-    gone = {
+    removals = {
         "block_links-0-id": link.pk,
         "block_links-0-agent": agent.pk,
         "block_links-0-DELETE": "on",
         "tool_links-TOTAL_FORMS": "0",
         "tool_links-INITIAL_FORMS": "0",
     }
-    assert console.post(url(Agent, "change", agent.pk), sent(page) | gone).status_code == 302
+    assert console.post(url(Agent, "change", agent.pk), sent(page) | removals).status_code == 302
     with tenant(acme):
         assert not AgentBlock.objects.for_organization(acme).exists()
         assert AgentTool.objects.for_organization(acme).count() == 1
@@ -193,7 +193,7 @@ def test_blocks_and_tools_are_attached_and_detached_on_the_agents_page(console, 
     page = console.post(url(Agent, "change", agent.pk), data | both)
     assert errors(page) == {"__all__": ["The agent has a block of this label already."]}
     with tenant(acme):
-        assert not AgentBlock.objects.for_organization(acme).exists()  # neither of the two
+        assert not AgentBlock.objects.for_organization(acme).exists()  # it has neither of the two
 
 
 def test_a_run_is_appended_after_the_last(console, acme):
@@ -202,11 +202,11 @@ def test_a_run_is_appended_after_the_last(console, acme):
         form = {**CASES[Run].form, "run_id": f"r-{number}", "session": session.pk}
         assert console.post(url(Run, "add"), form).status_code == 302
     with tenant(acme):
-        found = Run.objects.for_organization(acme).order_by("position")
-        assert list(found.values_list("run_id", "position")) == [("r-0", 0), ("r-1", 1)]
+        runs = Run.objects.for_organization(acme).order_by("position")
+        assert list(runs.values_list("run_id", "position")) == [("r-0", 0), ("r-1", 1)]
 
 
-def test_a_key_is_shown_once_and_opens(console, acme):
+def test_a_new_key_is_shown_once_and_works(console, acme):
     from accounts.access import authenticate_key
 
     page = console.post(url(ApiKey, "add"), CASES[ApiKey].form)
@@ -245,7 +245,7 @@ def test_a_member_gets_a_password_that_is_shown_once_or_the_one_typed(console, c
     assert bob.check_password(typed["password1"])
 
 
-def test_an_organization_is_set_by_its_admin_and_made_and_deleted_by_a_superuser(
+def test_admins_change_their_organization_and_superusers_create_and_delete_them(
     console, platform_console, acme
 ):
     form = {"name": "Acme Ltd", "settings": '{"quotas": {"memories": 5}}', "slug": "mine"}
@@ -254,9 +254,9 @@ def test_an_organization_is_set_by_its_admin_and_made_and_deleted_by_a_superuser
     acme.refresh_from_db()
     assert (acme.name, acme.slug, acme.settings["quotas"]) == ("Acme Ltd", "acme", {"memories": 5})
 
-    made = {"name": "Initech", "slug": "initech", "settings": ""}
-    assert platform_console.post(url(Organization, "add"), made).status_code == 302
-    page = platform_console.post(url(Organization, "add"), made)
+    values = {"name": "Initech", "slug": "initech", "settings": ""}
+    assert platform_console.post(url(Organization, "add"), values).status_code == 302
+    page = platform_console.post(url(Organization, "add"), values)
     assert "slug" in errors(page)
     initech = Organization.objects.get(slug="initech")
     assert initech.settings == {}
@@ -275,15 +275,15 @@ def test_nobody_locks_themselves_out(console, alice):
     assert console.post(url(Member, "delete", alice.pk)).status_code == 403
 
 
-def test_what_a_person_wrote_is_escaped(console, acme):
-    said = "<script>alert(1)</script>"
-    memory = make_memory(acme, content=said, metadata={said: said})
-    agent = make_agent(acme, name=said, description=said, llm_config={said: [said]})
-    session = make_session(acme, name=said, agent=agent)
+def test_user_content_is_escaped(console, acme):
+    script = "<script>alert(1)</script>"
+    memory = make_memory(acme, content=script, metadata={script: script})
+    agent = make_agent(acme, name=script, description=script, llm_config={script: [script]})
+    session = make_session(acme, name=script, agent=agent)
     from tests.makers import make_message, make_run
 
-    make_message(acme, session=session, text=said, content={said: said}, tool_calls=[said])
-    make_run(session, content=said, messages=[{"role": said, "content": said}])
+    make_message(acme, session=session, text=script, content={script: script}, tool_calls=[script])
+    make_run(session, content=script, messages=[{"role": script, "content": script}])
     pages = [
         url(Memory, "changelist"),
         url(Memory, "change", memory.pk),
@@ -297,18 +297,20 @@ def test_what_a_person_wrote_is_escaped(console, acme):
     ]
     for page in pages:
         answer = console.get(page)
-        assert said not in answer.content.decode()
+        assert script not in answer.content.decode()
         assert "script-src 'self' 'unsafe-eval';" in answer["Content-Security-Policy"]
 
 
-def test_the_rows_picked_in_a_list_go_to_the_trash_and_back_and_away(console, acme):
+def test_selected_rows_are_deleted_restored_and_purged(console, acme):
     users = [make_user(acme) for _ in range(3)]
     session = make_session(acme, user=users[0])
     picked = {"_selected_action": [str(u.pk) for u in users[:2]], "index": "0"}
     page = console.post(url(User, "changelist"), picked | {"action": "move_to_trash"})
     assert "2 users, 1 session" in page.content.decode()
     with tenant(acme):
-        assert User.objects.for_organization(acme).live().count() == 3  # it only asked
+        assert (
+            User.objects.for_organization(acme).live().count() == 3
+        )  # it only asked for confirmation
 
     del picked["index"]
     confirmed = picked | {"confirmed": "yes"}

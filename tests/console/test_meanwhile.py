@@ -1,4 +1,4 @@
-"""A form is saved after somebody else has changed the row: nothing of theirs is written over."""
+"""A form is saved after somebody else changed the row: none of their changes is overwritten."""
 
 import json
 import time
@@ -59,7 +59,7 @@ def again(row: Any) -> Any:
 
 
 def write(row: Any, **values: Any) -> None:
-    """What an agent does meanwhile, by the service that the row's page has, too."""
+    """What an agent does meanwhile, through the service that the row's page uses."""
     whose = row if isinstance(row, Organization) else row.organization
     with tenant(whose):
         records = admin.site._registry[type(row)].records
@@ -67,14 +67,14 @@ def write(row: Any, **values: Any) -> None:
 
 
 def other_value(column: Any, row: Any, organization: Organization) -> Any:
-    """A valid value of the column that is not the row's."""
+    """A valid value of the column that differs from the row's."""
     before = getattr(row, column.attname)
     if isinstance(column, TenantForeignKey):
         make = {"user": make_user, "agent": make_agent, "session": make_session}
         if column.name == "run":
             return make_run(make_session(organization))
         return make[column.name](organization)
-    if column.choices:  # (the last: no member becomes an owner here, and the only one)
+    if column.choices:  # (the last one: no member becomes the only owner)
         return next(value for value, _ in reversed(column.choices) if value != before)
     if isinstance(column, models.BooleanField):
         return not before
@@ -125,7 +125,7 @@ def filled(data: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
 
 
 def boxes(page: Any, model: Any) -> list[Any]:
-    """The columns that the form lets a person change."""
+    """The columns that can be changed in the form."""
     columns = {column.name: column for column in model._meta.concrete_fields}
     return [columns[name] for name in form_of(page).fields if name in columns]
 
@@ -139,14 +139,14 @@ def row_of(model: Any, acme: Organization) -> Any:
 
 
 @pytest.mark.parametrize("model", EDITED, ids=edited_names)
-def test_no_save_writes_what_somebody_else_changed(model, console, acme):
+def test_a_save_does_not_overwrite_fields_that_somebody_else_changed(model, console, acme):
     """Each field in turn is changed by an agent while a person changes another one."""
     row = row_of(model, acme)
     page = console.get(url(model, "change", row.pk))
     columns = boxes(page, model)
     assert columns
     for position, column in enumerate(columns):
-        mine = columns[position - 1]  # (of one column, that one: refused, below)
+        mine = columns[position - 1]  # (a single column would conflict: tested below)
         if mine is column:
             continue
         row = again(row)
@@ -165,7 +165,7 @@ def test_no_save_writes_what_somebody_else_changed(model, console, acme):
 
 
 @pytest.mark.parametrize("model", EDITED, ids=edited_names)
-def test_two_changes_of_one_field_are_refused_with_both_and_then_taken_over(model, console, acme):
+def test_a_conflict_in_one_field_shows_both_values_and_the_second_save_wins(model, console, acme):
     row = row_of(model, acme)
     for column in boxes(console.get(url(model, "change", row.pk)), model):
         row = again(row)
@@ -173,7 +173,7 @@ def test_two_changes_of_one_field_are_refused_with_both_and_then_taken_over(mode
         theirs = other_value(column, row, acme)
         typed = changed_by_hand(column, row, acme)
         if isinstance(column, models.BooleanField) or column.choices:
-            # Both chose the same of two, or the next: no quarrel. There and back again is one.
+            # Both choose the same value: no conflict.
             data = filled(data, typed)
             sent_back = changed_by_hand(column, row, acme)
             write(row, **{column.name: theirs})
@@ -189,15 +189,15 @@ def test_two_changes_of_one_field_are_refused_with_both_and_then_taken_over(mode
         page = console.post(url(model, "change", row.pk), filled(data, typed))
         form = form_of(page)
         assert list(form.errors) == [column.name], column.name
-        told = form.errors[column.name][0]
-        assert "changed this while you had it open" in told
-        assert "tester" in told or "someone" in told
-        assert "Current value" in told
-        assert "Your value" in told
+        message = form.errors[column.name][0]
+        assert "changed this while you had it open" in message
+        assert "tester" in message or "someone" in message
+        assert "Current value" in message
+        assert "Your value" in message
         assert getattr(again(row), column.attname) == theirs  # nothing is written
         assert again(row).updated_at == row.updated_at
 
-        shown = sent(page)  # what the person typed stands in the box still
+        shown = sent(page)  # the field still has what the person typed
         for name, value in typed.items():
             assert shown[name] == value
         page = console.post(url(model, "change", row.pk), shown)
@@ -206,8 +206,8 @@ def test_two_changes_of_one_field_are_refused_with_both_and_then_taken_over(mode
 
 
 @pytest.mark.parametrize("model", EDITED, ids=edited_names)
-def test_a_form_sent_back_untouched_changes_nothing(model, console, acme):
-    """Whatever an agent wrote: line breaks at either end, commas in tags, microseconds."""
+def test_a_form_submitted_unchanged_changes_nothing(model, console, acme):
+    """Whatever an agent wrote: leading and trailing line breaks, commas in tags, microseconds."""
     row = row_of(model, acme)
     for column in boxes(console.get(url(model, "change", row.pk)), model):
         write(row, **{column.name: other_value(column, again(row), acme)})
@@ -218,7 +218,7 @@ def test_a_form_sent_back_untouched_changes_nothing(model, console, acme):
     assert again(row).updated_at == row.updated_at
 
 
-def test_both_texts_stand_on_the_page_and_everything_else_is_as_it_is_now(console, acme):
+def test_the_page_of_a_conflict_has_both_texts_and_current_other_values(console, acme):
     memory = make_memory(acme, content="Likes tea", speaker="Ada", importance=0.5)
     data = sent(console.get(url(Memory, "change", memory.pk)))
     write(memory, content="Likes <b>coffee</b>", speaker="Grace")
@@ -231,7 +231,7 @@ def test_both_texts_stand_on_the_page_and_everything_else_is_as_it_is_now(consol
     assert "<b>coffee</b>" not in html
     shown = sent(page)
     assert (shown["content"], shown["importance"]) == ("Likes cocoa", "0.9")
-    assert shown["speaker"] == "Grace"  # which nobody had touched here
+    assert shown["speaker"] == "Grace"  # which was not changed here
     stored = again(memory)
     assert (stored.content, stored.speaker, stored.importance) == (
         "Likes <b>coffee</b>",
@@ -239,7 +239,7 @@ def test_both_texts_stand_on_the_page_and_everything_else_is_as_it_is_now(consol
         0.5,
     )
 
-    # Changed once more before the second save: asked once more.
+    # Changed again before the second save: refused again.
     write(memory, content="Likes water")
     page = console.post(url(Memory, "change", memory.pk), shown)
     assert "Likes water" in form_of(page).errors["content"][0]
@@ -248,7 +248,7 @@ def test_both_texts_stand_on_the_page_and_everything_else_is_as_it_is_now(consol
     assert (stored.content, stored.speaker, stored.importance) == ("Likes cocoa", "Grace", 0.9)
 
 
-def test_a_mistake_in_one_field_does_not_forget_what_was_shown_of_the_others(console, acme):
+def test_an_error_in_one_field_keeps_the_digests_of_the_others(console, acme):
     block = make_block(acme, value="I am helpful.", limit=100)
     data = sent(console.get(url(Block, "change", block.pk)))
     page = console.post(
@@ -261,8 +261,8 @@ def test_a_mistake_in_one_field_does_not_forget_what_was_shown_of_the_others(con
     assert again(block).value == "I am an agent's."
 
 
-def test_an_untouched_text_is_not_held_against_a_new_limit(console, acme):
-    """The limit is weighed against the value that stands there, not the one that was shown."""
+def test_an_unchanged_text_is_not_checked_against_a_new_limit(console, acme):
+    """The limit is checked against the current value, not the one that was shown."""
     block = make_block(acme, value="long " * 10, limit=100)
     data = sent(console.get(url(Block, "change", block.pk)))
     write(block, value="short")
@@ -271,7 +271,7 @@ def test_an_untouched_text_is_not_held_against_a_new_limit(console, acme):
     assert (again(block).value, again(block).limit) == ("short", 10)
 
 
-def test_the_same_change_made_by_both_is_no_quarrel(console, acme):
+def test_the_same_change_by_both_is_no_conflict(console, acme):
     user = make_user(acme, name="Ada")
     data = sent(console.get(url(User, "change", user.pk)))
     write(user, name="Ada Lovelace")
@@ -280,7 +280,7 @@ def test_the_same_change_made_by_both_is_no_quarrel(console, acme):
 
 
 @pytest.mark.parametrize("carried", ["", "made:up", "another row's"])
-def test_a_form_that_does_not_say_what_it_showed_writes_nothing_unseen(carried, console, acme):
+def test_a_form_without_digests_conflicts_with_every_change(carried, console, acme):
     user, other = make_user(acme, name="Ada"), make_user(acme, name="Grace")
     data = sent(console.get(url(User, "change", user.pk)))
     if carried == "another row's":
@@ -292,8 +292,8 @@ def test_a_form_that_does_not_say_what_it_showed_writes_nothing_unseen(carried, 
     assert (again(user).name, again(user).email) == ("Ada", "ada@acme.example")
 
 
-def test_what_changes_between_the_forms_look_and_the_lock_is_refused_too(console, acme):
-    """The row is locked only by the service: what the form compared may be old by then."""
+def test_a_change_between_the_comparison_and_the_lock_is_refused_too(console, acme):
+    """Only the service locks the row; by then, what the form compared may be outdated."""
     user = make_user(acme, name="Ada")
     data = sent(console.get(url(User, "change", user.pk)))
     page_of = admin.site._registry[User]
@@ -309,7 +309,7 @@ def test_what_changes_between_the_forms_look_and_the_lock_is_refused_too(console
 
     with patch.object(page_of.records, "update", late):
         page = console.post(url(User, "change", user.pk), data | {"name": "Ada L."})
-    # The refused save took what `late` wrote with it, as it was in the same transaction.
+    # The refused save rolled back what `late` wrote, in the same transaction.
     assert form_of(page).errors == {"name": ["Somebody else has changed this in the meantime."]}
     assert again(user).name == "Ada"
 
@@ -324,13 +324,13 @@ def test_the_service_compares_under_its_lock(acme):
             users.update(user, values={"name": "Ada L.", "timezone": "CET"}, seen=seen, **by)
         assert refused.value.field == "name"
         users.update(user, values={"timezone": "CET"}, seen=seen, **by)
-        users.update(user, values={"name": "Grace"}, seen=seen, **by)  # it says so already
-        users.update(user, values={"name": "Ada L."}, **by)  # who has seen nothing writes
+        users.update(user, values={"name": "Grace"}, seen=seen, **by)  # it already has that value
+        users.update(user, values={"name": "Ada L."}, **by)  # without `seen` nothing is compared
     assert (again(user).name, again(user).timezone) == ("Ada L.", "CET")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_who_waits_for_the_lock_compares_what_was_written_under_it(acme):
+def test_a_save_that_waited_for_the_lock_compares_the_new_values(acme):
     user = make_user(acme, name="Ada")
     seen = {"name": digest_of(user, "name")}
     by = {"organization": acme, "actor": TESTER}
@@ -357,7 +357,7 @@ def test_who_waits_for_the_lock_compares_what_was_written_under_it(acme):
 
 
 @pytest.mark.parametrize("model", EDITED, ids=edited_names)
-def test_a_row_that_went_to_the_trash_meanwhile(model, console, platform_console, acme):
+def test_a_row_that_was_deleted_meanwhile(model, console, platform_console, acme):
     row = row_of(model, acme)
     client = platform_console if model is Organization else console
     data = sent(client.get(url(model, "change", row.pk)))
@@ -384,7 +384,7 @@ def test_a_row_that_was_purged_meanwhile(model, console, acme):
     assert page.context["typed"] == []
 
 
-def test_whoever_may_not_write_learns_nothing_by_saving(viewer, acme):
+def test_a_save_without_permission_reveals_nothing(viewer, acme):
     user = make_user(acme)
     page = viewer.post(url(User, "change", user.pk), {"name": "x"})
     assert page.status_code == 403
@@ -392,7 +392,7 @@ def test_whoever_may_not_write_learns_nothing_by_saving(viewer, acme):
     assert missing.status_code == 403
 
 
-def test_the_trash_lets_no_change_through(acme):
+def test_a_row_in_the_trash_cannot_be_changed(acme):
     user = make_user(acme)
     with tenant(acme):
         users.delete(rows(User, acme), organization=acme, actor=TESTER)
@@ -400,7 +400,7 @@ def test_the_trash_lets_no_change_through(acme):
             users.update(user, organization=acme, actor=TESTER, values={"name": "x"})
 
 
-def test_links_that_came_and_went_meanwhile(console, acme):
+def test_links_that_were_added_and_removed_meanwhile(console, acme):
     agent, by = make_agent(acme), {"organization": acme, "actor": TESTER}
     first, second, third = (make_block(acme) for _ in range(3))
     hammer, saw, file = (make_tool(acme) for _ in range(3))
@@ -415,10 +415,10 @@ def test_links_that_came_and_went_meanwhile(console, acme):
         attach_block(agent, third, **by)
         detach_tool(agent, hammer, **by)
         attach_tool(agent, file, **by)
-    # The person detaches both blocks, one of which is gone, and the tool that is gone.
-    asked = {"block_links-0-DELETE": "on", "block_links-1-DELETE": "on"}
-    asked |= {"tool_links-0-DELETE": "on", "topic": "parcels"}
-    page = console.post(url(Agent, "change", agent.pk), data | asked)
+    # The person detaches both blocks, of which one was deleted, and the deleted tool.
+    changes = {"block_links-0-DELETE": "on", "block_links-1-DELETE": "on"}
+    changes |= {"tool_links-0-DELETE": "on", "topic": "parcels"}
+    page = console.post(url(Agent, "change", agent.pk), data | changes)
     assert page.status_code == 302, page.context["adminform"].form.errors
     with tenant(acme):
         links = AgentBlock.objects.for_organization(acme)
@@ -427,7 +427,7 @@ def test_links_that_came_and_went_meanwhile(console, acme):
         assert list(links.values_list("tool", flat=True)) == [saw.pk, file.pk]
 
 
-def test_links_that_went_are_left_out_of_a_form_shown_again(console, acme):
+def test_removed_links_are_left_out_of_a_form_that_is_shown_again(console, acme):
     agent, by = make_agent(acme), {"organization": acme, "actor": TESTER}
     first, second = make_block(acme), make_block(acme)
     with tenant(acme):
@@ -448,7 +448,7 @@ def test_links_that_went_are_left_out_of_a_form_shown_again(console, acme):
         assert not AgentBlock.objects.for_organization(acme).exists()
 
 
-def test_a_reference_to_what_is_gone_by_now_is_in_nobodys_way(console, acme):
+def test_an_unchanged_reference_to_a_purged_row_does_not_prevent_a_save(console, acme):
     ada, grace = make_user(acme), make_user(acme)
     message = make_message(acme, user=ada, text="Hello")
     data = sent(console.get(url(Message, "change", message.pk)))
@@ -459,7 +459,7 @@ def test_a_reference_to_what_is_gone_by_now_is_in_nobodys_way(console, acme):
     assert (again(message).text, again(message).user_id) == ("Good morning", grace.pk)
 
 
-def test_a_member_who_was_made_admin_meanwhile_stays_so(acme):
+def test_a_member_who_became_admin_meanwhile_stays_admin(acme):
     boss = signed_in(make_member(acme, "olga", role="owner"))
     bob = make_member(acme, "bob", role="viewer")
     data = sent(boss.get(url(Member, "change", bob.pk)))
@@ -487,7 +487,7 @@ def test_settings_that_both_changed(console, acme):
 
 
 def test_no_list_is_edited_in_place_and_no_inline_changes_a_row():
-    """Both would write without the comparison that forms have."""
+    """Both would write without the comparison of forms."""
     for page in admin.site._registry.values():
         assert not page.list_editable
         assert all(issubclass(inline, LinkInline) for inline in page.inlines)

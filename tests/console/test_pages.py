@@ -1,4 +1,4 @@
-"""Every model of the console: listed, found, added, changed, deleted, restored; and by whom not."""
+"""Each model of the console is listed, searched, added, changed, deleted and restored; by role."""
 
 import re
 from typing import Any
@@ -43,14 +43,14 @@ def test_a_list_shows_and_finds_its_rows(model, console, acme):
     assert page.status_code == 200
     assert CANARY in page.content.decode()
 
-    found = console.get(url(model, "changelist", q=case.search))
-    assert CANARY in found.content.decode()
+    listed = console.get(url(model, "changelist", q=case.search))
+    assert CANARY in listed.content.decode()
     missed = console.get(url(model, "changelist", q="nothing-is-called-this"))
     assert missed.context["cl"].result_count == 0
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_a_page_opens_and_tells_what_happened(model, console, acme):
+def test_a_page_and_its_history_open(model, console, acme):
     row = case_of(model).make(acme)
     assert CANARY in console.get(url(model, "change", row.pk)).content.decode()
     assert console.get(url(model, "history", row.pk)).status_code == 200
@@ -85,8 +85,8 @@ def test_a_row_is_added_changed_deleted_and_restored(model, console, acme, alice
         assert changes.actor_name == alice.email
         assert changes.ip == "127.0.0.1"
 
-    asked = console.get(url(model, "delete", row.pk))
-    assert f"This affects 1 {model._meta.verbose_name}" in asked.content.decode()
+    confirmation = console.get(url(model, "delete", row.pk))
+    assert f"This affects 1 {model._meta.verbose_name}" in confirmation.content.decode()
     page = console.post(url(model, "delete", row.pk))
     assert page.url == url(model, "changelist")
     with tenant(acme):
@@ -106,7 +106,7 @@ def test_a_row_is_added_changed_deleted_and_restored(model, console, acme, alice
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_rows_are_purged_from_the_trash_alone(model, console, acme):
+def test_only_rows_in_the_trash_can_be_purged(model, console, acme):
     case = case_of(model)
     row = case.make(acme)
     can_purge = admin.site._registry[model].can_purge and not case.is_listed_only
@@ -144,8 +144,8 @@ def test_another_organization_sees_and_reaches_nothing(model, foreign, console, 
 
 def test_autocomplete_offers_live_rows_of_the_organization(console, foreign, acme):
     live = CASES[Agent].make(acme)
-    gone = CASES[Agent].make(acme)
-    console.post(url(Agent, "delete", gone.pk))
+    deleted = CASES[Agent].make(acme)
+    console.post(url(Agent, "delete", deleted.pk))
     query = {"app_label": "agent_sessions", "model_name": "session", "field_name": "agent"}
     offered = reverse("admin:autocomplete", query=query)
     assert [r["id"] for r in console.get(offered).json()["results"]] == [str(live.pk)]
@@ -153,7 +153,7 @@ def test_autocomplete_offers_live_rows_of_the_organization(console, foreign, acm
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_a_viewer_reads_and_changes_nothing(model, viewer, acme):
+def test_a_viewer_reads_but_changes_nothing(model, viewer, acme):
     row = case_of(model).make(acme)
     if model in (AuditEvent,) or model._meta.model_name == "apikey":
         assert viewer.get(url(model, "changelist")).status_code == 403
@@ -187,6 +187,6 @@ def test_a_superuser_sees_every_organization_by_name(model, platform_console, ac
         assert platform_console.get(url(model, "add")).status_code == 200
 
 
-def test_no_page_asks_another_host(console, acme):
+def test_no_page_loads_from_another_host(console, acme):
     html = console.get(reverse("admin:index")).content.decode()
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', html)

@@ -1,4 +1,4 @@
-"""What the console's addresses may ask: what a page declares, and nothing else."""
+"""The console's pages accept the parameters that they declare, and no others."""
 
 import re
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def asked_by(member: Member, address: str = "/admin/", **query: str) -> Any:
 
 
 def paths(model: Any, levels: int, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every column of the model and, so many relations away, of others: (path, column)."""
+    """Each column of the model and, up to `levels` relations away, of others: (path, column)."""
     for field in model._meta.get_fields(include_hidden=True):
         name = f"{prefix}{field.name}"
         if getattr(field, "column", None) is not None:
@@ -71,11 +71,11 @@ class Statements:
     """The texts of statements, without their values."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.statements: list[str] = []
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         if "SAVEPOINT" not in str(sql):  # (each has a name of its own)
-            self.said.append(str(sql))
+            self.statements.append(str(sql))
         return execute(sql, params, many, context)
 
 
@@ -83,7 +83,7 @@ def statements_of(client: Client, address: str) -> tuple[int, list[str]]:
     noted = Statements()
     with connection.execute_wrapper(noted):
         status = client.get(address).status_code
-    return status, noted.said
+    return status, noted.statements
 
 
 # -- what is not declared -------------------------------------------------------------------------
@@ -91,21 +91,21 @@ def statements_of(client: Client, address: str) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
 @pytest.mark.parametrize("role", ["viewer", "owner"])
-def test_no_column_and_no_look_up_is_taken_that_no_filter_declares(model, role, acme):
+def test_undeclared_columns_and_lookups_are_refused(model, role, acme):
     page = admin.site._registry[model]
     request = asked_by(make_member(acme, "pat", role=role))
     declared = page.list_parameters(request)
     filtered = {f[0] for f in page.get_list_filter(request) if isinstance(f, tuple)}
-    lookups: dict[str, tuple[str, str]] = {}  # by the parameter's name: path and look-up
+    lookups: dict[str, tuple[str, str]] = {}  # by the parameter's name: path and lookup
     for path, column in paths(model, levels=2):
         lookups[path] = (path, "")
         lookups |= {f"{path}__{lookup}": (path, lookup) for lookup in column.get_lookups()}
     assert len(lookups) > 500
     for value in ODD:
-        asked = QueryDict(mutable=True)
-        asked.update(dict.fromkeys(lookups, value))
-        for name in asked.keys() - refusals(asked, declared).keys():
-            # A declared filter, and a value that it offers or that its column could hold.
+        query = QueryDict(mutable=True)
+        query.update(dict.fromkeys(lookups, value))
+        for name in query.keys() - refusals(query, declared).keys():
+            # A declared filter, and a value that it offers or that its column can have.
             path, lookup = lookups[name]
             assert path.removesuffix("__id") in filtered
             assert lookup in ("", "exact", "isnull")
@@ -115,7 +115,7 @@ def test_no_column_and_no_look_up_is_taken_that_no_filter_declares(model, role, 
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_a_list_answers_400_and_asks_nothing_for_any_other_parameter(model, owner, viewer, acme):
+def test_an_undeclared_parameter_is_400_before_any_query(model, owner, viewer, acme):
     CASES[model].make(acme)
     lookups = cycle(["", "startswith", "regex", "gt", "isnull", "in", "unaccent"])
     values = cycle(ODD)
@@ -132,8 +132,8 @@ def test_a_list_answers_400_and_asks_nothing_for_any_other_parameter(model, owne
             query = urlencode({f"{column}__{lookup}" if lookup else column: next(values)})
             if refusals(QueryDict(query), declared):
                 tried += 1
-                found = statements_of(client, f"{url(model, 'changelist')}?{query}")
-                assert found == nothing, query
+                answer = statements_of(client, f"{url(model, 'changelist')}?{query}")
+                assert answer == nothing, query
         assert tried > len(own_columns(model)) / 2
 
 
@@ -190,7 +190,7 @@ SAMPLES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("model", "query"), SAMPLES, ids=[q[:40] for _, q in SAMPLES])
-def test_a_list_refuses_by_name(model, query, console, acme):
+def test_a_list_names_the_refused_parameter(model, query, console, acme):
     page = console.get(f"{url(model, 'changelist')}?{query}")
     assert page.status_code == 400
     assert page.templates[0].name == "console/refused.html"
@@ -199,7 +199,7 @@ def test_a_list_refuses_by_name(model, query, console, acme):
     assert f"<b>{name}</b>" in html
 
 
-def test_the_page_leads_back_to_the_list_without_it(console, acme):
+def test_the_refusal_links_to_the_list_without_the_parameter(console, acme):
     query = urlencode({"q": "tea", "content__regex": "(((", "name__<b>": "x", "\0": "x"})
     html = console.get(f"{url(Memory, 'changelist')}?{query}").content.decode()
     assert "<b>content__regex</b>: This page has no such parameter." in html
@@ -221,7 +221,7 @@ def test_more_parameters_than_a_request_may_have_are_refused(console, acme):
         assert "There are too many parameters." in page.content.decode()
 
 
-def test_a_page_that_is_not_there_is_refused(console, acme):
+def test_a_page_beyond_the_last_one_is_refused(console, acme):
     for _ in range(51):
         make_user(acme)
     assert console.get(url(User, "changelist", p=2)).status_code == 200
@@ -230,16 +230,16 @@ def test_a_page_that_is_not_there_is_refused(console, acme):
     assert "<b>p</b>: There is no such page." in page.content.decode()
 
 
-def test_who_goes_round_the_site_meets_a_second_wall(alice):
-    """A list made in another way than by its address checks what filters it all the same."""
+def test_a_list_that_bypasses_the_site_checks_its_filters(alice):
+    """A list that is created without a request to the site checks its filters, too."""
     page = admin.site._registry[Member]
     request = asked_by(alice, password__startswith="pbkdf2")
     with tenant(alice.organization), pytest.raises(DisallowedModelAdminLookup):
         page.get_changelist_instance(request)
-    assert not page.lookup_allowed("role__exact", "owner")  # of nobody
+    assert not page.lookup_allowed("role__exact", "owner")  # without a request
 
 
-def test_who_is_not_signed_in_is_asked_to_sign_in_first(acme):
+def test_an_anonymous_request_is_sent_to_the_sign_in_page_first(acme):
     address = f"{url(Member, 'changelist')}?password__startswith=p"
     page = Client().get(address)
     assert page.status_code == 302
@@ -277,16 +277,18 @@ def offered(model: Any, member: Member, organization: Organization) -> Iterator[
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_each_choice_of_each_filter_opens(model, console, platform_console, root, alice, acme):
+def test_each_choice_of_each_filter_is_accepted(
+    model, console, platform_console, root, alice, acme
+):
     CASES[model].make(acme)
     for client, member in ((console, alice), (platform_console, root)):
         queries = list(offered(model, member, acme))
         assert queries
-        # (A superuser has one filter more, and it stands first.)
+        # (A superuser has one more filter, the first one.)
         for query in queries if client is console else queries[:2]:
             page = client.get(url(model, "changelist", **query))
             assert page.status_code == 200, query
-        # What a browser sends from the filters' own form: each of them, one of them filled in.
+        # What a browser sends from the form of the filters: all of them, one filled in.
         emptied = {name: "" for query in queries for name in query if "isnull" not in name}
         page = client.get(url(model, "changelist", **emptied, q="", o="", p="1", e="1"))
         assert page.status_code == 200
@@ -303,7 +305,7 @@ def test_filters_filter(console, acme):
         assert {row.pk for row in page.context["cl"].result_list} == seen
 
 
-def test_each_address_that_a_page_offers_opens(console, platform_console, acme):
+def test_each_link_of_a_page_is_accepted(console, platform_console, acme):
     user, agent = make_user(acme), make_agent(acme)
     block, tool = make_block(acme, user=user), make_tool(acme)
     session = make_session(acme, user=user, agent=agent)
@@ -315,8 +317,8 @@ def test_each_address_that_a_page_offers_opens(console, platform_console, acme):
         make_block(acme, user=user)
     memory = make_memory(acme, session_id="s-1")
     rows = [user, agent, block, tool, session, run, memory]
-    gone = make_agent(acme)
-    console.post(url(Agent, "delete", gone.pk))
+    deleted = make_agent(acme)
+    console.post(url(Agent, "delete", deleted.pk))
     lists = [url(model, "changelist") for model in MODELS]
     filters = {"_changelist_filters": "q=a&p=1"}
     start = [reverse("admin:index"), reverse("admin:trash"), *lists]
@@ -324,24 +326,24 @@ def test_each_address_that_a_page_offers_opens(console, platform_console, acme):
     start += [url(type(row), "change", row.pk) for row in rows]
     start += [url(type(row), "change", row.pk, **filters) for row in rows]
     for client, addresses in ((console, start), (platform_console, start[:2] + lists)):
-        found = set()
+        links = set()
         for address in addresses:
             page = client.get(address)
             assert page.status_code == 200, address
-            found |= {unescape(link) for link in LINK.findall(page.content.decode())}
-        assert len(found) >= (30 if client is console else 5)
-        for address in sorted(found):
+            links |= {unescape(link) for link in LINK.findall(page.content.decode())}
+        assert len(links) >= (30 if client is console else 5)
+        for address in sorted(links):
             assert client.get(address).status_code in (200, 302), address
 
 
-def test_a_superuser_asks_for_the_rows_of_one_organization(platform_console, acme, globex):
+def test_a_superuser_can_filter_by_organization(platform_console, acme, globex):
     mine, theirs = make_user(acme), make_user(globex)
     page = platform_console.get(url(User, "changelist", organization__id__exact=acme.pk))
     assert {row.pk for row in page.context["cl"].result_list} == {mine.pk}
     assert theirs.pk not in {row.pk for row in page.context["cl"].result_list}
 
 
-def test_of_an_organization_there_is_no_filter_for_its_members(console, acme):
+def test_members_have_no_filter_by_organization(console, acme):
     page = console.get(url(User, "changelist", organization__id__exact=acme.pk))
     assert page.status_code == 400
 
@@ -352,7 +354,7 @@ VIEWS = ("change", "delete", "history", "restore", "purge")
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_a_page_takes_what_it_declares_and_nothing_else(model, console, acme):
+def test_a_page_accepts_only_what_it_declares(model, console, acme):
     row = CASES[model].make(acme)
     bad = [
         "password__startswith=p",
@@ -377,7 +379,7 @@ def test_a_page_takes_what_it_declares_and_nothing_else(model, console, acme):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_what_is_sent_names_a_row_by_its_key(model, console, acme):
+def test_a_post_identifies_a_row_by_its_key(model, console, acme):
     row = CASES[model].make(acme)
     for view in ("change", "delete"):
         sent = console.post(url(model, view, row.pk), {"_to_field": "name", "_popup": "1"})
@@ -386,14 +388,14 @@ def test_what_is_sent_names_a_row_by_its_key(model, console, acme):
         assert not getattr(model.objects.get(pk=row.pk), "is_deleted", False)
 
 
-def test_a_key_that_is_none_leads_nowhere(console, acme):
+def test_an_invalid_key_is_not_found(console, acme):
     for key in ("(((", "%00", "x", "9" * 60):
         for view in VIEWS:
             address = f"/admin/memories/memory/{key}/{view}/"
             assert console.get(address).status_code == 302
 
 
-def test_a_conversation_is_read_in_pages(console, acme):
+def test_a_conversation_is_paginated(console, acme):
     session = make_session(acme)
     for page, status in (("1", 200), ("9", 200), ("x", 400), ("²", 400), ("0", 400)):
         assert console.get(url(Session, "change", session.pk, page=page)).status_code == status
@@ -401,17 +403,17 @@ def test_a_conversation_is_read_in_pages(console, acme):
     assert console.get(url(Run, "change", run.pk, page="1")).status_code == 400
 
 
-def test_who_holds_a_block_is_read_in_pages(console, acme):
+def test_the_agents_of_a_block_are_paginated(console, acme):
     block = make_block(acme)
     for page, status in (("1", 200), ("9", 200), ("x", 400), ("²", 400)):
         address = url(Block, "change", block.pk, **{"agent_links-page": page})
         assert console.get(address).status_code == status
 
 
-def test_an_address_fills_in_the_form(console, platform_console, acme):
+def test_parameters_prefill_the_form(console, platform_console, acme):
     agent = make_agent(acme)
-    given = {"content": "Tea", "memory_type": "core", "importance": "0.7", "agent": str(agent.pk)}
-    page = console.get(url(Memory, "add", expires_at="2030-01-02 03:04", **given))
+    values = {"content": "Tea", "memory_type": "core", "importance": "0.7", "agent": str(agent.pk)}
+    page = console.get(url(Memory, "add", expires_at="2030-01-02 03:04", **values))
     assert page.status_code == 200
     html = page.content.decode()
     assert all(word in html for word in ("Tea", "2030-01-02", "03:04", str(agent)))
@@ -441,18 +443,18 @@ def test_an_address_fills_in_the_form(console, platform_console, acme):
         "_changelist_filters=content__regex%3Dx",
     ],
 )
-def test_an_address_fills_in_columns_of_the_form_alone(query, console, acme):
+def test_only_columns_of_the_form_can_be_prefilled(query, console, acme):
     assert console.get(f"{url(Memory, 'add')}?{query}").status_code == 400
 
 
-def test_no_secret_is_filled_in(console, acme):
+def test_no_secret_can_be_prefilled(console, acme):
     for name in ("password", "password1", "is_superuser", "last_login"):
         assert console.get(url(Member, "add", **{name: "1"})).status_code == 400
     for name in ("hash", "prefix", "scopes", "template"):
         assert console.get(url(ApiKey, "add", **{name: "1"})).status_code == 400
 
 
-# -- what is picked in a list ---------------------------------------------------------------------
+# -- selected rows in a list ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -469,7 +471,7 @@ def test_no_secret_is_filled_in(console, acme):
     ],
     ids=str,
 )
-def test_a_list_takes_no_odd_pick(sent, console, acme):
+def test_an_invalid_selection_is_refused(sent, console, acme):
     memory = make_memory(acme)
     picked = {"action": "move_to_trash", "_selected_action": [str(memory.pk)], "confirmed": "yes"}
     for more in ({}, {"index": "0"}):
@@ -479,10 +481,10 @@ def test_a_list_takes_no_odd_pick(sent, console, acme):
         assert not Memory.objects.for_organization(acme).get().is_deleted
 
 
-def test_a_list_does_what_it_offers_with_what_was_picked(console, acme):
-    kept, gone = make_memory(acme), make_memory(acme)
+def test_actions_apply_to_the_selected_rows(console, acme):
+    kept, deleted = make_memory(acme), make_memory(acme)
     address = url(Memory, "changelist", o="", p="1")
-    picked = {"_selected_action": [str(gone.pk)], "select_across": "0", "confirmed": "yes"}
+    picked = {"_selected_action": [str(deleted.pk)], "select_across": "0", "confirmed": "yes"}
     for action in ("", "purge_selected", "delete_selected", "((("):
         for index in ("0", "x", "-9", "9" * 30):
             page = console.post(address, {**picked, "action": action, "index": index})
@@ -499,7 +501,7 @@ def test_a_list_does_what_it_offers_with_what_was_picked(console, acme):
 
 
 @pytest.mark.parametrize("page", ["index", "trash", "upload", "search", "password_change"])
-def test_pages_of_the_site_take_nothing_that_they_do_not_declare(page, console, acme):
+def test_pages_of_the_site_accept_only_what_they_declare(page, console, acme):
     address = reverse(f"admin:{page}")
     assert console.get(address).status_code == 200
     refused = console.get(address, {"password__startswith": "p"})
@@ -508,7 +510,7 @@ def test_pages_of_the_site_take_nothing_that_they_do_not_declare(page, console, 
     assert console.get(reverse("admin:app_list", args=["memories"]), {"x": "1"}).status_code == 400
 
 
-def test_sign_in_takes_where_to_go_next_and_nothing_else(acme):
+def test_sign_in_accepts_only_next(acme):
     address = reverse("admin:login")
     assert Client().get(address, {"next": "/admin/memories/memory/?q=x"}).status_code == 200
     for query in ({"x": "1"}, {"next": "\0"}, {"username": "alice"}):
@@ -518,7 +520,7 @@ def test_sign_in_takes_where_to_go_next_and_nothing_else(acme):
             assert page.templates[0].name == "console/refused_plain.html"
 
 
-def test_no_address_leads_from_a_row_to_another_site(console, acme):
+def test_no_parameter_redirects_to_another_site(console, acme):
     with pytest.raises(NoReverseMatch):
         reverse("admin:view_on_site", args=[1, acme.pk])
     assert console.get(f"/admin/r/1/{acme.pk}/").status_code == 404
@@ -528,7 +530,7 @@ def completed(client: Client, **query: str) -> int:
     return client.get(reverse("admin:autocomplete"), query).status_code
 
 
-def test_autocomplete_serves_references_that_pages_hold(console, acme):
+def test_autocomplete_serves_only_references_of_pages(console, acme):
     source = {"app_label": "agent_sessions", "model_name": "session", "field_name": "agent"}
     assert completed(console, **source) == 200
     assert completed(console, **source, term="a", page="1") == 200
@@ -551,7 +553,7 @@ def test_autocomplete_serves_references_that_pages_hold(console, acme):
         ({"field_name": "((("}, 403),
         ({"model_name": "((("}, 403),
         ({"app_label": "((("}, 403),
-        # A reference, but no page of the console holds it.
+        # A reference, but on no page of the console.
         ({"app_label": "memories", "model_name": "memoryhistory", "field_name": "memory"}, 403),
     ):
         assert completed(console, **{**source, **over}) == status, over

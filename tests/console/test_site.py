@@ -1,4 +1,4 @@
-"""Who gets in, what is kept of it, and the pages that are no model's."""
+"""Signing in, and the pages that belong to no model."""
 
 from datetime import timedelta
 from functools import partial
@@ -46,17 +46,17 @@ def sign_in(email, password=PASSWORD):
     return client, page
 
 
-def test_signing_in_is_noted_in_the_organizations_log(acme, alice):
+def test_signing_in_is_audited(acme, alice):
     _, page = sign_in(alice.email)
     assert page.url == reverse("admin:index")
     _, page = sign_in(alice.email, "wrong")
     assert "correct email and password" in page.content.decode()
     with tenant(acme):
         events = AuditEvent.objects.for_organization(acme).filter(action="signed_in")
-        told = events.order_by("created_at").values_list(
+        recorded = events.order_by("created_at").values_list(
             "status", "actor_name", "resource_id", "ip", "user_agent"
         )
-        assert list(told) == [
+        assert list(recorded) == [
             ("success", alice.email, alice.pk, "127.0.0.1", "A browser"),
             ("failure", alice.email, alice.pk, "127.0.0.1", "A browser"),
         ]
@@ -68,7 +68,7 @@ def signs_in(acme):
         return list(events.order_by("created_at").values_list("status", "resource_id"))
 
 
-def test_an_address_in_another_case_is_noted_in_its_organizations_log(acme, alice):
+def test_a_sign_in_with_an_address_in_another_case_is_audited(acme, alice):
     _, page = sign_in(f" {alice.email.upper()} ")
     assert page.url == reverse("admin:index")
     sign_in(alice.email.title(), "wrong")
@@ -83,13 +83,13 @@ def test_a_nul_is_refused_like_any_wrong_value(field, alice):
     assert "Null characters are not allowed." in page.content.decode()
 
 
-def test_a_cookie_that_is_no_session_of_ours_is_none(db):
+def test_a_cookie_of_no_session_is_ignored(db):
     client = Client()
     client.cookies["sessionid"] = "\0abcdefghijklmn"
     assert client.get(reverse("admin:index")).url.startswith(reverse("admin:login"))
 
 
-def test_who_is_of_two_organizations_enters_by_the_password_or_says_which(acme, globex, alice):
+def test_a_member_of_two_organizations_signs_in_by_password_or_names_one(acme, globex, alice):
     by = {"organization": globex, "actor": TESTER}
     values = {"email": alice.email, "role": "viewer", "password": "another horse battery"}
     with tenant(globex):
@@ -151,7 +151,7 @@ CREATE TRIGGER full_disk BEFORE {1} ON pg_temp.{0} FOR EACH ROW EXECUTE FUNCTION
     ],
 )
 def test_signing_in_says_that_the_disk_is_full(table, verb, alice):
-    """(A table of the session's own stands before the one of its name.)"""
+    """(A temporary table hides the table of the same name.)"""
     with connection.cursor() as cursor:
         cursor.execute(_FULL.format(table, verb))
     client, page = sign_in(alice.email)
@@ -195,20 +195,20 @@ def assert_unavailable(page, words, wait):
     assert words in page.content.decode()
 
 
-def test_a_stranger_and_a_superuser_are_noted_in_no_organizations_log(root, acme):
+def test_sign_ins_of_strangers_and_superusers_are_not_audited(root, acme):
     sign_in("nobody@example.org")
     sign_in(root.email)
     with platform():
         events = AuditEvent.objects.filter(organization=None, action="signed_in")
-        told = events.order_by("created_at").values_list("status", "actor_name", "actor_id")
-        assert list(told) == [
+        recorded = events.order_by("created_at").values_list("status", "actor_name", "actor_id")
+        assert list(recorded) == [
             ("failure", "nobody@example.org", None),
             ("success", root.email, root.pk),
         ]
 
 
 @pytest.mark.parametrize("why", ["is_active", "is_staff", "deleted", "organization"])
-def test_who_may_not_sign_in_does_not_and_is_put_out(why, acme, alice):
+def test_a_member_who_may_not_sign_in_is_signed_out(why, acme, alice):
     client = signed_in(alice)
     assert client.get(reverse("admin:index")).status_code == 200
     with platform():
@@ -225,7 +225,7 @@ def test_who_may_not_sign_in_does_not_and_is_put_out(why, acme, alice):
     assert page.status_code == 200
 
 
-def test_a_member_changes_their_password_by_the_service(acme, alice):
+def test_changing_a_password_calls_the_service(acme, alice):
     client, _ = sign_in(alice.email)
     form = {
         "old_password": PASSWORD,
@@ -250,21 +250,21 @@ def test_djangos_own_log_stays_empty(console, acme):
     assert not LogEntry.objects.exists()
 
 
-def test_the_overview_tells_the_organizations_numbers(console, acme, globex):
+def test_the_overview_has_the_organizations_numbers(console, acme, globex):
     make_session(acme, name="Late parcel", agent=make_agent(acme, name="Scout"))
     make_memory(acme, content="Likes tea")
     make_memory(globex, content="A secret of globex")
     html = console.get(reverse("admin:index")).content.decode()
-    for said in ("Late parcel", "Scout", "Likes tea", "Pending <b>1</b>"):
-        assert said in html
+    for text in ("Late parcel", "Scout", "Likes tea", "Pending <b>1</b>"):
+        assert text in html
     assert "secret of globex" not in html
 
 
 def in_state(organization, state, number):
-    made = [make_memory(organization).pk for _ in range(number)]
+    ids = [make_memory(organization).pk for _ in range(number)]
     vector = {"embedding": [1.0, *[0.0] * 383]} if state == "ready" else {"embedding": None}
     with tenant(organization):
-        rows = Memory.objects.for_organization(organization).filter(pk__in=made)
+        rows = Memory.objects.for_organization(organization).filter(pk__in=ids)
         rows.update(embedding_state=state, updated_at=timezone.now(), **vector)
 
 
@@ -279,13 +279,13 @@ def test_the_overview_counts_all_memories_by_embedding(console, acme, globex, mo
         in_state(acme, state, number)
     in_state(globex, "pending", 3)
     html = overview(console)
-    for said in ("Pending <b>7</b>", "Failed <b>1</b>", "Unreadable <b>2</b>", "Ready <b>4+</b>"):
-        assert said in html
+    for text in ("Pending <b>7</b>", "Failed <b>1</b>", "Unreadable <b>2</b>", "Ready <b>4+</b>"):
+        assert text in html
     monkeypatch.setattr(embed_progress, "MAX_PENDING", 6)
     assert "Pending <b>6+</b>" in overview(console)
 
 
-def test_the_overview_tells_whether_a_worker_comes_for_what_is_pending(console, acme, settings):
+def test_the_overview_says_whether_a_worker_is_running(console, acme, settings):
     settings.ENCODER = "static"
     in_state(acme, "ready", 1)
     assert "worker" not in overview(console)  # none is needed
@@ -301,7 +301,7 @@ def test_the_overview_tells_whether_a_worker_comes_for_what_is_pending(console, 
     assert "No embedding worker has run since" in overview(console)
 
 
-def test_a_worker_is_seen_at_work_and_when_its_encoder_fails(console, acme, globex, settings):
+def test_the_state_of_a_worker_and_of_its_encoder_is_detected(console, acme, globex, settings):
     settings.ENCODER = "static"
     in_state(acme, "pending", 2)
     in_state(globex, "ready", 1)
@@ -328,13 +328,13 @@ def _raise(error, texts):
     raise error
 
 
-def test_what_has_expired_is_not_counted(console, acme):
+def test_expired_memories_are_not_counted(console, acme):
     make_memory(acme, expires_at=timezone.now() - timedelta(days=1))
     make_memory(acme)
     assert "<b>1</b><small>memories</small>" in overview(console)
 
 
-def test_the_overview_tells_that_it_counts_no_further(console, acme, monkeypatch):
+def test_the_overview_says_when_it_stops_counting(console, acme, monkeypatch):
     monkeypatch.setattr(dashboard, "COUNT_BOUND", 2)
     for number in range(3):
         make_session(acme, name=f"Talk {number}")
@@ -342,7 +342,7 @@ def test_the_overview_tells_that_it_counts_no_further(console, acme, monkeypatch
     assert "<span>Sessions of the last 14 days</span><span>2+</span>" in html
 
 
-def test_the_sidebar_holds_what_the_role_may_open(console, viewer, platform_console):
+def test_the_sidebar_has_what_the_role_may_open(console, viewer, platform_console):
     html = console.get(reverse("admin:index")).content.decode()
     assert all(f"<span>{word}</span>" in html for word in ("API keys", "Audit log", "Trash"))
     html = viewer.get(reverse("admin:index")).content.decode()
@@ -352,13 +352,13 @@ def test_the_sidebar_holds_what_the_role_may_open(console, viewer, platform_cons
     assert "<span>Organizations</span>" in html
 
 
-def test_the_trash_lists_what_was_deleted_and_restores_it(console, foreign, acme):
+def test_the_trash_lists_and_restores_rows(console, foreign, acme):
     agent = make_agent(acme, name="Old bot")
     session = make_session(acme, agent=agent, name="A talk with it")
     console.post(url(Agent, "delete", agent.pk))
     html = console.get(reverse("admin:trash")).content.decode()
     assert "Old bot" in html
-    assert "A talk with it" not in html  # it went with its agent
+    assert "A talk with it" not in html  # deleted together with its agent
     assert "Old bot" not in foreign.get(reverse("admin:trash")).content.decode()
 
     page = console.post(url(Session, "restore", session.pk), {"trash": "1"}, follow=True)
@@ -368,26 +368,26 @@ def test_the_trash_lists_what_was_deleted_and_restores_it(console, foreign, acme
     assert "Restored: 1 agent, 1 session." in page.content.decode()
 
 
-def test_a_session_reads_as_a_conversation(console, acme):
+def test_a_session_is_shown_as_a_conversation(console, acme):
     ada, nora = make_user(acme, name="Ada"), make_agent(acme, name="Nora")
     session = make_session(acme, user=ada, agent=nora)
     run = make_run(session, run_id="r-1", content="It is on its way.", model="some-model")
     make_message(acme, session=session, run=run, role="user", text="Where is it?", user=ada)
-    told = [
+    turns = [
         {"role": "user", "content": "Said before", "from_history": True},
         {"role": "user", "content": [{"type": "text", "text": "And the bill?"}]},
     ]
-    make_run(session, run_id="r-2", messages=told, content="Paid.")
+    make_run(session, run_id="r-2", messages=turns, content="Paid.")
     make_message(acme, session=session, role="system", text="Handed over.")
     html = console.get(url(Session, "change", session.pk)).content.decode()
     conversation = html[html.index('id="conversation"') :]
-    said = ["r-1", "Ada", "Where is it?", "It is on its way.", "r-2", "And the bill?", "Paid."]
-    places = [conversation.index(words) for words in [*said, "Handed over."]]
+    texts = ["r-1", "Ada", "Where is it?", "It is on its way.", "r-2", "And the bill?", "Paid."]
+    places = [conversation.index(words) for words in [*texts, "Handed over."]]
     assert places == sorted(places)
     assert "Said before" not in conversation
 
 
-def test_a_picture_and_a_call_are_told_in_words(console, acme):
+def test_pictures_and_tool_calls_are_shown_as_text(console, acme):
     """In a conversation, in the list of messages, in a run's own messages."""
     session = make_session(acme)
     data = "iVBOR" + "Qk1aAB3" * 12_000
@@ -398,8 +398,8 @@ def test_a_picture_and_a_call_are_told_in_words(console, acme):
     make_message(acme, session=session, role="assistant", text="", tool_calls=[call])
     seen = {"screen": {"data": [f"data:image/png;base64,{data}"]}}
     make_message(acme, session=session, role="tool", text="Seen.", tool_returns=seen)
-    told = [{"role": "user", "content": content}, {"role": "assistant", "tool_calls": [call]}]
-    run = make_run(make_session(acme), messages=told)
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "tool_calls": [call]}]
+    run = make_run(make_session(acme), messages=turns)
     for page in (url(Session, "change", session.pk), url(Session, "change", run.session_id)):
         html = console.get(page).content.decode()
         conversation = html[html.index('id="conversation"') :]
@@ -425,7 +425,7 @@ def test_a_memory_shows_its_versions(console, acme, alice):
     assert f"by {alice.name}" in versions
 
 
-def test_counting_stops(console, acme, monkeypatch):
+def test_counting_stops_at_the_limit(console, acme, monkeypatch):
     monkeypatch.setattr(lists, "COUNT_BOUND", 2)
     for _ in range(4):
         make_user(acme)
@@ -433,7 +433,7 @@ def test_counting_stops(console, acme, monkeypatch):
     assert "more than 2" in html
 
 
-def test_a_range_of_days_holds_its_last_day(console, acme):
+def test_a_range_of_days_includes_its_last_day(console, acme):
     memory = make_memory(acme)
     today = timezone.localdate()
     for first, last, is_there in (
@@ -447,10 +447,10 @@ def test_a_range_of_days_holds_its_last_day(console, acme):
 
 def test_no_page_reads_a_vector(console, acme, django_assert_max_num_queries):
     memory = make_memory(acme)
-    with django_assert_max_num_queries(100) as asked:
+    with django_assert_max_num_queries(100) as queries:
         for page in (url(Memory, "changelist"), url(Memory, "change", memory.pk), "/admin/"):
             console.get(page)
-    columns = " ".join(query["sql"] for query in asked.captured_queries)
+    columns = " ".join(query["sql"] for query in queries.captured_queries)
     assert "memories_memory" in columns
     assert '"embedding",' not in columns
     assert '"document"' not in columns
@@ -458,15 +458,15 @@ def test_no_page_reads_a_vector(console, acme, django_assert_max_num_queries):
 
 def test_pages_are_found_by_name(console, viewer):
     search = reverse("admin:search", query={"s": "mem", "extended": "1"})
-    found = console.get(search).content.decode()
-    assert all(word in found for word in ("Memories", "Members"))
+    html = console.get(search).content.decode()
+    assert all(word in html for word in ("Memories", "Members"))
     assert console.get(reverse("admin:search")).status_code == 200
     assert (
         "API keys" not in viewer.get(reverse("admin:search", query={"s": "api"})).content.decode()
     )
 
 
-# Statements per page, the session and the member among them; they do not grow with the rows.
+# Statements per page, including those for session and member. They do not grow with the rows.
 _LISTS = 9
 _PAGES = {Session: 15, Agent: 14, Memory: 12, Run: 11, Message: 13}
 
@@ -482,7 +482,7 @@ def _fill(organization):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=names)
-def test_a_list_takes_as_many_statements_for_many_rows(
+def test_the_statements_of_a_list_do_not_grow_with_its_rows(
     model, console, acme, django_assert_max_num_queries
 ):
     for _ in range(6):
@@ -493,7 +493,7 @@ def test_a_list_takes_as_many_statements_for_many_rows(
 
 
 @pytest.mark.parametrize("model", _PAGES, ids=lambda model: model._meta.model_name)
-def test_a_page_takes_a_fixed_number_of_statements(model, console, acme, django_assert_num_queries):
+def test_a_page_runs_a_fixed_number_of_statements(model, console, acme, django_assert_num_queries):
     rows = _fill(acme)
     for _ in range(4):
         make_message(acme, session=rows[Session], agent=rows[Agent], user=rows[Session].user)
@@ -503,7 +503,7 @@ def test_a_page_takes_a_fixed_number_of_statements(model, console, acme, django_
         console.get(page)
 
 
-def test_the_overview_takes_a_fixed_number_of_statements(
+def test_the_overview_runs_a_fixed_number_of_statements(
     console, platform_console, acme, django_assert_num_queries
 ):
     _fill(acme)

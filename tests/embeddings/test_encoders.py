@@ -1,4 +1,4 @@
-"""The encoders that run here, on their real models."""
+"""The built-in encoders, with their real models."""
 
 import importlib.util
 import os
@@ -32,11 +32,11 @@ TEXTS = [
 ]
 
 
-def test_the_column_holds_what_encoders_give():
+def test_the_column_has_the_dimension_of_the_encoders():
     assert embeddings.VECTOR_DIM == EMBEDDING_DIM
 
 
-def test_rows_are_unit_vectors_whatever_the_text(encoder):
+def test_rows_are_unit_vectors_for_any_text(encoder):
     vectors = encoder.encode(TEXTS)
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(TEXTS), encoder.dim)
@@ -57,7 +57,7 @@ def test_a_vector_does_not_depend_on_the_batch(encoder):
     assert (together * alone).sum(axis=1).min() > 0.999
 
 
-def test_no_texts_give_no_rows(encoder):
+def test_no_texts_return_no_rows(encoder):
     assert encoder.encode([]).shape == (0, encoder.dim)
     assert encode_texts([], encoder).shape == (0, 384)
 
@@ -70,12 +70,12 @@ def test_no_texts_give_no_rows(encoder):
         ("The server crashed at night", "Our servers crash", "We had pasta for dinner"),
     ],
 )
-def test_what_is_alike_is_near(encoder, text, near, far):
+def test_similar_texts_have_near_vectors(encoder, text, near, far):
     query, alike, unlike = encoder.encode([text, near, far])
     assert query @ alike > query @ unlike + 0.1
 
 
-def test_what_is_shorter_is_padded_with_zeros():
+def test_shorter_vectors_are_padded_with_zeros():
     encoder = get_encoder("static")
     padded = encode_texts(["tea", "coffee"], encoder)
     assert padded.shape == (2, 384)
@@ -83,13 +83,13 @@ def test_what_is_shorter_is_padded_with_zeros():
     assert np.array_equal(padded[:, :256], encoder.encode(["tea", "coffee"]))
 
 
-def test_a_long_text_is_cut_and_not_worked_through(encoder):
+def test_a_long_text_is_cut_before_it_is_tokenized(encoder):
     sentence = "Anna's dog is called Rex. "
     long, cut = encoder.encode([sentence * (256 * 1024 // len(sentence)), sentence * 300])
     assert long @ cut > 0.999
 
 
-def test_no_encoder_reaches_for_the_network(fresh, monkeypatch):
+def test_no_encoder_uses_the_network(fresh, monkeypatch):
     def refused(*args, **kwargs):
         raise AssertionError("reached for the network")
 
@@ -101,26 +101,26 @@ def test_no_encoder_reaches_for_the_network(fresh, monkeypatch):
 
 def test_threads_share_one_encoder_and_get_their_own_rows(fresh):
     texts = [[f"thread {number} says {word}" for word in range(20)] for number in range(8)]
-    found = {}
+    results = {}
 
     def work(number: int) -> None:
         encoder = get_encoder()
-        found[number] = encoder, [encoder.encode(texts[number]) for _ in range(3)]
+        results[number] = encoder, [encoder.encode(texts[number]) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({id(encoder) for encoder, _ in found.values()}) == 1
+    assert len({id(encoder) for encoder, _ in results.values()}) == 1
     expected = get_encoder().encode([text for part in texts for text in part])
     for number in range(8):
-        for rows in found[number][1]:
+        for rows in results[number][1]:
             wanted = expected[number * 20 : number * 20 + 20]
             assert (rows * wanted).sum(axis=1).min() > 0.999
 
 
-def test_static_is_used_by_threads_at_once():
+def test_static_can_be_used_by_several_threads():
     encoder = get_encoder("static")
     wrong = []
 
@@ -171,7 +171,7 @@ def test_over_http_an_encoder_that_cannot_be_used_is_a_503():
     assert answer.data["code"] == "encoder_unavailable"
     assert answer.data["detail"] == "The encoder cannot be used. The server's log says why."
     assert answer.data["errors"] == []
-    assert "Retry-After" not in answer.headers  # nothing gets better by itself
+    assert "Retry-After" not in answer.headers  # a retry does not help
     answer = problem_response(Unavailable("Counting takes too long: ask for fewer."), {})
     assert (answer.status_code, answer.data["detail"]) == (
         503,
@@ -181,7 +181,7 @@ def test_over_http_an_encoder_that_cannot_be_used_is_a_503():
     assert answer.headers["Retry-After"] == "5"
 
 
-def test_batches_are_small_and_lose_no_text():
+def test_texts_are_encoded_in_small_batches():
     encoder = get_encoder("minilm-int8")
     texts = [f"{'word ' * (number % 400)}end" for number in range(1500)]
     batches = list(encoder._batches(texts))
@@ -237,7 +237,7 @@ print(*{name.partition(".")[0] for name in sys.modules})
 """
 
 
-def test_a_start_of_the_site_loads_nothing_heavy():
+def test_starting_the_site_imports_no_model_library():
     done = subprocess.run(
         [sys.executable, "-c", START],
         cwd=ROOT,
@@ -254,7 +254,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "DJANGO_SETTINGS_MODULE": "agentmem_site.settings"}
 
 
-def test_serve_refuses_an_encoder_that_there_is_not(monkeypatch, settings):
+def test_serve_refuses_an_unknown_encoder(monkeypatch, settings):
     settings.ENCODER = "minilm"
     monkeypatch.setattr(serve, "reasons_not_ready", list)
     monkeypatch.setattr(serve.os, "execv", lambda *_: pytest.fail("it serves"))

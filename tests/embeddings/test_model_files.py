@@ -1,4 +1,4 @@
-"""Model files that are missing, damaged or another model's: one sentence each, and what to do."""
+"""Model files that are missing, damaged or of another model: each message says what to do."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from memories.embeddings import EncoderError, get_encoder
 MEND = "Restore it with `git checkout`, or build it with memories/embeddings/artefacts/build.py."
 MODELS = [("minilm-int8", "model.onnx"), ("static", "vectors.npy")]
 
-# An ONNX graph of one node (Cast) that says its output is (batch, 128).
+# An ONNX graph of one node (Cast), whose output is (batch, 128).
 SMALL_MODEL = base64.b64decode(
     "CAk6dwonCglpbnB1dF9pZHMSCWVtYmVkZGluZyIEQ2FzdCoJCgJ0bxgBoAECEgFtWiYKCWlucHV0X2lk"
     "cxIZChcIBxITCgcSBWJhdGNoCggSBnRva2Vuc2IhCgllbWJlZGRpbmcSFAoSCAESDgoHEgViYXRjaAoD"
@@ -38,7 +38,7 @@ def refusal(name: str) -> str:
 
 
 def sign(path: Path) -> None:
-    """Makes the sums fit a changed file."""
+    """Updates the checksums for a changed file."""
     sums = path.with_name("SHA256SUMS")
     lines = [line for line in sums.read_text().splitlines() if not line.endswith(path.name)]
     lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
@@ -63,14 +63,14 @@ def test_a_damaged_file_is_named(models, name, file):
 
 
 @pytest.mark.parametrize(("name", "file"), MODELS)
-def test_a_file_cut_short_is_damaged(models, name, file):
+def test_a_truncated_file_is_damaged(models, name, file):
     path = models / name / file
     path.write_bytes(path.read_bytes()[:-1])
     assert refusal(name) == f"The model file {path} is damaged. {MEND}"
 
 
 @pytest.mark.parametrize(("name", "file"), [*MODELS, ("static", "tokenizer.json")])
-def test_what_is_no_model_is_refused(models, name, file):
+def test_a_file_that_is_no_model_is_refused(models, name, file):
     path = models / name / file
     path.write_bytes(b"not a model")
     sign(path)
@@ -91,7 +91,7 @@ def test_a_model_of_another_dimension_is_refused(models):
     assert refusal("minilm-int8") == f"The model file {path} gives 128 numbers, not 384. {MEND}"
 
 
-def test_a_mended_file_is_loaded_without_a_restart(models):
+def test_a_repaired_file_is_loaded_without_a_restart(models):
     path = models / "static" / "vectors.npy"
     content = path.read_bytes()
     path.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The HTTP encoder against a real server on this machine that behaves, and one that does not."""
+"""The HTTP encoder against a local server that works, and one that fails."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 class Service:
-    """Answers as the next of `replies` says; when there is none left, as it should."""
+    """Answers with the next of `replies`; without any left, correctly."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -107,7 +107,7 @@ def refusal(service: Service, texts: tuple[str, ...] = ("a", "bb"), **over: Any)
     return str(raised.value)
 
 
-def test_texts_go_in_batches_and_come_back_as_unit_rows(service):
+def test_texts_are_sent_in_batches_and_return_as_unit_rows(service):
     vectors = encoder(service).encode([f"{'x' * number}" for number in range(1, 8)])
     assert vectors.shape == (7, 8)
     assert vectors.dtype == np.float32
@@ -129,22 +129,22 @@ def test_without_a_key_no_key_is_sent(service):
     assert "Authorization" not in service.headers[0]
 
 
-def test_no_texts_ask_nothing_but_the_dimension(service):
+def test_without_texts_only_the_dimension_is_requested(service):
     assert encoder(service, DIMENSIONS=8).encode([]).shape == (0, 8)
     assert service.requests == []
     assert encoder(service).encode([]).shape == (0, 8)
 
 
-def test_dimensions_are_asked_for_and_are_a_part_of_the_name(service):
-    asked = encoder(service, DIMENSIONS=256)
-    assert (asked.name, asked.dim) == ("openai:small@256", 256)
-    assert asked.encode(["a"]).shape == (1, 256)
+def test_dimensions_are_requested_and_part_of_the_name(service):
+    small = encoder(service, DIMENSIONS=256)
+    assert (small.name, small.dim) == ("openai:small@256", 256)
+    assert small.encode(["a"]).shape == (1, 256)
     assert service.requests[0]["dimensions"] == 256
 
 
-def test_the_dimension_is_found_out_once(service):
-    asked = encoder(service)
-    assert (asked.name, asked.dim, asked.dim) == ("openai:small", 8, 8)
+def test_the_dimension_is_requested_once(service):
+    small = encoder(service)
+    assert (small.name, small.dim, small.dim) == ("openai:small", 8, 8)
     assert len(service.requests) == 1
 
 
@@ -153,7 +153,7 @@ def test_an_empty_text_and_a_long_one_do_not_fail_their_batch(service):
     assert [len(text) for text in service.requests[0]["input"]] == [1, openai.MAX_CHARACTERS]
 
 
-def test_indexes_in_another_order_are_put_in_order(service):
+def test_results_in_another_order_are_sorted(service):
     service.replies.append(lambda body: answer(service.rows(body)[::-1]))
     vectors = encoder(service).encode(["a", "bb", "ccc"])
     assert np.all(np.diff(vectors[:, 0]) > 0)
@@ -170,19 +170,19 @@ def test_indexes_in_another_order_are_put_in_order(service):
         status(200, b'{"data": [', Length="4000"),
     ],
 )
-def test_what_may_pass_is_tried_again(service, reply):
+def test_temporary_failures_are_retried(service, reply):
     service.replies.append(reply)
     assert encoder(service).encode(["a"]).shape == (1, 8)
     assert len(service.requests) == 2
 
 
-def test_tries_end(service):
+def test_retries_are_limited(service):
     service.replies += [status(500)] * 5
     assert refusal(service) == "The embedding service at 127.0.0.1 answered 500 (3 tries)."
     assert len(service.requests) == 3
 
 
-def test_the_server_says_how_long_to_wait(service):
+def test_retry_after_sets_the_wait(service):
     service.replies.append(status(429, Retry_After="1"))
     started = time.monotonic()
     encoder(service).encode(["a"])
@@ -196,17 +196,17 @@ def test_waits_are_capped():
     assert max(openai._wait_s(40, None) for _ in range(100)) <= openai.MAX_WAIT_S
 
 
-def test_a_server_that_hangs_is_given_up(service):
+def test_a_server_that_hangs_times_out(service):
     def hang(body: Any) -> Reply:
         time.sleep(1)
         return status(0)(body)
 
     service.replies += [hang, hang]
-    said = refusal(service, TIMEOUT_S=0.2, RETRIES=1)
-    assert said == "The embedding service at 127.0.0.1 did not answer within 0.2 s (2 tries)."
+    message = refusal(service, TIMEOUT_S=0.2, RETRIES=1)
+    assert message == "The embedding service at 127.0.0.1 did not answer within 0.2 s (2 tries)."
 
 
-def test_nobody_there():
+def test_a_server_that_is_down_is_reported():
     with pytest.raises(EncoderError, match=r"127\.0\.0\.1 cannot be reached, or closed the conn"):
         encoder(RETRIES=1).encode(["a"])
 
@@ -221,7 +221,7 @@ def test_nobody_there():
         (422, "."),
     ],
 )
-def test_a_refusal_is_not_tried_again_and_not_repeated(service, code, hint):
+def test_a_refusal_is_not_retried_and_not_quoted(service, code, hint):
     service.replies.append(status(code, f"Incorrect key: {KEY}".encode()))
     assert refusal(service).startswith(f"The embedding service at 127.0.0.1 answered {code}{hint}")
     assert len(service.requests) == 1
@@ -254,24 +254,24 @@ def change(**over: Any) -> Callable[[list[dict[str, Any]]], Any]:
         (change(embedding=[0.1] * 8, index=7), "that does not have one vector for each of 2"),
     ],
 )
-def test_an_answer_that_is_not_what_was_asked_for_is_refused(service, spoil, what):
+def test_a_response_of_another_shape_is_refused(service, spoil, what):
     service.replies.append(lambda body: answer(spoil(service.rows(body))))
     assert refusal(service).startswith(f"The embedding service at 127.0.0.1 sent an answer {what}")
     assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("content", [b"<html></html>", b'{"data": [', b"[]", b"{}", b"\xff", b""])
-def test_an_answer_that_is_no_json_of_ours_is_refused(service, content):
+def test_a_response_that_is_not_json_is_refused(service, content):
     service.replies.append(status(200, content))
     assert refusal(service).endswith("sent an answer that is not a list of vectors.")
 
 
 def test_a_dimension_that_changes_is_refused(service):
-    asked = encoder(service)
-    asked.encode(["a"])
+    small = encoder(service)
+    small.encode(["a"])
     service.dim = 16
     with pytest.raises(EncoderError, match="of 16 numbers instead of 8"):
-        asked.encode(["a"])
+        small.encode(["a"])
 
 
 def test_a_vector_that_the_column_cannot_hold_is_refused(service):
@@ -283,7 +283,7 @@ def test_a_vector_that_the_column_cannot_hold_is_refused(service):
 
 
 @pytest.mark.parametrize(
-    ("over", "said"),
+    ("over", "message"),
     [
         ({"DIMENSIONS": 1536}, "set AGENTMEM_OPENAI_DIMENSIONS to 384 or less"),
         ({"URL": "file:///etc/passwd"}, "AGENTMEM_OPENAI_URL is not a URL like https://api.openai"),
@@ -292,8 +292,8 @@ def test_a_vector_that_the_column_cannot_hold_is_refused(service):
         ({"BATCH_SIZE": 0}, "AGENTMEM_OPENAI_BATCH_SIZE"),
     ],
 )
-def test_settings_that_cannot_work_are_named(over, said):
-    with pytest.raises(EncoderError, match=said):
+def test_invalid_settings_are_named(over, message):
+    with pytest.raises(EncoderError, match=message):
         encoder(**over)
 
 
@@ -301,7 +301,7 @@ def test_a_name_can_be_set():
     assert encoder(MODEL="m" * 80, NAME="ours").name == "ours"
 
 
-def test_vectors_of_the_model_that_is_set_up_are_known_by_their_own_name(service, settings):
+def test_vectors_of_the_configured_model_have_its_name(service, settings):
     settings.OPENAI_ENCODER = {**settings.OPENAI_ENCODER, "URL": service.url, "MODEL": "small"}
     settings.OPENAI_ENCODER |= {"DIMENSIONS": 0, "NAME": ""}
     assert get_encoder("openai:small").name == "openai:small"

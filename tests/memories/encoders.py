@@ -1,4 +1,4 @@
-"""An encoder to test with: quick, remembers what it was asked, and fails when it is told to."""
+"""A fast encoder for tests, which records its texts and fails on demand."""
 
 import hashlib
 from typing import Any
@@ -12,13 +12,13 @@ class Recorder:
     name, dim, is_cheap = "recorder", 384, False
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.texts: list[str] = []
         self.failure: EncoderError | None = None
 
     def encode(self, texts: Any) -> Any:
         if self.failure:
             raise self.failure
-        self.asked += texts
+        self.texts += texts
         seeds = [hashlib.sha256(text.encode()).digest()[0] for text in texts]
         rows = np.array([np.random.default_rng(s).standard_normal(self.dim) for s in seeds])
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

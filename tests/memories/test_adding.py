@@ -1,4 +1,4 @@
-"""The service that adds memories, where no single request shows what it does."""
+"""The service that adds memories: what a single request does not show."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ WRITERS, ITEMS = 6, 40
 
 
 @pytest.mark.django_db(transaction=True)
-def test_writers_at_work_side_by_side_store_each_memory_once(acme):
+def test_concurrent_writers_store_each_memory_once(acme):
     items = [
         json.dumps(
             {"content": f"Fact {n}", "user_id": f"user-{n % 7}"}
@@ -26,7 +26,7 @@ def test_writers_at_work_side_by_side_store_each_memory_once(acme):
     ]
 
     def add(writer):
-        # Each in an order of its own: without one in the statements, they would deadlock.
+        # Each in another order: unless the statements sort them, they deadlock.
         ordered = items[writer:] + items[:writer] if writer % 2 else items[::-1]
         try:
             return add_memories(organization=acme, actor=TESTER, items=ordered, embed="later")
@@ -44,6 +44,6 @@ def test_writers_at_work_side_by_side_store_each_memory_once(acme):
         assert User.objects.for_organization(acme).count() == 7
 
 
-def test_it_does_not_encode_while_a_transaction_is_open(acme):
+def test_no_transaction_is_open_during_encoding(acme):
     with tenant(acme), pytest.raises(RuntimeError, match="outside tenant"):
         add_memories(organization=acme, actor=TESTER, items=[b'{"content": "x"}'])

@@ -1,5 +1,4 @@
-"""Keeping memories tidy: what changed between versions, two made one, many changed or deleted at
-once, and how many there are of what."""
+"""Keeping memories tidy: diffs, merges, bulk changes and deletions, statistics."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -61,10 +60,10 @@ def last_event(organization) -> AuditEvent:
         return AuditEvent.objects.for_organization(organization).order_by("-id")[0]
 
 
-# -- what changed between versions ---------------------------------------------------------------
+# -- diffs ---------------------------------------------------------------------------------------
 
 
-def test_a_diff_tells_what_changed_since_the_version_before(api, acme):
+def test_a_diff_compares_with_the_previous_version(api, acme):
     memory = make_memory(
         acme, content="Likes tea.", importance=0.25, metadata={"a": 1, "b": True, "c": 0}
     )
@@ -95,7 +94,7 @@ def test_a_diff_tells_what_changed_since_the_version_before(api, acme):
     assert answer.data["importance"] == {"old": 0.25, "new": 0.5}
 
 
-def test_any_two_versions_are_compared_either_way_round(api, acme):
+def test_any_two_versions_can_be_compared_in_either_order(api, acme):
     memory = make_memory(acme, content="one")
     for content in ("two", "three"):
         api.patch(f"memories/{memory.pk}", {"content": content})
@@ -115,13 +114,13 @@ def test_any_two_versions_are_compared_either_way_round(api, acme):
     assert refused(api.get(here + "?from=x")).startswith("from: A valid integer")
 
 
-def test_a_memory_of_one_version_has_changed_nothing(api, acme):
+def test_the_diff_of_a_single_version_is_empty(api, acme):
     memory = make_memory(acme, content="one")
     api.delete(f"memories/{memory.pk}")
     api.post(f"memories/{memory.pk}/restore")
     answer = api.get(f"memories/{memory.pk}/history/diff")
     assert (answer.data["from"], answer.data["changed"]) == (answer.data["to"], [])
-    assert answer.data["to"]["change_type"] == "created"  # what made the version
+    assert answer.data["to"]["change_type"] == "created"  # of that version
     assert answer.data["content"]["parts"] == [{"op": "equal", "text": "one"}]
 
 
@@ -138,7 +137,7 @@ def test_the_parts_of_a_diff_are_the_two_texts():
             assert parts == diff_texts(old, new).parts
 
 
-def test_texts_too_long_and_too_different_for_words_are_compared_by_line_or_as_one():
+def test_long_and_different_texts_are_compared_by_line_or_as_one_piece():
     chance = random.Random(7)
     words = [f"w{n}" for n in range(300)]
     lines = [" ".join(chance.choices(words, k=30)) for _ in range(1000)]
@@ -149,7 +148,7 @@ def test_texts_too_long_and_too_different_for_words_are_compared_by_line_or_as_o
     old, new = " ".join(lines), " ".join(changed)
     assert diff_texts(old, new).granularity == "whole"
     assert diff_texts(old, new).parts == [("delete", old), ("insert", new)]
-    assert diff_texts(old, old + " more").granularity == "words"  # long, but little has changed
+    assert diff_texts(old, old + " more").granularity == "words"  # long, with few changes
 
 
 def test_the_console_shows_what_changed(admin_page):
@@ -172,10 +171,10 @@ def admin_page(acme, alice, client):
     return page
 
 
-# -- two made one --------------------------------------------------------------------------------
+# -- merges --------------------------------------------------------------------------------------
 
 
-def test_a_merge_keeps_one_with_what_both_knew(api, acme):
+def test_a_merge_combines_both_memories_in_one(api, acme):
     now = timezone.now()
     kept = make_memory(
         acme,
@@ -206,8 +205,8 @@ def test_a_merge_keeps_one_with_what_both_knew(api, acme):
     assert (merged["importance"], merged["access_count"]) == (0.75, 5)
     assert merged["created_at"] == "2024-05-01T00:00:00Z"
     assert (merged["last_accessed"] or "")[:10] == f"{now:%Y-%m-%d}"
-    assert merged["expires_at"] is None  # one of them never did
-    assert merged["embedding_state"] == "ready"  # what is embedded has not changed
+    assert merged["expires_at"] is None  # one of them never expires
+    assert merged["embedding_state"] == "ready"  # the embedded text has not changed
 
     assert live(acme).keys() == {"Likes tea."}
     assert history(acme, kept)[1:] == [("merged", 2, f"Took in {other.pk}: said twice")]
@@ -222,10 +221,10 @@ def test_a_merge_keeps_one_with_what_both_knew(api, acme):
     }
     with tenant(acme):
         assert AuditEvent.objects.for_organization(acme).filter(action="deleted").count() == 0
-    assert api.post("memories/tea-2/restore").status_code == 200  # nothing is lost
+    assert api.post("memories/tea-2/restore").status_code == 200  # it is in the trash
 
 
-def test_merged_text_is_embedded_anew_and_may_be_what_the_other_said(api, acme):
+def test_merged_text_is_embedded_again_and_may_be_that_of_the_other(api, acme):
     with_vector = {"embedding": VECTOR, "embedding_model": "test"}
     kept = make_memory(acme, content="Likes tea.", **with_vector)
     other = make_memory(acme, content="Likes black tea.", **with_vector)
@@ -246,17 +245,17 @@ def test_merged_text_is_embedded_anew_and_may_be_what_the_other_said(api, acme):
     assert history(acme, kept)[-1][2] == f"Took in {other.pk}."
 
 
-def test_a_merge_that_cannot_be_is_refused(api, theirs, acme, globex):
+def test_an_invalid_merge_is_refused(api, theirs, acme, globex):
     kept, other = make_memory(acme, external_id="k"), make_memory(acme, content="Two.")
-    foreign, gone = make_memory(globex), make_memory(acme)
+    foreign, deleted = make_memory(globex), make_memory(acme)
     third = make_memory(acme, content="Three.")
     unnamed = make_memory(acme, content="One.")
-    api.delete(f"memories/{gone.pk}")
+    api.delete(f"memories/{deleted.pk}")
     for with_id, message in (
         ("k", "A memory cannot be merged with itself: name another one."),
         (str(kept.pk), "A memory cannot be merged with itself: name another one."),
         (str(foreign.pk), f"with: There is no memory '{foreign.pk}'."),
-        (str(gone.pk), f"with: The memory '{gone.pk}' is in the trash: restore it first."),
+        (str(deleted.pk), f"with: The memory '{deleted.pk}' is in the trash: restore it first."),
         ("nobody", "with: There is no memory 'nobody'."),
     ):
         assert refused(api.post("memories/k/merge", {"with": with_id})) == message
@@ -271,7 +270,7 @@ def test_a_merge_that_cannot_be_is_refused(api, theirs, acme, globex):
     assert refused(api.post(f"memories/{unnamed.pk}/merge", same), 409) == (
         "A memory of this content exists already."
     )
-    assert api.post(f"memories/{gone.pk}/merge", {"with": "k"}).status_code == 404
+    assert api.post(f"memories/{deleted.pk}/merge", {"with": "k"}).status_code == 404
     assert theirs.post("memories/k/merge", {"with": str(foreign.pk)}).status_code == 404
     assert theirs.post(f"memories/{foreign.pk}/merge", {"with": "k"}).status_code == 400
     assert {m.version for m in live(acme).values()} == {1}
@@ -279,7 +278,7 @@ def test_a_merge_that_cannot_be_is_refused(api, theirs, acme, globex):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_merges_of_one_pair_at_once_lose_nothing():
+def test_concurrent_merges_of_one_pair_lose_nothing():
     acme = make_organization("acme")
     for _ in range(5):
         one = make_memory(acme, metadata={"one": 1}, access_count=1)
@@ -307,12 +306,12 @@ def test_merges_of_one_pair_at_once_lose_nothing():
         assert kept.version == 2
 
 
-# -- many changed at once ------------------------------------------------------------------------
+# -- changing many -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def shelf(acme):
-    """Six memories: of ann, of bob and of nobody; odd and even."""
+    """Six memories of ann, of bob and of no user, odd and even."""
     ann, bob = make_user(acme, external_id="ann"), make_user(acme, external_id="bob")
     agent = make_agent(acme, external_id="bot")
     return [
@@ -331,7 +330,7 @@ def shelf(acme):
     ]
 
 
-def test_a_filter_changes_what_fits_and_nothing_else(api, acme, shelf):
+def test_an_update_changes_only_what_its_filter_matches(api, acme, shelf):
     before = live(acme)
     body = {
         "filter": {"types": ["core"]},
@@ -408,7 +407,7 @@ def test_the_filter_is_that_of_a_search(api, acme, shelf, conditions, expected):
     assert answer.data["updated"] == len(expected)
 
 
-def test_a_whole_organization_is_changed_only_when_it_is_said(api, acme, globex, shelf):
+def test_changing_a_whole_organization_requires_all(api, acme, globex, shelf):
     make_memory(globex, content="Theirs.")
     for path, rest in (("update", {"set": {"importance": 1}}), ("delete", {})):
         for empty in ({}, {"filter": {}}, {"filter": {"filters": {}}}, {"all": False}):
@@ -437,13 +436,13 @@ def test_a_whole_organization_is_changed_only_when_it_is_said(api, acme, globex,
         ({"expires_at": "2026-01-01T00:00:00"}, "set.expires_at: Give the time zone"),
     ],
 )
-def test_what_cannot_be_set_on_many_is_refused(api, acme, shelf, values, message):
+def test_fields_that_cannot_be_set_in_bulk_are_refused(api, acme, shelf, values, message):
     body = {"filter": {"user_id": "ann"}, "set": values}
     assert refused(api.post("memories/batch/update", body)).startswith(message)
     assert {m.version for m in live(acme).values()} == {1}
 
 
-def test_what_lies_in_the_trash_stays_as_it_is(api, acme, shelf):
+def test_an_update_does_not_change_the_trash(api, acme, shelf):
     api.delete("memories/f0")
     body = {"filter": {"user_id": "ann"}}
     for rest in ({"preview": True}, {}):
@@ -453,11 +452,11 @@ def test_what_lies_in_the_trash_stays_as_it_is(api, acme, shelf):
     assert api.get("memories/f0?deleted=include").data["version"] == 1
     preview = api.post("memories/batch/delete", {**body, "preview": True})
     assert (preview.data["matched"], len(preview.data["sample"])) == (1, 1)
-    gone = api.post("memories/batch/delete", {"ids": ["f0"], "preview": True})
-    assert (gone.data["matched"], gone.data["unknown"]) == (0, ["f0"])
+    preview = api.post("memories/batch/delete", {"ids": ["f0"], "preview": True})
+    assert (preview.data["matched"], preview.data["unknown"]) == (0, ["f0"])
 
 
-def test_an_expiry_is_set_and_taken_back(api, acme, shelf):
+def test_an_expiry_can_be_set_and_removed(api, acme, shelf):
     body: dict[str, Any] = {"filter": {"user_id": "ann"}}
     until = {"expires_at": "2030-01-01T00:00:00Z"}
     assert api.post("memories/batch/update", {**body, "set": until}).data["updated"] == 2
@@ -475,12 +474,12 @@ def test_changed_memories_wait_for_the_index_and_keep_their_vectors(api, acme):
     assert (memory.is_indexed, memory.embedding_state) == (False, "ready")
 
 
-def test_a_value_that_is_stored_in_half_the_digits_is_no_change(api, acme, shelf):
+def test_a_value_that_rounds_to_the_stored_one_is_no_change(api, acme, shelf):
     body = {"filter": {"session_id": "s1"}, "set": {"importance": 0.1, "metadata": {"n": 1.0}}}
     assert api.post("memories/batch/update", body).data["updated"] == 0
 
 
-def test_a_call_is_bounded(api, acme, shelf, monkeypatch):
+def test_a_call_changes_at_most_the_limit(api, acme, shelf, monkeypatch):
     monkeypatch.setattr(changing, "MAX_ROWS", 5)
     for preview in (True, False):
         for path, rest in (("update", {"set": {"importance": 1}}), ("delete", {})):
@@ -492,7 +491,7 @@ def test_a_call_is_bounded(api, acme, shelf, monkeypatch):
     assert len(live(acme)) == 6
 
 
-def test_the_filter_names_nobody_elses_rows(api, theirs, acme, globex, shelf):
+def test_a_filter_matches_no_rows_of_others(api, theirs, acme, globex, shelf):
     ann = shelf[0].user_id
     for path, rest in (("update", {"set": {"importance": 1}}), ("delete", {})):
         for name in (str(ann), "ann", str(uuid4())):
@@ -503,7 +502,7 @@ def test_the_filter_names_nobody_elses_rows(api, theirs, acme, globex, shelf):
     assert {m.version for m in live(acme).values()} == {1}
 
 
-def test_the_service_refuses_what_the_shape_would(acme):
+def test_the_service_refuses_what_the_serializer_refuses(acme):
     with tenant(acme), pytest.raises(Invalid, match="'content' cannot be set on many memories"):
         changing.update_memories(
             organization=acme,
@@ -513,10 +512,10 @@ def test_the_service_refuses_what_the_shape_would(acme):
         )
 
 
-# -- many deleted at once ------------------------------------------------------------------------
+# -- deleting many -------------------------------------------------------------------------------
 
 
-def test_what_a_filter_fits_goes_to_the_trash_as_one_set(api, acme, shelf):
+def test_memories_deleted_by_a_filter_are_restored_as_one_set(api, acme, shelf):
     body = {"filter": {"user_id": "ann"}}
     preview = api.post("memories/batch/delete", {**body, "preview": True})
     assert (preview.data["matched"], preview.data["deleted"]) == (2, 2)
@@ -533,7 +532,7 @@ def test_what_a_filter_fits_goes_to_the_trash_as_one_set(api, acme, shelf):
     assert api.post("memories/batch/delete", body).data["deleted"] == 0
 
 
-def test_named_memories_go_to_the_trash_and_unknown_names_come_back(api, acme, globex, shelf):
+def test_memories_are_deleted_by_id_and_unknown_ids_are_reported(api, acme, globex, shelf):
     foreign = make_memory(globex, external_id="theirs")
     lookalike = make_memory(acme, content="A uuid for a key.", external_id=str(shelf[5].pk))
     api.delete("memories/f4")
@@ -547,7 +546,7 @@ def test_named_memories_go_to_the_trash_and_unknown_names_come_back(api, acme, g
     assert len(live(globex)) == 1
 
 
-def test_ids_come_alone_and_are_bounded(api, shelf):
+def test_ids_exclude_a_filter_and_are_limited(api, shelf):
     for other in ({"filter": {"user_id": "ann"}}, {"all": True}):
         assert refused(api.post("memories/batch/delete", {"ids": ["f0"], **other})) == (
             "ids: Send only one of ids, a filter and `all`."
@@ -560,7 +559,7 @@ def test_ids_come_alone_and_are_bounded(api, shelf):
     )
 
 
-def test_deleting_many_wants_the_scope_of_deleting(acme, shelf):
+def test_deleting_many_requires_the_delete_scope(acme, shelf):
     writer = client_with(make_key(acme, ["memory:read", "memory:write"]))
     body = {"filter": {"user_id": "ann"}}
     assert refused(writer.post("memories/batch/delete", body), 403) == (
@@ -573,7 +572,7 @@ def test_deleting_many_wants_the_scope_of_deleting(acme, shelf):
 @pytest.mark.parametrize(
     ("verb", "scope"), [("update", "memory:write"), ("delete", "memory:delete")]
 )
-def test_a_filter_is_a_question_and_wants_the_scope_of_reading(acme, shelf, verb, scope):
+def test_a_filter_requires_the_read_scope(acme, shelf, verb, scope):
     to_set = {"set": {"importance": 1}} if verb == "update" else {}
     blind = client_with(make_key(acme, [scope]))
     reader = client_with(make_key(acme, [scope, "memory:read"]))
@@ -588,7 +587,7 @@ def test_a_filter_is_a_question_and_wants_the_scope_of_reading(acme, shelf, verb
             assert bool(done.data["sample"]) == bool(preview)
 
 
-def test_deleting_named_memories_asks_nothing_but_a_preview_does(acme, shelf):
+def test_deleting_by_id_needs_no_read_scope_but_its_preview_does(acme, shelf):
     blind = client_with(make_key(acme, ["memory:delete"]))
     memory = make_memory(acme, external_id="gone")
     body = {"ids": [str(memory.pk)]}
@@ -597,7 +596,7 @@ def test_deleting_named_memories_asks_nothing_but_a_preview_does(acme, shelf):
     assert blind.post("memories/batch/delete", body).data["deleted"] == 1
 
 
-def test_letting_memories_expire_sooner_is_deleting_them(acme, shelf):
+def test_letting_memories_expire_sooner_requires_the_delete_scope(acme, shelf):
     soon, later = "2026-01-01T00:00:00Z", "2100-01-01T00:00:00Z"
     writer = client_with(make_key(acme, ["memory:read", "memory:write"]))
     deleter = client_with(make_key(acme, ["memory:read", "memory:write", "memory:delete"]))
@@ -614,19 +613,19 @@ def test_letting_memories_expire_sooner_is_deleting_them(acme, shelf):
     def replace(client, moment):
         return client.put(one, {"content": "Keeps.", "expires_at": moment})
 
-    told = "Expiring a memory earlier deletes it, which needs memory:delete."
+    message = "Expiring a memory earlier deletes it, which needs memory:delete."
     for door in (change, change_many, replace):
-        assert refused(door(writer, soon), 403) == told
-    assert refused(change_many(writer, soon, preview=True), 403) == told
+        assert refused(door(writer, soon), 403) == message
+    assert refused(change_many(writer, soon, preview=True), 403) == message
     assert change(deleter, later).status_code == 200
     for moment in ("2101-01-01T00:00:00Z", None):  # later, and never
         assert change(writer, moment).status_code == 200
     assert change_many(deleter, later).status_code == 200
     assert change_many(writer, "2101-01-01T00:00:00Z").status_code == 200
-    assert refused(change(writer, later), 403) == told
+    assert refused(change(writer, later), 403) == message
 
 
-def test_merging_wants_the_scope_of_deleting(acme):
+def test_merging_requires_the_delete_scope(acme):
     kept, other = make_memory(acme), make_memory(acme)
     writer = client_with(make_key(acme, ["memory:read", "memory:write"]))
     merge = f"memories/{kept.pk}/merge"
@@ -647,10 +646,10 @@ def test_blanks_around_keys_are_trimmed(api, acme):
         assert [row["content"] for row in page.data["results"]] == ["Kept."]
 
 
-# -- how many of what ----------------------------------------------------------------------------
+# -- statistics ----------------------------------------------------------------------------------
 
 
-def test_statistics_count_live_memories_by_what_they_are(api, acme, globex, shelf):
+def test_statistics_count_live_memories_by_each_property(api, acme, globex, shelf):
     make_memory(globex)
     make_memory(acme, content="é", embedding=VECTOR, embedding_model="test", created_at=LONG_AGO)
     api.delete("memories/f5")
@@ -677,13 +676,13 @@ def test_statistics_count_live_memories_by_what_they_are(api, acme, globex, shel
     assert api.get("memories/stats?user_id=eve").data["memories"] == 0
 
 
-def test_statistics_of_nothing(theirs):
+def test_statistics_without_memories(theirs):
     stats = theirs.get("memories/stats").data
     assert (stats["memories"], stats["users"], stats["oldest"], stats["scope"]) == (0, 0, None, {})
 
 
 @pytest.mark.parametrize("number", [1, 12])
-def test_the_cost_of_statistics_and_changes_is_a_number_of_statements(
+def test_statistics_and_changes_run_a_fixed_number_of_statements(
     api, acme, number, django_assert_num_queries
 ):
     for _ in range(number):

@@ -1,4 +1,4 @@
-"""Pairs of memories that say nearly the same, against an exact comparison of all with all."""
+"""Near-duplicate memories, compared with an exact search for all pairs."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -28,7 +28,7 @@ def api(acme_key):
 
 
 def with_copies(count: int, *, seed: int, copies: int = 12) -> Any:
-    """`count` vectors, some of which are nearly the same as others."""
+    """`count` vectors, some of them nearly equal."""
     vectors = make_vectors(count, seed=seed)
     chance = np.random.default_rng(seed)
     places = chance.permutation(count)[: 2 * copies]
@@ -39,7 +39,7 @@ def with_copies(count: int, *, seed: int, copies: int = 12) -> Any:
 
 
 def alike(rows: Any, vectors: Any, *, across: bool = False) -> set[tuple[Any, Any]]:
-    """The pairs that there are, by numpy."""
+    """All pairs, by numpy."""
     halves = vectors.astype(np.float16).astype(np.float32)
     halves /= np.linalg.norm(halves, axis=1, keepdims=True)
     near = np.argwhere(halves @ halves.T >= THRESHOLD)
@@ -51,18 +51,18 @@ def alike(rows: Any, vectors: Any, *, across: bool = False) -> set[tuple[Any, An
     }
 
 
-def pages(organization: Any, **asked: Any) -> list[Any]:
-    found = list[Any]()
-    while not found or found[-1].next:
+def pages(organization: Any, **options: Any) -> list[Any]:
+    read = list[Any]()
+    while not read or read[-1].next:
         with tenant(organization):
-            start = found[-1].next if found else None
-            asked = {"threshold": THRESHOLD, **asked}
-            found.append(near_duplicates(organization=organization, start=start, **asked))
-    return found
+            start = read[-1].next if read else None
+            options = {"threshold": THRESHOLD, **options}
+            read.append(near_duplicates(organization=organization, start=start, **options))
+    return read
 
 
-def told(found: list[Any]) -> list[tuple[Any, Any]]:
-    return [(pair.first.pk, pair.second.pk) for page in found for pair in page.pairs]
+def ids_of(read: list[Any]) -> list[tuple[Any, Any]]:
+    return [(pair.first.pk, pair.second.pk) for page in read for pair in page.pairs]
 
 
 def small_pages(monkeypatch: Any, *, whole_rows: int = 10_000) -> None:
@@ -70,33 +70,33 @@ def small_pages(monkeypatch: Any, *, whole_rows: int = 10_000) -> None:
     monkeypatch.setattr(duplicates, "WHOLE_ROWS", whole_rows)
 
 
-def test_every_pair_comes_once_over_all_pages(acme, monkeypatch):
+def test_every_pair_is_on_exactly_one_page(acme, monkeypatch):
     small_pages(monkeypatch)
     vectors = with_copies(110, seed=1)
     users = [make_user(acme), make_user(acme), None]
     rows = store(acme, vectors, users=users)
-    found = pages(acme)
-    assert [page.looked_at for page in found] == [20] * 5 + [10]
-    pairs = told(found)
+    read = pages(acme)
+    assert [page.looked_at for page in read] == [20] * 5 + [10]
+    pairs = ids_of(read)
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == alike(rows, vectors)
-    assert set(told(pages(acme, across=True))) == alike(rows, vectors, across=True)
+    assert set(ids_of(pages(acme, across=True))) == alike(rows, vectors, across=True)
     assert alike(rows, vectors) < alike(rows, vectors, across=True)
-    for page in found:
+    for page in read:
         for pair in page.pairs:
             assert pair.first.pk < pair.second.pk
             assert THRESHOLD <= pair.similarity <= 1
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_a_page_of_few_pairs_goes_on_where_it_stopped(acme, monkeypatch, limit):
+def test_the_next_page_continues_within_a_memory(acme, monkeypatch, limit):
     small_pages(monkeypatch)
     vectors = make_vectors(60, seed=2)
-    vectors[10:16] = vectors[10]  # fifteen pairs, five of them of one memory
+    vectors[10:16] = vectors[10]  # fifteen pairs, five of one memory
     rows = store(acme, vectors)
-    found = pages(acme, limit=limit)
-    pairs = told(found)
-    assert max(len(page.pairs) for page in found) == limit
+    read = pages(acme, limit=limit)
+    pairs = ids_of(read)
+    assert max(len(page.pairs) for page in read) == limit
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == alike(rows, vectors)
     assert len(pairs) == 15
@@ -107,14 +107,14 @@ def test_a_large_slice_is_searched_by_the_index(acme, monkeypatch):
     vectors = with_copies(300, seed=3)
     rows = store(acme, vectors)
     index_all(acme)
-    found = pages(acme)
-    pairs = told(found)
+    read = pages(acme)
+    pairs = ids_of(read)
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == alike(rows, vectors)
-    assert {page.notice for page in found} == {""}
+    assert {page.notice for page in read} == {""}
 
 
-def test_what_the_index_does_not_hold_yet_is_compared_too(acme, monkeypatch):
+def test_memories_that_are_not_indexed_yet_are_compared_too(acme, monkeypatch):
     small_pages(monkeypatch, whole_rows=40)
     vectors = with_copies(120, seed=4)
     rows = store(acme, vectors)
@@ -122,42 +122,42 @@ def test_what_the_index_does_not_hold_yet_is_compared_too(acme, monkeypatch):
     with tenant(acme):
         mine = Memory.objects.for_organization(acme)
         mine.filter(pk__in=[row.pk for row in rows[::4]]).update(is_indexed=False)
-    found = pages(acme)
-    pairs = told(found)
+    read = pages(acme)
+    pairs = ids_of(read)
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == alike(rows, vectors)
-    assert {page.notice for page in found} == {""}
+    assert {page.notice for page in read} == {""}
     with tenant(acme):
         mine.update(is_indexed=False)
         page = near_duplicates(organization=acme, threshold=THRESHOLD)
     assert page.notice.startswith("The search index does not hold all of these memories yet")
 
 
-def test_small_slices_of_a_large_organization_are_compared_whole(acme, monkeypatch):
-    """And a page ends before it reads more vectors than it may."""
+def test_small_slices_of_a_large_organization_are_compared_exactly(acme, monkeypatch):
+    """And a page ends before it exceeds its limit of vectors."""
     small_pages(monkeypatch, whole_rows=60)
     monkeypatch.setattr(duplicates, "_MAX_VECTORS", 100)
     vectors = with_copies(200, seed=5, copies=40)
     rows = store(acme, vectors, users=[make_user(acme) for _ in range(5)])
-    monkeypatch.setattr(duplicates, "alike_by_index", None)  # it is not asked
-    found = pages(acme)
-    assert max(page.looked_at for page in found) < 20
-    assert sum(page.looked_at for page in found) == 200
-    pairs = told(found)
+    monkeypatch.setattr(duplicates, "alike_by_index", None)  # it is not called
+    read = pages(acme)
+    assert max(page.looked_at for page in read) < 20
+    assert sum(page.looked_at for page in read) == 200
+    pairs = ids_of(read)
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == alike(rows, vectors)
     assert pairs
 
 
-def test_the_index_is_used_and_the_settings_for_it_end_with_it(acme, monkeypatch):
+def test_the_index_is_used_and_its_settings_are_reset(acme, monkeypatch):
     small_pages(monkeypatch, whole_rows=40)
     store(acme, make_vectors(100, seed=6))
     index_all(acme)
-    with tenant(acme), connection.cursor() as cursor, CaptureQueriesContext(connection) as said:
+    with tenant(acme), connection.cursor() as cursor, CaptureQueriesContext(connection) as queries:
         near_duplicates(organization=acme)
         cursor.execute("SELECT current_setting('enable_sort'), current_setting('enable_seqscan')")
         assert cursor.fetchone() == ("on", "on")
-        (nearest,) = [q["sql"] for q in said.captured_queries if "LATERAL" in q["sql"]]
+        (nearest,) = [q["sql"] for q in queries.captured_queries if "LATERAL" in q["sql"]]
         for name, value in likeness.INDEX_ONLY.items():
             cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
         cursor.execute(f"EXPLAIN {nearest}")
@@ -165,7 +165,7 @@ def test_the_index_is_used_and_the_settings_for_it_end_with_it(acme, monkeypatch
         assert "Index Scan using memories_memory_embedding" in plan, plan
 
 
-def test_rows_of_one_encoder_alone_that_are_live_are_compared(acme, globex):
+def test_only_live_rows_of_the_same_encoder_are_compared(acme, globex):
     vectors = np.repeat(make_vectors(1, seed=7), 2, axis=0)
     kept = store(acme, vectors, contents=["One.", "Two."])
     store(acme, vectors[:1], contents=["Another encoder's."], embedding_model="other")
@@ -173,16 +173,16 @@ def test_rows_of_one_encoder_alone_that_are_live_are_compared(acme, globex):
     store(acme, vectors[:1], contents=["In the trash."], is_deleted=True, deleted_at=timezone.now())
     store(globex, vectors, contents=["Theirs.", "Theirs too."])
     (page,) = pages(acme)
-    assert told([page]) == [tuple(sorted(row.pk for row in kept))]
+    assert ids_of([page]) == [tuple(sorted(row.pk for row in kept))]
     assert page.pairs[0].similarity == 1
     assert pages(acme, threshold=1)[0].pairs
 
 
-def test_of_a_crowd_of_copies_each_is_paired_with_the_next_few(acme, monkeypatch):
+def test_each_of_many_copies_is_paired_with_a_limited_number(acme, monkeypatch):
     monkeypatch.setattr(likeness, "PER_MEMORY", 5)
     monkeypatch.setattr(duplicates, "PER_MEMORY", 5)
     rows = store(acme, np.repeat(make_vectors(1, seed=8), 30, axis=0))
-    pairs = told(pages(acme, limit=200))
+    pairs = ids_of(pages(acme, limit=200))
     assert len(pairs) == 25 * 5 + 4 + 3 + 2 + 1
     assert {pk for pair in pairs for pk in pair} == {row.pk for row in rows}
 
@@ -190,7 +190,7 @@ def test_of_a_crowd_of_copies_each_is_paired_with_the_next_few(acme, monkeypatch
 # -- through the API -----------------------------------------------------------------------------
 
 
-def test_pairs_are_read_page_by_page(api, acme, globex):
+def test_pairs_are_paginated(api, acme, globex):
     ann, bot = make_user(acme, external_id="ann"), make_agent(acme, external_id="bot")
     vectors = np.repeat(make_vectors(2, seed=9), 2, axis=0)
     store(acme, vectors, contents=["A.", "A!", "B.", "B!"], user=ann, agent=bot)

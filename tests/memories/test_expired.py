@@ -1,5 +1,5 @@
-"""What has expired is there for nobody, though no sweep has taken it yet: not found, not listed,
-not counted, and in nobody's way."""
+"""An expired memory that no sweep has removed yet: not found, not listed, not counted, and never a
+conflict."""
 
 import threading
 from datetime import timedelta
@@ -46,11 +46,11 @@ def rows(organization):
 
 def history(organization, memory_id):
     with tenant(organization):
-        found = MemoryHistory.objects.for_organization(organization).filter(memory_id=memory_id)
-        return list(found.order_by("id").values_list("version", "change_type", "reason"))
+        versions = MemoryHistory.objects.for_organization(organization).filter(memory_id=memory_id)
+        return list(versions.order_by("id").values_list("version", "change_type", "reason"))
 
 
-def found(api, query, **rest):
+def search(api, query, **rest):
     answer = api.post("memories/search", {"query": query, **rest}).json()
     return [hit["memory"]["content"] for hit in answer["results"]]
 
@@ -84,12 +84,12 @@ def batch(api, folder, item):
 @pytest.mark.parametrize("item", SAID, ids=str)
 @pytest.mark.parametrize("door", [one, batch, bulk])
 @pytest.mark.parametrize("expires_at", [None, "2100-01-01T00:00:00Z"])
-def test_its_words_live_again(api, acme, tmp_path, door, item, expires_at):
+def test_adding_the_same_text_again_revives_the_memory(api, acme, tmp_path, door, item, expires_at):
     door(api, tmp_path, {**item, "metadata": {"old": 1}, "importance": 0.9})
     expire(acme)
-    assert found(api, "tea") == []
+    assert search(api, "tea") == []
     door(api, tmp_path, {**item, "expires_at": expires_at})
-    assert found(api, "tea") == ["Likes tea"]
+    assert search(api, "tea") == ["Likes tea"]
     (row,) = rows(acme)
     assert row.created_at > timezone.now() - timedelta(minutes=5)
     assert (row.expires_at and row.expires_at.year) == (2100 if expires_at else None)
@@ -101,14 +101,14 @@ def test_its_words_live_again(api, acme, tmp_path, door, item, expires_at):
 
 
 @pytest.mark.parametrize("item", SAID, ids=str)
-def test_what_lives_is_a_duplicate_as_ever(api, acme, item):
+def test_a_live_memory_is_a_duplicate(api, acme, item):
     one(api, None, {**item, "expires_at": "2100-01-01T00:00:00Z"})
     answer = api.post("memories", item)
     assert (answer.status_code, answer.json()["status"]) == (200, "duplicate")
     assert answer.json()["expires_at"].startswith("2100")
 
 
-def test_other_words_under_its_external_id_live_too(api, acme):
+def test_another_text_under_its_external_id_revives_it_too(api, acme):
     make_user(acme, external_id="bob")
     one(api, None, {"external_id": "m", "content": "Likes tea", "user_id": "ann"})
     assert api.post("memories", {"external_id": "m", "content": "Coffee"}).status_code == 409
@@ -116,12 +116,12 @@ def test_other_words_under_its_external_id_live_too(api, acme):
     one(api, None, {"external_id": "m", "content": "Likes coffee", "user_id": "bob"})
     (row,) = rows(acme)
     assert (row.content, row.embedding_state) == ("Likes coffee", "ready")
-    assert found(api, "coffee", user_id="bob") == ["Likes coffee"]
-    assert found(api, "tea") == ["Likes coffee"]  # by meaning; the words are gone
-    assert found(api, "tea", mode="keyword") == []
+    assert search(api, "coffee", user_id="bob") == ["Likes coffee"]
+    assert search(api, "tea") == ["Likes coffee"]  # by meaning: the old words no longer match
+    assert search(api, "tea", mode="keyword") == []
 
 
-def test_in_a_batch_each_is_told_and_one_audit_event_says_what_was_done(api, acme):
+def test_a_batch_reports_each_item_and_writes_one_audit_event(api, acme):
     for content in ("a fact", "another fact", "a third fact"):
         one(api, None, {"content": content})
     expire(acme, content__in=["a fact", "another fact"])
@@ -139,11 +139,11 @@ def test_in_a_batch_each_is_told_and_one_audit_event_says_what_was_done(api, acm
     assert [one["id"] for one in answer["results"]] == [ids[content] for content in items]
     with tenant(acme):
         events = AuditEvent.objects.for_organization(acme).order_by("-id")
-        told = [(e.action, e.changes["rows"]) for e in events[:2]]
-    assert sorted(told) == [("created", {"memory": 1}), ("updated", {"memory": 2})]
+        changes = [(e.action, e.changes["rows"]) for e in events[:2]]
+    assert sorted(changes) == [("created", {"memory": 1}), ("updated", {"memory": 2})]
 
 
-def test_a_file_counts_them_exactly(api, acme, tmp_path):
+def test_a_load_counts_revived_memories_as_updated(api, acme, tmp_path):
     lines = [{"external_id": f"m-{n}", "content": f"Fact {n}"} for n in range(4)]
     lines += [{"content": f"Thought {n}"} for n in range(4)]
     load(tmp_path, "memories", lines)
@@ -152,7 +152,7 @@ def test_a_file_counts_them_exactly(api, acme, tmp_path):
     counts = {name: report[name] for name in ("inserted", "updated", "unchanged", "deleted")}
     assert counts == {"inserted": 1, "updated": 3, "unchanged": 5, "deleted": 0}
     assert len(listed(api)) == 9
-    # What says that it has expired stays so, and is left alone.
+    # A line whose own expiry has passed stays expired, and unchanged.
     load(tmp_path, "memories", [{"content": "Old", "expires_at": PAST}])
     report = load(tmp_path, "memories", [{"content": "Old", "expires_at": PAST}])
     assert (report["unchanged"], report["updated"]) == (1, 0)
@@ -163,7 +163,7 @@ def test_lists_search_stats_and_export_agree(api, acme):
     for content in ("Likes tea", "Likes coffee"):
         make_memory(acme, content=content, agent=agent)
     expire(acme, content="Likes tea")
-    assert listed(api) == found(api, "likes") == ["Likes coffee"]
+    assert listed(api) == search(api, "likes") == ["Likes coffee"]
     assert [r["content"] for r in api.get("agents/barista/memories").json()["results"]] == listed(
         api
     )
@@ -178,21 +178,21 @@ def test_lists_search_stats_and_export_agree(api, acme):
     assert b"tea" in lines and b"coffee" not in lines
 
 
-def test_in_the_trash_it_is_shown(api, acme):
+def test_an_expired_memory_in_the_trash_is_shown(api, acme):
     memory = make_memory(acme, content="Likes tea")
     expire(acme)
-    # By its id it is reached until the sweep takes it.
+    # It is reachable by its id until the sweep removes it.
     assert api.get(f"memories/{memory.pk}").status_code == 200
     api.delete(f"memories/{memory.pk}")
     assert listed(api, "?deleted=only") == ["Likes tea"]
-    # It comes back as it was: expired. A new moment makes it live.
+    # It is restored as it was: expired. A new expiry makes it live.
     assert api.post(f"memories/{memory.pk}/restore").status_code == 200
     assert listed(api) == []
     api.patch(f"memories/{memory.pk}", {"expires_at": None})
     assert listed(api) == ["Likes tea"]
 
 
-def test_a_filter_leaves_it_unless_it_is_asked_for(api, acme):
+def test_a_filter_leaves_it_out_unless_expired_includes_it(api, acme):
     make_memory(acme, content="Likes tea", external_id="t")
     make_memory(acme, content="Likes coffee")
     expire(acme, content="Likes tea")
@@ -211,17 +211,17 @@ def test_a_filter_leaves_it_unless_it_is_asked_for(api, acme):
     assert api.post("memories/batch/delete", {"ids": ["t"]}).json()["deleted"] == 1
 
 
-def test_it_is_in_no_change_s_way(api, acme):
+def test_it_does_not_conflict_with_a_change(api, acme):
     make_memory(acme, content="Likes tea")
     expire(acme)
     other = make_memory(acme, content="Likes coffee")
     assert api.patch(f"memories/{other.pk}", {"content": "Likes tea"}).status_code == 200
     assert listed(api) == ["Likes tea"]
-    (gone,) = api.get("memories?deleted=only").json()["results"]
-    assert [change for _, change, _ in history(acme, gone["id"])] == ["created", "deleted"]
+    (deleted,) = api.get("memories?deleted=only").json()["results"]
+    assert [change for _, change, _ in history(acme, deleted["id"])] == ["created", "deleted"]
 
 
-def test_it_is_in_no_restore_s_and_no_merge_s_way(api, acme):
+def test_it_does_not_conflict_with_a_restore_or_a_merge(api, acme):
     trashed = make_memory(acme, content="Likes tea")
     api.delete(f"memories/{trashed.pk}")
     make_memory(acme, content="Likes tea")
@@ -236,7 +236,7 @@ def test_it_is_in_no_restore_s_and_no_merge_s_way(api, acme):
     assert listed(api) == ["Likes milk"]
 
 
-def test_a_live_twin_is_in_the_way_as_ever(api, acme):
+def test_a_live_duplicate_conflicts(api, acme):
     trashed = make_memory(acme, content="Likes tea")
     api.delete(f"memories/{trashed.pk}")
     make_memory(acme, content="Likes tea", user=make_user(acme))
@@ -247,10 +247,10 @@ def test_a_live_twin_is_in_the_way_as_ever(api, acme):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_several_that_say_it_at_once_one_does(acme):
+def test_of_concurrent_additions_one_revives_it(acme):
     make_memory(acme, content="Likes tea")
     expire(acme)
-    told = []
+    results = []
     start = threading.Barrier(6)
 
     def say():
@@ -258,7 +258,7 @@ def test_of_several_that_say_it_at_once_one_does(acme):
             start.wait(timeout=10)
             values = {"content": "Likes tea"}
             added = add_memory(organization=acme, actor=TESTER, values=values, embed="later")
-            told.append(added.status)
+            results.append(added.status)
         finally:
             connections.close_all()
 
@@ -267,12 +267,12 @@ def test_of_several_that_say_it_at_once_one_does(acme):
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    assert sorted(told) == ["created", *["duplicate"] * 5]
+    assert sorted(results) == ["created", *["duplicate"] * 5]
     (row,) = rows(acme)
     assert row.version == 2
 
 
-def test_a_file_brings_it_back_from_the_trash_with_its_new_moment(api, acme, tmp_path):
+def test_a_load_restores_it_from_the_trash_with_its_new_expiry(api, acme, tmp_path):
     memory = make_memory(acme, content="Likes tea", external_id="t")
     expire(acme)
     with tenant(acme):

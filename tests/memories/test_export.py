@@ -1,4 +1,4 @@
-"""POST memories/export: what comes out is what was asked for, and can be loaded again."""
+"""POST memories/export: exactly what was requested, in a form that can be loaded again."""
 
 import json
 from datetime import UTC, datetime
@@ -62,7 +62,7 @@ def test_lines_are_what_the_loader_reads(acme, api, tmp_path):
     assert event(acme) == ("success", {"rows": {"memory": 2}, "vectors": True})
 
 
-def test_vectors_come_if_asked_for(acme, api):
+def test_vectors_are_exported_on_request(acme, api):
     make_memory(acme, embedding=HalfVector(VECTOR), embedding_model="test")
     assert not export(api)[0].keys() & {"embedding", "embedding_model"}
 
@@ -72,7 +72,7 @@ def test_filters_are_those_of_the_list(acme, api):
     make_memory(acme, content="a", user=user, agent=agent, session_id="s", importance=0.9)
     make_memory(acme, content="b", user=user, memory_type="episodic", importance=0.3)
     make_memory(acme, content="tea", level="strategic", created_at=datetime(2020, 1, 1, tzinfo=UTC))
-    for asked, expected in [
+    for body, expected in [
         ({}, ["tea", "a", "b"]),
         ({"user_id": "ann"}, ["a", "b"]),
         ({"user_id": str(user.pk), "importance_min": 0.5}, ["a"]),
@@ -84,10 +84,10 @@ def test_filters_are_those_of_the_list(acme, api):
         ({"q": "tea"}, ["tea"]),
         ({"session_id": "nowhere"}, []),
     ]:
-        assert [line["content"] for line in export(api, **asked)] == expected, asked
+        assert [line["content"] for line in export(api, **body)] == expected, body
 
 
-def test_words_are_those_of_the_organization_s_language(acme, api):
+def test_q_uses_the_language_of_the_organization(acme, api):
     with platform():
         values = {"settings": {"language": "german"}}
         german = organizations.update(acme, organization=acme, actor=TESTER, values=values)
@@ -96,7 +96,7 @@ def test_words_are_those_of_the_organization_s_language(acme, api):
     assert len(api.get("memories?q=Häuser").data["results"]) == 1
 
 
-def test_all_pages_come_where_many_are_of_one_moment(acme, api, monkeypatch):
+def test_memories_with_equal_times_are_exported_once_each(acme, api, monkeypatch):
     monkeypatch.setattr(exporting, "PAGE_ROWS", 3)
     at = datetime(2026, 1, 1, tzinfo=UTC)
     for number in range(10):
@@ -106,15 +106,15 @@ def test_all_pages_come_where_many_are_of_one_moment(acme, api, monkeypatch):
     assert event(acme) == ("success", {"rows": {"memory": 10}, "vectors": False})
 
 
-def test_the_trash_and_other_organizations_stay_out(acme, globex, api):
+def test_the_trash_and_other_organizations_are_not_exported(acme, globex, api):
     make_memory(globex, content="theirs")
     make_memory(acme, content="ours")
-    gone = make_memory(acme, content="gone")
-    client_with(make_key(acme)).delete(f"memories/{gone.pk}")
+    deleted = make_memory(acme, content="gone")
+    client_with(make_key(acme)).delete(f"memories/{deleted.pk}")
     assert [line["content"] for line in export(api)] == ["ours"]
 
 
-def test_nobody_s_memories_are_none(acme, api):
+def test_the_export_of_an_unknown_user_is_empty(acme, api):
     make_memory(acme, content="ours")
     assert export(api, user_id="nobody") == []
 
@@ -142,7 +142,7 @@ def test_no_connection_is_held_while_the_reader_reads(acme, api, monkeypatch):
     assert [is_inside() for _ in response.streaming_content] == [False] * 3
 
 
-def test_what_fails_on_the_way_does_not_look_complete(acme, api, tmp_path, monkeypatch):
+def test_an_export_that_fails_on_the_way_does_not_look_complete(acme, api, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "PAGE_ROWS", 2)
     for number in range(5):
         make_memory(acme, content=f"m{number}")
@@ -164,7 +164,7 @@ def test_what_fails_on_the_way_does_not_look_complete(acme, api, tmp_path, monke
     assert event(acme) == ("failure", {"rows": {"memory": 2}, "vectors": False})
 
 
-def test_a_reader_who_leaves_is_noted(acme, monkeypatch):
+def test_a_client_that_disconnects_is_audited_as_a_failure(acme, monkeypatch):
     monkeypatch.setattr(exporting, "PAGE_ROWS", 1)
     for _ in range(3):
         make_memory(acme)
@@ -175,6 +175,6 @@ def test_a_reader_who_leaves_is_noted(acme, monkeypatch):
     assert event(acme) == ("failure", {"rows": {"memory": 1}, "vectors": False})
 
 
-def test_reading_memories_is_needed(acme):
+def test_an_export_requires_the_read_scope(acme):
     refused = client_with(make_key(acme, ["memory:write"])).post("memories/export", {})
     assert refused.status_code == 403

@@ -1,4 +1,4 @@
-"""The life of rows: created, changed, deleted with what hangs on them, restored, purged."""
+"""The life of rows: created, changed, deleted with their dependent rows, restored, purged."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from tests.makers import (
 )
 
 
-def test_deleting_an_agent_takes_what_hangs_on_it_and_restoring_brings_the_same_set(acme):
+def test_an_agent_is_deleted_and_restored_with_its_dependent_rows(acme):
     agent, other = make_agent(acme), make_agent(acme)
     block = make_block(acme)
     session = make_session(acme, agent=agent)
@@ -56,13 +56,13 @@ def test_deleting_an_agent_takes_what_hangs_on_it_and_restoring_brings_the_same_
 
         assert agents.restore(rows, organization=acme, actor=TESTER) == counts
         live = Session.objects.for_organization(acme).live()
-        assert list(live) == [session]  # not the one deleted before
+        assert list(live) == [session]  # not the one that was deleted before
         event = AuditEvent.objects.for_organization(acme).get(action="restored")
         assert event.resource_id == agent.pk
         assert event.changes == {"rows": counts}
 
 
-def test_a_row_is_not_brought_back_under_a_parent_that_stays_in_the_trash(acme):
+def test_a_row_is_not_restored_while_its_parent_is_in_the_trash(acme):
     agent, user = make_agent(acme), make_user(acme)
     make_session(acme, agent=agent, user=user)
     with tenant(acme):
@@ -76,7 +76,7 @@ def test_a_row_is_not_brought_back_under_a_parent_that_stays_in_the_trash(acme):
         assert agents.restore(agent_rows, organization=acme, actor=TESTER)["session"] == 1
 
 
-def test_a_memory_said_again_is_the_same_row(acme):
+def test_adding_a_memory_again_returns_the_same_row(acme):
     def say(speaker, content):
         values = {"content": content, "speaker": speaker}
         return add_memory(organization=acme, actor=TESTER, values=values, embed="later")
@@ -87,7 +87,7 @@ def test_a_memory_said_again_is_the_same_row(acme):
     assert say("Bob", "Likes tea").status == "created"
 
 
-def test_a_memory_restored_beside_its_live_twin_is_a_conflict(acme):
+def test_restoring_a_memory_beside_its_live_duplicate_is_a_conflict(acme):
     memory = make_memory(acme, content="Likes tea")
     with tenant(acme):
         rows = Memory.objects.for_organization(acme).filter(pk=memory.pk)
@@ -97,7 +97,7 @@ def test_a_memory_restored_beside_its_live_twin_is_a_conflict(acme):
         memories.restore(rows, organization=acme, actor=TESTER)
 
 
-def test_history_tells_every_change_of_a_memory(acme):
+def test_history_has_every_change_of_a_memory(acme):
     memory = make_memory(acme, content="Likes tea")
     with tenant(acme):
         memories.update(memory, organization=acme, actor=TESTER, values={"content": "Likes coffee"})
@@ -113,7 +113,7 @@ def test_history_tells_every_change_of_a_memory(acme):
         ]
 
 
-def test_an_update_that_changes_nothing_touches_nothing(acme):
+def test_an_update_that_changes_nothing_writes_nothing(acme):
     block = make_block(acme, value="same")
     with tenant(acme):
         after = blocks.update(block, organization=acme, actor=TESTER, values={"value": "same"})
@@ -135,7 +135,7 @@ def test_a_user_with_their_memories_can_be_purged(acme):
         assert (message.pk, message.user_id) == (elsewhere.pk, None)
 
 
-def test_what_comes_back_from_the_trash_waits_for_the_index(acme):
+def test_restored_memories_wait_for_the_index(acme):
     row = make_memory(acme)
     with tenant(acme):
         own = Memory.objects.for_organization(acme).filter(pk=row.pk)

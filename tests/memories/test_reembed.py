@@ -1,4 +1,4 @@
-"""All memories anew: by another encoder, in another language; and what failed once more."""
+"""Reembedding by another encoder, reindexing in another language, and retrying failed memories."""
 
 import io
 
@@ -21,7 +21,7 @@ ENCODERS = ("east", "north", "south")
 
 
 class Compass:
-    """Every text points the way of the encoder's name."""
+    """The vector of each text depends on the encoder's name alone."""
 
     dim, is_cheap = EMBEDDING_DIM, True
 
@@ -67,16 +67,16 @@ def make_embedded(organization, encoder, **over):
 
 
 def models(organization):
-    """Encoders by content, each checked to be the one that the vector is of."""
+    """Encoders by content; checks that each vector is of that encoder."""
     with tenant(organization):
-        found = list(Memory.objects.for_organization(organization).live().defer(None))
-    for row in found:
+        live = list(Memory.objects.for_organization(organization).live().defer(None))
+    for row in live:
         if row.embedding_state == "ready":
             assert row.embedding[ENCODERS.index(row.embedding_model)] == 1.0
-    return {row.content: row.embedding_model for row in found}
+    return {row.content: row.embedding_model for row in live}
 
 
-def test_vectors_of_other_encoders_are_replaced_by_the_one_that_is_set(acme, globex, compass):
+def test_vectors_of_other_encoders_are_replaced_by_those_of_the_setting(acme, globex, compass):
     make_embedded(acme, "north", content="a")
     make_embedded(acme, "south", content="b")
     make_embedded(acme, "east", content="c")
@@ -96,20 +96,20 @@ def test_another_encoder_and_one_organization_can_be_named(acme, globex, compass
     assert (models(acme), models(globex)) == ({"a": "east"}, {"b": "south"})
 
 
-def test_what_was_interrupted_goes_on_where_it_stopped(acme, compass, monkeypatch):
+def test_an_interrupted_run_resumes(acme, compass, monkeypatch):
     monkeypatch.setattr(reembedding, "BATCH_SIZE", 2)
     for number in range(7):
         make_embedded(acme, "north", content=f"{number}")
     compass["east"].calls_left = 2
     with pytest.raises(CommandError, match="The encoder is away"):
         run("reembed")
-    # The others still have the vectors that they had: they are found as before.
+    # The others still have their old vectors, and are found as before.
     assert sorted(models(acme).values()) == ["east"] * 4 + ["north"] * 3
     compass["east"].calls_left = 1000
     assert run("reembed") == "3 re-embedded by east."
 
 
-def test_a_row_that_has_changed_meanwhile_does_not_get_the_old_text_s_vector(acme, compass):
+def test_a_memory_that_changed_meanwhile_does_not_get_the_vector_of_its_old_text(acme, compass):
     memory = make_embedded(acme, "north", content="before")
     encode = compass["east"].encode
 
@@ -127,7 +127,7 @@ def test_a_row_that_has_changed_meanwhile_does_not_get_the_old_text_s_vector(acm
     assert models(acme) == {"after": ""}
 
 
-def test_a_text_that_the_new_encoder_refuses_keeps_its_vector_and_is_told(acme, compass):
+def test_a_text_that_the_new_encoder_refuses_keeps_its_vector_and_is_reported(acme, compass):
     make_embedded(acme, "north", content="fine")
     make_embedded(acme, "north", content="terrible")
     compass["east"].refused = "terrible"
@@ -136,7 +136,7 @@ def test_a_text_that_the_new_encoder_refuses_keeps_its_vector_and_is_told(acme, 
     assert models(acme) == {"fine": "east", "terrible": "north"}
 
 
-def test_embedding_anew_is_no_change_that_a_person_would_name(acme, compass):
+def test_reembedding_writes_no_history_and_no_timestamp(acme, compass):
     before = make_embedded(acme, "north")
     run("reembed")
     with tenant(acme):
@@ -147,7 +147,7 @@ def test_embedding_anew_is_no_change_that_a_person_would_name(acme, compass):
         assert events.count() == 1
 
 
-def test_what_failed_is_pending_again(acme, compass):
+def test_failed_memories_are_pending_again(acme, compass):
     make_memory(acme, content="was refused")
     with tenant(acme):
         rows = Memory.objects.for_organization(acme)
@@ -159,7 +159,7 @@ def test_what_failed_is_pending_again(acme, compass):
 
 
 @pytest.mark.django_db
-def test_an_encoder_that_is_not_there_is_told():
+def test_an_unavailable_encoder_is_reported():
     with pytest.raises(CommandError, match="There is no encoder 'nobody'"):
         run("reembed", encoder="nobody")
     with pytest.raises(CommandError, match="There is no organization 'nobody'"):
@@ -167,7 +167,7 @@ def test_an_encoder_that_is_not_there_is_told():
 
 
 def words_that_find(organization, language):
-    """How many memories full text finds by the singular, in that language."""
+    """How many memories full-text search finds by the singular, in that language."""
     with tenant(organization), connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM memories_memory WHERE organization_id = %s "
@@ -177,7 +177,7 @@ def words_that_find(organization, language):
         return cursor.fetchone()[0]
 
 
-def test_search_documents_follow_the_organization_s_language(acme, globex, monkeypatch):
+def test_reindex_uses_the_language_of_the_organization(acme, globex, monkeypatch):
     monkeypatch.setattr(reembedding, "ROWS_PER_WALK", 2)
     for number in range(5):
         make_memory(acme, content=f"Die Bücher {number}")

@@ -1,4 +1,4 @@
-"""Retention deletes by itself: who may set it, and what is told before."""
+"""Retention rules: who may set them, and the preview of what they will delete."""
 
 import html
 import json
@@ -42,7 +42,7 @@ def stored(organization):
     return Organization.objects.get(pk=organization.pk).settings
 
 
-def test_setting_retention_takes_a_permission_of_its_own(filled):
+def test_setting_retention_requires_its_own_permission(filled):
     without = [scope for scope in ALL_PERMISSIONS if scope != "organization:retention"]
     client = client_with(make_key(filled, without))
     for path in ("organizations/acme", "organizations/acme?preview=true"):
@@ -55,7 +55,7 @@ def test_setting_retention_takes_a_permission_of_its_own(filled):
     changed = {"settings": {"language": "german", **STRICT}}
     assert keeper.patch("organizations/acme", changed).status_code == 200
     assert stored(filled) == changed["settings"]
-    # What is there already may be sent back with another change.
+    # Unchanged rules may be sent back with another change.
     again = {"settings": {**STRICT, "language": "english"}}
     assert client.patch("organizations/acme", again).status_code == 200
     for settings in ({}, {"retention": {}}, {"retention": {"memory_days": 3650}}):
@@ -63,12 +63,12 @@ def test_setting_retention_takes_a_permission_of_its_own(filled):
 
 
 @pytest.mark.parametrize("method", ["patch", "put"])
-def test_a_preview_counts_what_the_next_sweep_would_take(filled, method):
+def test_a_preview_counts_what_the_next_sweep_would_remove(filled, method):
     api = client_with(make_key(filled))
     body = {"name": "Other", "settings": STRICT}
-    told = getattr(api, method)("organizations/acme?preview=true", body).json()
-    assert told["preview"] is True
-    assert told["would_take"] == {
+    preview = getattr(api, method)("organizations/acme?preview=true", body).json()
+    assert preview["preview"] is True
+    assert preview["would_take"] == {
         "expired": 0,
         "aged": 2,
         "unfound": 0,
@@ -87,19 +87,19 @@ def test_a_preview_counts_what_the_next_sweep_would_take(filled, method):
     assert wrong.json()["detail"].startswith("settings.retention.memory_days is a whole number")
 
 
-def test_the_console_counts_before_it_saves_stricter_rules(filled, alice):
+def test_the_console_shows_counts_before_it_saves_stricter_rules(filled, alice):
     console = signed_in(alice)
     page_url = url(Organization, "change", filled.pk)
     form = sent(console.get(page_url)) | {"settings": json.dumps(STRICT)}
     page = console.post(page_url, form)
-    told = html.unescape(page.content.decode())
+    text = html.unescape(page.content.decode())
     assert (
         "the next sweep would remove: 2 memories over the age limit (to the trash), "
         "1 user (for good). Save again to confirm."
-    ) in told
+    ) in text
     assert stored(filled) == {}
     counted = page.context["adminform"].form["counted_retention"].value()
-    assert counted in told
+    assert counted in text
     other = json.dumps({"retention": {"memory_days": 1}})  # not what was counted
     page = console.post(page_url, {**form, "settings": other, "counted_retention": counted})
     assert stored(filled) == {}
@@ -112,9 +112,9 @@ def test_the_console_counts_before_it_saves_stricter_rules(filled, alice):
     assert stored(filled) == looser
 
 
-def test_a_sweep_takes_what_was_told(filled):
+def test_a_sweep_removes_what_the_preview_counted(filled):
     api = client_with(make_key(filled))
-    told = api.patch("organizations/acme?preview=true", {"settings": STRICT}).json()
+    preview = api.patch("organizations/acme?preview=true", {"settings": STRICT}).json()
     with tenant(filled):
         organizations.update(filled, organization=filled, actor=TESTER, values={"settings": STRICT})
-    assert swept(filled) == told["would_take"]
+    assert swept(filled) == preview["would_take"]

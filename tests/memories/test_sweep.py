@@ -1,4 +1,4 @@
-"""What time removes: what has expired, and what an organization does not want to keep longer."""
+"""The sweep removes what has expired, and what exceeds an organization's retention."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def contents(organization):
         return list(rows.values_list("content", flat=True))
 
 
-def test_what_has_expired_goes_to_the_trash_and_is_told_in_history_and_audit(acme, globex):
+def test_expired_memories_go_to_the_trash_with_history_and_audit(acme, globex):
     for organization in (acme, globex):
         make_memory(organization, content="over", expires_at=days_ago(1))
         make_memory(organization, content="to come", expires_at=days_ago(-1))
@@ -84,32 +84,32 @@ def test_what_has_expired_goes_to_the_trash_and_is_told_in_history_and_audit(acm
     assert contents(acme) == ["for ever", "to come"]
     assert contents(globex) == ["for ever", "over", "to come"]
     with tenant(acme):
-        gone = Memory.objects.for_organization(acme).deleted().get()
-        history = MemoryHistory.objects.for_organization(acme).filter(memory=gone)
+        deleted = Memory.objects.for_organization(acme).deleted().get()
+        history = MemoryHistory.objects.for_organization(acme).filter(memory=deleted)
         assert [h.change_type for h in history.order_by("id")] == ["created", "deleted"]
         event = AuditEvent.objects.for_organization(acme).get(action="deleted")
         assert (event.actor_kind, event.actor_name) == ("command", "sweep")
-        assert (event.resource_id, event.changes) == (gone.pk, {"rows": {"memory": 1}})
+        assert (event.resource_id, event.changes) == (deleted.pk, {"rows": {"memory": 1}})
     assert swept(acme) == NOTHING
 
 
-def test_all_organizations_are_swept_in_plain_words(acme, globex):
+def test_the_report_of_a_sweep_is_plain_text(acme, globex):
     make_memory(acme, expires_at=days_ago(1))
     make_cached_vector(globex, created_at=days_ago(200))
 
-    def said(**options):
+    def output(**options):
         out = io.StringIO()
         call_command("sweep", stdout=out, **options)
         return out.getvalue()
 
-    dry_run = said(dry_run=True)
+    dry_run = output(dry_run=True)
     assert "acme: 1 expired" in dry_run
     assert dry_run.endswith(" (dry run: nothing has changed)\n")
-    assert sorted(said().splitlines()) == ["acme: 1 expired", "globex: 1 cached vectors"]
-    assert said() == "Nothing to sweep.\n"
+    assert sorted(output().splitlines()) == ["acme: 1 expired", "globex: 1 cached vectors"]
+    assert output() == "Nothing to sweep.\n"
 
 
-def test_without_a_setting_nothing_is_too_old(acme):
+def test_without_settings_nothing_is_too_old(acme):
     memory = make_memory(acme, created_at=days_ago(4000), updated_at=days_ago(4000), importance=0)
     with tenant(acme):
         Memory.objects.for_organization(acme).filter(pk=memory.pk).update(
@@ -139,7 +139,7 @@ def test_unimportant_memories_that_nobody_finds_go_to_the_trash(acme):
     assert contents(acme) == ["found lately", "important", "imported lately", "new"]
 
 
-def test_what_lies_in_the_trash_for_too_long_is_removed_for_good_with_all_that_hangs_on_it(acme):
+def test_rows_too_long_in_the_trash_are_purged_with_their_dependent_rows(acme):
     keep(acme, trash_days=30)
     agent, user = make_agent(acme), make_user(acme)
     session = make_session(acme, agent=agent)
@@ -170,7 +170,7 @@ def test_what_lies_in_the_trash_for_too_long_is_removed_for_good_with_all_that_h
     assert swept(acme) == NOTHING
 
 
-def test_a_load_that_nobody_went_on_with_is_forgotten_after_30_days(acme):
+def test_the_checkpoint_of_an_abandoned_load_is_deleted_after_30_days(acme):
     make_load_part(acme, created_at=days_ago(31))
     make_load_part(acme, created_at=days_ago(31), updated_at=days_ago(31))
     assert swept(acme) == {**NOTHING, "abandoned_loads": 1}
@@ -178,7 +178,7 @@ def test_a_load_that_nobody_went_on_with_is_forgotten_after_30_days(acme):
         assert LoadPart.objects.for_organization(acme).count() == 1
 
 
-def test_cached_vectors_are_kept_for_180_days_or_as_long_as_is_set(acme):
+def test_cached_vectors_are_kept_for_180_days_or_as_set(acme):
     for age in (200, 150, 10):
         make_cached_vector(acme, created_at=days_ago(age))
     assert swept(acme) == {**NOTHING, "cached_vectors": 1}
@@ -188,7 +188,7 @@ def test_cached_vectors_are_kept_for_180_days_or_as_long_as_is_set(acme):
         assert CachedVector.objects.for_organization(acme).count() == 1
 
 
-def test_a_dry_run_counts_what_a_run_does_and_changes_nothing(acme):
+def test_a_dry_run_has_the_counts_of_a_run_and_changes_nothing(acme):
     keep(acme, memory_days=60, unfound_days=30, unfound_below_importance=0.9, trash_days=1)
     old = {"created_at": days_ago(100), "updated_at": days_ago(100)}
     make_memory(acme, expires_at=days_ago(1), **old)  # by all three rules
@@ -196,14 +196,14 @@ def test_a_dry_run_counts_what_a_run_does_and_changes_nothing(acme):
     make_memory(acme, created_at=days_ago(40), updated_at=days_ago(40))
     make_memory(acme)
     make_cached_vector(acme, created_at=days_ago(200))
-    told = swept(acme, dry_run=True)
-    assert told == {**NOTHING, "expired": 1, "aged": 1, "unfound": 1, "cached_vectors": 1}
+    preview = swept(acme, dry_run=True)
+    assert preview == {**NOTHING, "expired": 1, "aged": 1, "unfound": 1, "cached_vectors": 1}
     assert len(contents(acme)) == 4
-    assert swept(acme) == told
+    assert swept(acme) == preview
     assert len(contents(acme)) == 1
 
 
-def test_a_million_rows_go_in_batches(acme, monkeypatch, django_assert_max_num_queries):
+def test_rows_are_removed_in_batches(acme, monkeypatch, django_assert_max_num_queries):
     monkeypatch.setattr(agentmem_site.services.sweep, "BATCH_SIZE", 2)
     for _ in range(5):
         make_memory(acme, expires_at=days_ago(1))
@@ -211,12 +211,12 @@ def test_a_million_rows_go_in_batches(acme, monkeypatch, django_assert_max_num_q
     with tenant(acme):
         events = AuditEvent.objects.for_organization(acme).filter(action="deleted")
         assert sorted(e.changes["rows"]["memory"] for e in events) == [1, 2, 2]
-        gone = MemoryHistory.objects.for_organization(acme).filter(change_type="deleted")
-        assert gone.values("memory").distinct().count() == gone.count() == 5
+        versions = MemoryHistory.objects.for_organization(acme).filter(change_type="deleted")
+        assert versions.values("memory").distinct().count() == versions.count() == 5
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_sweeps_at_once_do_what_one_does(monkeypatch):
+def test_concurrent_sweeps_do_what_one_does(monkeypatch):
     monkeypatch.setattr(agentmem_site.services.sweep, "BATCH_SIZE", 3)
     acme = make_organization("acme")
     for _ in range(40):
@@ -260,12 +260,12 @@ def test_two_sweeps_at_once_do_what_one_does(monkeypatch):
         ({"unfound_days": 9}, "unfound_days and unfound_below_importance together, or neither"),
     ],
 )
-def test_what_retention_is_not(retention, message):
+def test_invalid_retention_settings_are_refused(retention, message):
     with pytest.raises(Invalid, match=message):
         check_settings({"retention": retention})
 
 
-def test_settings_that_are_no_good_keep_no_other_organization_from_being_swept(acme, globex):
+def test_invalid_settings_do_not_stop_the_sweep_of_other_organizations(acme, globex):
     acme.settings = {"retention": {"memory_days": "ten"}}
     acme.save()
     make_memory(globex, expires_at=days_ago(1))

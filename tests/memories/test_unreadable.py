@@ -1,5 +1,5 @@
-"""What the encoder knows nearly nothing of has no vector: it is found by its words, and never said
-to be like anything else."""
+"""Texts that the encoder cannot read have no vector: they are found by their words, and never
+duplicates."""
 
 import io
 from uuid import uuid4
@@ -92,16 +92,16 @@ def run(command, **options):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("text", READ)
-def test_what_has_words_that_are_known_is_read(text, encoder):
+def test_texts_with_known_words_are_embedded(text, encoder):
     (share,) = encoder.known_shares([text])
     assert share >= MIN_KNOWN_SHARE
 
 
 @pytest.mark.parametrize("script", STRANGERS)
 @pytest.mark.parametrize("speaker", [None, "Alice Miller"])
-def test_strangers_are_not_alike_because_neither_can_be_read(api, acme, script, speaker):
+def test_unreadable_texts_are_not_duplicates_of_each_other(api, acme, script, speaker):
     answer = add(api, *STRANGERS[script], speaker=speaker)
-    assert answer["embedded"] is True  # no worker is waited for
+    assert answer["embedded"] is True  # none waits for a worker
     assert states(acme) == ["unreadable"] * 2
     assert api.get("memories/duplicates?threshold=0.5").json()["results"] == []
     for mode in ("hybrid", "semantic"):
@@ -112,23 +112,23 @@ def test_strangers_are_not_alike_because_neither_can_be_read(api, acme, script, 
         assert not CachedVector.objects.for_organization(acme).exists()
 
 
-def test_they_are_found_by_their_words(api, acme):
+def test_unreadable_texts_are_found_by_their_words(api, acme):
     add(api, "ฉันแพ้ ถั่วลิสง อย่างรุนแรง", "ประชุม วันจันทร์")
-    found = find(api, "ถั่วลิสง")
-    assert [hit["memory"]["content"] for hit in found["results"]] == ["ฉันแพ้ ถั่วลิสง อย่างรุนแรง"]
-    assert found["mode"] == "keyword"
-    assert "knows nearly no word of the query: searched by keyword only" in found["notice"]
-    assert found["results"][0]["similarity"] is None
-    assert found["results"][0]["memory"]["embedding_state"] == "unreadable"
-    assert found["results"][0]["memory"]["embedding_model"]
+    answer = find(api, "ถั่วลิสง")
+    assert [hit["memory"]["content"] for hit in answer["results"]] == ["ฉันแพ้ ถั่วลิสง อย่างรุนแรง"]
+    assert answer["mode"] == "keyword"
+    assert "knows nearly no word of the query: searched by keyword only" in answer["notice"]
+    assert answer["results"][0]["similarity"] is None
+    assert answer["results"][0]["memory"]["embedding_state"] == "unreadable"
+    assert answer["results"][0]["memory"]["embedding_model"]
 
 
-def test_a_question_without_a_meaning_finds_nothing_by_meaning_and_says_so(api):
+def test_a_semantic_search_with_an_unreadable_query_finds_nothing_and_says_so(api):
     add(api, "I am allergic to peanuts")
     for query in ("x" * 200, "ถั่วลิสง", "🥜"):
-        found = find(api, query, mode="semantic")
-        assert (found["results"], found["mode"]) == ([], "semantic")
-        assert "cannot be searched by meaning. Search by keyword" in found["notice"]
+        answer = find(api, query, mode="semantic")
+        assert (answer["results"], answer["mode"]) == ([], "semantic")
+        assert "cannot be searched by meaning. Search by keyword" in answer["notice"]
     assert find(api, "peanuts", mode="semantic")["results"][0]["similarity"] > 0.3
 
 
@@ -144,12 +144,12 @@ def test_in_a_batch_each_search_has_its_own_notice(api, acme):
         {"query": "peanuts", "user_id": "ann", "mode": "keyword"},
     ]
     answer = api.post("memories/search/batch", {"searches": searches}).json()["results"]
-    told = ["cannot read them", "", "knows nearly no word of the query", "", ""]
-    for found, words in zip(answer, told, strict=True):
-        assert words in found["notice"] if words else "notice" not in found
+    notices = ["cannot read them", "", "knows nearly no word of the query", "", ""]
+    for result, words in zip(answer, notices, strict=True):
+        assert words in result["notice"] if words else "notice" not in result
 
 
-def test_a_vector_that_is_brought_counts(api, acme):
+def test_a_supplied_vector_is_used(api, acme):
     one, other = STRANGERS["Thai"]
     vector = [1.0] + [0.0] * 383
     add(api, one, other, embedding=vector)
@@ -160,7 +160,7 @@ def test_a_vector_that_is_brought_counts(api, acme):
     assert states(acme) == ["ready"] * 2
 
 
-def test_a_file_and_the_worker_do_the_same(api, acme, tmp_path):
+def test_loads_and_the_worker_treat_them_alike(api, acme, tmp_path):
     lines = [{"content": text} for text in STRANGERS["Lao"]]
     load(tmp_path, "memories", lines)
     assert states(acme) == ["unreadable"] * 2
@@ -178,18 +178,18 @@ def test_a_file_and_the_worker_do_the_same(api, acme, tmp_path):
     assert sum(stats["embedding_model"].values()) == 1
 
 
-def test_changed_words_are_read_again(api, acme):
-    made = api.post("memories", {"content": STRANGERS["Thai"][0]}).json()
-    assert (made["embedding_state"], made["embedded"]) == ("unreadable", False)
-    api.patch(f"memories/{made['id']}", {"content": "Tea"})
+def test_changed_texts_are_embedded_again(api, acme):
+    memory = api.post("memories", {"content": STRANGERS["Thai"][0]}).json()
+    assert (memory["embedding_state"], memory["embedded"]) == ("unreadable", False)
+    api.patch(f"memories/{memory['id']}", {"content": "Tea"})
     run("embed_worker", once=True)
     assert states(acme) == ["ready"]
-    api.patch(f"memories/{made['id']}", {"content": STRANGERS["Thai"][1]})
+    api.patch(f"memories/{memory['id']}", {"content": STRANGERS["Thai"][1]})
     run("embed_worker", once=True)
     assert states(acme) == ["unreadable"]
 
 
-def test_what_was_embedded_before_is_mended(api, acme, encoder):
+def test_reembed_removes_old_vectors_of_unreadable_texts(api, acme, encoder):
     vector = encoder.encode(["Ann: " + STRANGERS["Thai"][0]])[0]
     padded = [*vector.tolist(), *[0.0] * (384 - encoder.dim)]
     for text in STRANGERS["Thai"]:
@@ -220,7 +220,7 @@ def test_what_was_embedded_before_is_mended(api, acme, encoder):
     assert run("reembed", unreadable=True).startswith("0 of 1 lost their vector")
 
 
-def test_another_encoder_tries_what_this_one_could_not_read(api, acme, monkeypatch, encoder):
+def test_another_encoder_tries_unreadable_texts(api, acme, monkeypatch, encoder):
     add(api, *STRANGERS["Thai"], "Tea")
     other = "static" if encoder.name == "minilm-int8" else "minilm-int8"
     assert run("reembed", encoder=other).splitlines() == [
@@ -233,7 +233,7 @@ def test_another_encoder_tries_what_this_one_could_not_read(api, acme, monkeypat
     assert states(acme) == ["ready"] * 3
 
 
-def test_a_line_of_an_export_keeps_it(acme, tmp_path):
+def test_an_export_keeps_the_state(acme, tmp_path):
     line = {"id": str(uuid4()), "content": STRANGERS["Lao"][0], "embedding_state": "unreadable"}
     line |= {"embedding": None, "embedding_model": "minilm-int8"}
     load(tmp_path, "memories", [line], preserve_ids=True, preserve_timestamps=True)

@@ -58,18 +58,18 @@ def vector(direction):
 def load(organization, directions, *, is_built_after):
     """Stores a memory for each direction, `is_indexed` or not."""
     for direction in directions:
-        made = make_memory(
+        row = make_memory(
             organization,
             embedding=vector(direction),
             embedding_model="compass",
             content=str(direction),
         )
         with tenant(organization):
-            own = Memory.objects.for_organization(organization).filter(pk=made.pk)
+            own = Memory.objects.for_organization(organization).filter(pk=row.pk)
             own.update(is_indexed=is_built_after)
 
 
-def found(organization, *, limit=5, exact_rows=2):
+def nearest(organization, *, limit=5, exact_rows=2):
     """Contents of the memories nearest to direction 0, nearest first, searched by the indexes."""
     with tenant(organization):
         hits = rank(
@@ -115,10 +115,10 @@ def test_a_large_first_load_is_searchable_and_its_index_is_built_at_the_end(monk
         assert is_built_after
         assert index_state() == "missing"
         load(acme, range(9, 0, -1), is_built_after=is_built_after)
-        assert found(acme) == ["1", "2", "3", "4", "5"]
+        assert nearest(acme) == ["1", "2", "3", "4", "5"]
     assert index_state() == "valid"
     assert uses_index(acme)
-    assert found(acme) == ["1", "2", "3", "4", "5"]
+    assert nearest(acme) == ["1", "2", "3", "4", "5"]
     assert calls[0] == (0, 0, "counting rows")
 
 
@@ -146,9 +146,9 @@ def test_rows_that_another_organization_adds_meanwhile_are_found():
     with first_load(is_large=True) as is_built_after:
         load(acme, range(1, 6), is_built_after=is_built_after)
         load(globex, range(3, 0, -1), is_built_after=False)
-        assert found(globex, limit=3) == ["1", "2", "3"]
-    assert found(globex, limit=3) == ["1", "2", "3"]
-    assert found(acme, limit=3) == ["1", "2", "3"]
+        assert nearest(globex, limit=3) == ["1", "2", "3"]
+    assert nearest(globex, limit=3) == ["1", "2", "3"]
+    assert nearest(acme, limit=3) == ["1", "2", "3"]
 
 
 def test_the_next_load_builds_the_index_that_an_interrupted_one_left_out():
@@ -165,7 +165,7 @@ def test_the_next_load_builds_the_index_that_an_interrupted_one_left_out():
         assert is_built_after
         load(acme, [1], is_built_after=is_built_after)
     assert uses_index(acme)
-    assert found(acme, limit=3) == ["1", "2", "3"]
+    assert nearest(acme, limit=3) == ["1", "2", "3"]
 
 
 def test_of_two_loads_the_last_one_builds():
@@ -179,7 +179,7 @@ def test_of_two_loads_the_last_one_builds():
         load(acme, [1, 2, 3], is_built_after=is_built_after)
     for organization in (acme, globex):
         assert uses_index(organization)
-        assert found(organization, limit=3) == ["1", "2", "3"]
+        assert nearest(organization, limit=3) == ["1", "2", "3"]
 
 
 def test_a_load_that_lost_its_owner_connection_still_builds_the_index():
@@ -259,7 +259,7 @@ def test_reindex_rebuilds_an_index_whose_build_was_interrupted():
     drop_index()
     interrupt_a_build()
     assert index_state() == "invalid"
-    assert found(acme, limit=3) == ["1", "2", "3"]
+    assert nearest(acme, limit=3) == ["1", "2", "3"]
     assert reindex().startswith("Index of vectors built over ")
     assert uses_index(acme)
 
@@ -312,7 +312,7 @@ def test_a_build_without_shared_memory_continues_without_parallel_workers(monkey
             create_with_parallel_workers()
         assert reindex().startswith("Index of vectors built over ")
         owner.execute("ALTER TABLE memories_memory RESET (parallel_workers)")
-    assert found(acme, limit=2) == ["1", "2"]
+    assert nearest(acme, limit=2) == ["1", "2"]
 
 
 def create_with_parallel_workers():
@@ -379,7 +379,7 @@ def test_the_index_is_rebuilt_after_a_load_was_killed():
         loading.communicate()
     with tenant(acme):
         Memory.objects.for_organization(acme).update(is_indexed=True)  # as it had written them
-    assert found(acme, limit=3) == ["1", "2", "3"]
+    assert nearest(acme, limit=3) == ["1", "2", "3"]
     await_free_lock()
     assert reindex().startswith("Index of vectors built over ")
     assert uses_index(acme)
@@ -406,7 +406,7 @@ def owner_url():
 
 
 def await_free_lock():
-    """The server releases the lock when it notices that the process is gone."""
+    """The server releases the lock when it notices that the process has ended."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""The worker: pending memories get their vectors, once, and none of another's."""
+"""The worker: each pending memory gets its own vector, once."""
 
 import io
 import json
@@ -36,7 +36,7 @@ TERRIBLE = "terrible"
 
 
 class Letters:
-    """Vectors by the letters of a text; refuses what is terrible, and everything while away."""
+    """Vectors by the letters of a text. Refuses "terrible", and all while unavailable."""
 
     name, dim, is_cheap = "letters", EMBEDDING_DIM, True
 
@@ -72,7 +72,7 @@ def letters(monkeypatch, settings):
 
 
 def embed_all(**options):
-    """What `embed_worker --once` says at its end."""
+    """The output of `embed_worker --once`."""
     out = io.StringIO()
     call_command("embed_worker", once=True, no_progress=True, stdout=out, **options)
     return out.getvalue()
@@ -80,8 +80,8 @@ def embed_all(**options):
 
 def rows(organization):
     with tenant(organization):
-        found = Memory.objects.for_organization(organization).defer(None).order_by("created_at")
-        return list(found)
+        memories = Memory.objects.for_organization(organization).defer(None).order_by("created_at")
+        return list(memories)
 
 
 def only(organization):
@@ -89,15 +89,15 @@ def only(organization):
     return row
 
 
-def say_again_that_it_is_due(organization):
+def make_due_now(organization):
     with tenant(organization):
         due = Memory.objects.for_organization(organization).exclude(embedding_due_at=None)
         due.update(embedding_due_at=timezone.now() - timedelta(seconds=1))
 
 
 def is_vector_of(row, encoder):
-    told = encode_texts([embedded_text(row.speaker, row.content)], encoder)[0]
-    return float(np.array(row.embedding, np.float32) @ told) > 0.98
+    expected = encode_texts([embedded_text(row.speaker, row.content)], encoder)[0]
+    return float(np.array(row.embedding, np.float32) @ expected) > 0.98
 
 
 def test_pending_memories_of_all_organizations_get_their_vectors(acme, globex, letters):
@@ -119,7 +119,7 @@ def test_one_organization_can_be_embedded_alone(acme, globex, letters):
     assert only(acme).embedding_state == "pending"
 
 
-def test_embedding_is_no_change_that_a_person_would_name(acme, letters):
+def test_embedding_writes_no_history_and_no_timestamp(acme, letters):
     before = make_memory(acme)
     embed_all()
     after = only(acme)
@@ -139,7 +139,7 @@ def test_the_trash_is_not_embedded(acme, letters):
     assert letters.texts == []
 
 
-def test_a_million_of_one_organization_does_not_keep_another_waiting(acme, globex, letters):
+def test_a_large_organization_does_not_delay_another(acme, globex, letters):
     for number in range(6):
         make_memory(acme, content=f"acme {number}")
     make_memory(globex, content="globex")
@@ -147,9 +147,7 @@ def test_a_million_of_one_organization_does_not_keep_another_waiting(acme, globe
     assert letters.texts.index("globex") <= 4  # within the first round
 
 
-def test_a_memory_that_changed_while_it_was_encoded_gets_the_vector_of_what_it_says_now(
-    acme, letters
-):
+def test_a_memory_that_changed_during_encoding_gets_the_vector_of_its_new_text(acme, letters):
     memory = make_memory(acme, content="Likes tea")
 
     def change(texts):
@@ -165,7 +163,7 @@ def test_a_memory_that_changed_while_it_was_encoded_gets_the_vector_of_what_it_s
     assert is_vector_of(only(acme), letters)
 
 
-def test_a_text_that_fails_does_not_hurt_its_neighbours(acme, letters):
+def test_a_failed_text_does_not_fail_its_batch(acme, letters):
     for number in range(5):
         make_memory(acme, content=f"Fine {number}")
     make_memory(acme, content=f"A {TERRIBLE} secret")
@@ -179,14 +177,14 @@ def test_a_text_that_fails_does_not_hurt_its_neighbours(acme, letters):
     assert timedelta(seconds=20) < wait <= timedelta(seconds=30)
 
 
-def test_a_text_that_fails_is_tried_five_times_each_after_twice_the_wait(acme, letters):
+def test_a_failed_text_is_tried_five_times_with_doubled_waits(acme, letters):
     make_memory(acme, content=TERRIBLE)
     waits = []
     for _ in range(4):
         embed_all()
         waits.append(round((only(acme).embedding_due_at - timezone.now()).total_seconds(), -1))
         assert embed_all().startswith("0 embedded")  # it waits
-        say_again_that_it_is_due(acme)
+        make_due_now(acme)
     assert waits == [30, 60, 120, 240]
     assert only(acme).embedding_state == "pending"
     embed_all()
@@ -196,7 +194,7 @@ def test_a_text_that_fails_is_tried_five_times_each_after_twice_the_wait(acme, l
     assert embed_all().startswith("0 embedded, 0/s")
 
 
-def test_a_changed_text_is_tried_anew(acme, letters):
+def test_a_changed_text_is_tried_again(acme, letters):
     memory = make_memory(acme, content=TERRIBLE)
     embed_all()
     with tenant(acme):
@@ -206,7 +204,7 @@ def test_a_changed_text_is_tried_anew(acme, letters):
     assert (row.embedding_state, row.embedding_attempts, row.embedding_error) == ("ready", 0, "")
 
 
-def test_while_the_encoder_is_away_no_memory_is_charged(acme, letters):
+def test_while_the_encoder_is_unavailable_no_attempt_is_counted(acme, letters):
     make_memory(acme)
     letters.is_away = True
     with pytest.raises(CommandError, match="The encoder is away") as refusal:
@@ -214,13 +212,13 @@ def test_while_the_encoder_is_away_no_memory_is_charged(acme, letters):
     assert refusal.value.returncode == 75
     row = only(acme)
     assert (row.embedding_state, row.embedding_attempts) == ("pending", 0)
-    assert row.embedding_due_at is None  # released: the next one need not wait for the lease
+    assert row.embedding_due_at is None  # released: the next worker need not wait for the lease
     letters.is_away = False
     assert embed_all().startswith("1 embedded")
 
 
-def test_an_encoder_that_refuses_a_text_in_so_many_words_is_not_away(acme, letters):
-    """An HTTP endpoint says 400 to a text that is too long for it, with the same exception."""
+def test_an_encoder_that_refuses_a_text_is_not_unavailable(acme, letters):
+    """An HTTP endpoint answers 400 to a text that is too long, with the same exception."""
     make_memory(acme, content="Fine")
     make_memory(acme, content="Too long")
 
@@ -243,15 +241,15 @@ def test_a_vector_of_zeros_is_a_failure(acme, letters, monkeypatch):
     assert row.embedding_error == "The encoder gave no vector for this text."
 
 
-def test_what_one_worker_has_claimed_no_other_takes_until_the_lease_is_over(acme, letters):
+def test_claimed_memories_are_not_claimed_again_during_the_lease(acme, letters):
     make_memory(acme)
     first = claim(organization=acme, limit=10, lease_s=60)
     assert len(first.rows) == 1
     assert claim(organization=acme, limit=10, lease_s=60) is None
     assert embed_all().startswith("0 embedded")
-    say_again_that_it_is_due(acme)
+    make_due_now(acme)
     assert embed_all().startswith("1 embedded")
-    first.release()  # late, and without effect
+    first.release()  # too late, and without effect
     assert only(acme).embedding_state == "ready"
 
 
@@ -276,18 +274,20 @@ def test_vectors_of_a_large_organization_move_into_the_index_when_nothing_is_pen
     ],
 )
 @pytest.mark.django_db
-def test_what_the_worker_refuses(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(CommandError, match=message):
         embed_all(**options)
 
 
-# -- with workers of their own, in processes that can be killed ------------------------------------
+# -- workers in processes that can be killed -------------------------------------------------------
 
 
 def environment(encoder):
-    """For a process on the test's database."""
+    """The environment of a process on the test's database."""
     settings = connection.settings_dict
-    server = f"{quote(settings['HOST'], safe='@')}:{settings['PORT']}"  # a folder's path, at times
+    server = (
+        f"{quote(settings['HOST'], safe='@')}:{settings['PORT']}"  # may be the path of a folder
+    )
     sign_in = f"{settings['USER']}:{settings['PASSWORD']}"
     return {
         **os.environ,
@@ -298,7 +298,7 @@ def environment(encoder):
 
 @pytest.fixture
 def start():
-    """Starts `manage.py ..` with the fast encoder, or with another."""
+    """Starts `manage.py ..` with the fast encoder, or another one."""
     started = []
 
     def start_command(*arguments, encoder="static"):
@@ -332,7 +332,7 @@ def await_none_pending(organization, seconds=60):
 
 
 def await_connection_of_another():
-    """Until a worker has got on so far that it asks the database."""
+    """Waits until a worker has connected to the database."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with connection.cursor() as cursor:
@@ -348,36 +348,36 @@ def await_connection_of_another():
 
 def count_claimed(organization):
     with tenant(organization):
-        found = Memory.objects.for_organization(organization)
-        return found.filter(embedding_due_at__gt=timezone.now()).count()
+        memories = Memory.objects.for_organization(organization)
+        return memories.filter(embedding_due_at__gt=timezone.now()).count()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_waiting_ends_when_a_memory_is_announced():
+def test_a_notification_ends_the_wait():
     listener = Listener()
-    listener.wait(60)  # listens from here on, and has the worker look once more
+    listener.wait(60)  # starts to listen, and lets the worker look again
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_notify('agentmem_embed', 'an organization')")
     began = time.monotonic()
     listener.wait(60)
-    assert time.monotonic() - began < 30  # else it has slept through
+    assert time.monotonic() - began < 30  # otherwise it slept through
     listener.close()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_waiting_worker_ends_when_it_is_told_to(start):
+def test_a_waiting_worker_stops_on_a_signal(start):
     acme = make_organization("acme")
     worker = start("embed_worker", "--no-progress")
     make_memory(acme)
     await_none_pending(acme)
     worker.send_signal(signal.SIGTERM)
-    out, said = worker.communicate(timeout=10)
-    assert (worker.returncode, said) == (0, "")
+    out, err = worker.communicate(timeout=10)
+    assert (worker.returncode, err) == (0, "")
     assert out.startswith("1 embedded")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_that_is_told_to_end_while_it_encodes_leaves_its_rows_to_others(letters):
+def test_a_worker_stopped_during_encoding_releases_its_rows(letters):
     acme = make_organization("acme")
     make_memory(acme)
     letters.while_encoding = lambda texts: os.kill(os.getpid(), signal.SIGTERM)
@@ -393,18 +393,18 @@ def test_a_worker_that_is_told_to_end_while_it_encodes_leaves_its_rows_to_others
 
 
 @pytest.mark.django_db(transaction=True)
-def test_once_tells_what_another_worker_holds():
+def test_once_reports_what_another_worker_has_claimed():
     acme = make_organization("acme")
     make_memory(acme)
     claim(organization=acme, limit=10, lease_s=60)
     make_memory(acme)
-    told = embed_all()
-    assert told.startswith("1 embedded")
-    assert told.endswith("; 1 pending: another worker's, or to be tried later\n")
+    output = embed_all()
+    assert output.startswith("1 embedded")
+    assert output.endswith("; 1 pending: another worker's, or to be tried later\n")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_says_once_that_it_cannot_work_and_tries_again(start):
+def test_a_worker_that_cannot_work_warns_once_and_tries_again(start):
     acme = make_organization("acme")
     make_memory(acme)
     worker = start("embed_worker", "--no-progress", encoder="no-such")
@@ -413,8 +413,8 @@ def test_a_worker_says_once_that_it_cannot_work_and_tries_again(start):
     assert line["message"].startswith("No memory can be embedded for now: There is no encoder")
     time.sleep(1.5)  # it has tried again by then
     worker.send_signal(signal.SIGINT)
-    _, said = worker.communicate(timeout=10)
-    assert (worker.returncode, said) == (0, "")
+    _, err = worker.communicate(timeout=10)
+    assert (worker.returncode, err) == (0, "")
     row = only(acme)
     assert (row.embedding_state, row.embedding_attempts, row.embedding_due_at) == (
         "pending",
@@ -424,7 +424,7 @@ def test_a_worker_says_once_that_it_cannot_work_and_tries_again(start):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_server_embeds_by_itself(start):
+def test_the_server_embeds_in_a_thread(start):
     acme = make_organization("acme")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -438,7 +438,7 @@ def test_the_server_embeds_by_itself(start):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_outlives_its_connections(start):
+def test_a_worker_survives_lost_connections(start):
     acme = make_organization("acme")
     worker = start("embed_worker", "--no-progress")
     make_memory(acme)
@@ -446,7 +446,8 @@ def test_a_worker_outlives_its_connections(start):
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     deadline, there = time.monotonic() + 30, 0
     with connection.cursor() as cursor:
-        while there < 2 and time.monotonic() < deadline:  # it works on one, then listens on another
+        # (It works on one connection, and then listens on another.)
+        while there < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
             cursor.execute(f"SELECT count(*) {others}")
             (there,) = cursor.fetchone()
@@ -459,9 +460,9 @@ def test_a_worker_outlives_its_connections(start):
 
 @pytest.mark.parametrize("deaths", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.django_db(transaction=True)
-def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start, deaths):
+def test_killed_workers_leave_no_pending_wrong_or_lost_vector(start, deaths):
     acme, chance = make_organization("acme"), random.Random(deaths)
-    made = [make_memory(acme, content=f"Note {number}") for number in range(300)]
+    added = [make_memory(acme, content=f"Note {number}") for number in range(300)]
     is_over = threading.Event()
     faults = []
     deaths_with_claims = 0
@@ -473,7 +474,7 @@ def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start, d
                 number += 1
                 with tenant(acme):
                     memories.update(
-                        chance.choice(made),
+                        chance.choice(added),
                         organization=acme,
                         actor=TESTER,
                         values={"content": f"Changed {number}"},
@@ -499,14 +500,14 @@ def test_a_worker_killed_at_random_leaves_nothing_pending_wrong_or_lost(start, d
         is_over.set()
         changing.join()
     assert faults == []
-    assert deaths_with_claims > 0  # some had to leave what they were at
+    assert deaths_with_claims > 0  # some were killed at work
     last = start("embed_worker", "--no-progress", "--lease=1")
     await_none_pending(acme)
     last.terminate()
     last.communicate(timeout=10)
 
-    found = rows(acme)
-    assert {row.pk for row in found} == {row.pk for row in made}
-    assert {row.embedding_state for row in found} == {"ready"}
+    stored = rows(acme)
+    assert {row.pk for row in stored} == {row.pk for row in added}
+    assert {row.embedding_state for row in stored} == {"ready"}
     static = get_encoder("static")
-    assert [row.content for row in found if not is_vector_of(row, static)] == []
+    assert [row.content for row in stored if not is_vector_of(row, static)] == []

@@ -1,4 +1,4 @@
-"""A shelf of memories, embedded by the quick encoder."""
+"""Memories, embedded by the fast encoder."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def theirs(globex_key: str) -> Client:
 
 @pytest.fixture
 def remember(acme: Organization) -> Any:
-    """Makes a memory of acme's with its vector."""
+    """Creates a memory of acme with its vector."""
 
     def make(content: str, organization: Organization = acme, **over: Any) -> Memory:
         vectors = embed([(over.get("speaker"), content)], organization=organization)

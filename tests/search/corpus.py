@@ -1,4 +1,4 @@
-"""Memories with vectors, many at once, and what an exact search of them gives."""
+"""Many memories with vectors, and the results of an exact search."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def store(
     users: Sequence[User | None] = (None,),
     **over: Any,
 ) -> list[Memory]:
-    """One memory for each vector, of the users in turn."""
+    """One memory for each vector, for each user in turn."""
     contents = contents or [f"Fact {n}." for n in range(len(vectors))]
     with tenant(organization):
         return Memory.objects.bulk_create(

@@ -1,4 +1,4 @@
-"""The ranking function: complete, near to exact, within its organization, whatever the path."""
+"""The ranking function: complete, nearly exact, and within its organization, by any plan."""
 
 from typing import Any
 from unittest.mock import patch
@@ -17,12 +17,12 @@ from tests.makers import make_organization, make_user
 from tests.search.corpus import index_all, make_vectors, nearest, ranked, store, vector_of
 
 LARGE, MIDDLE, SMALL = 4000, 400, 4
-BY_INDEX = 100  # exact_rows: larger slices go through the indexes
+BY_INDEX = 100  # exact_rows: larger slices use the indexes
 QUERIES = make_vectors(25, seed=99)
 
 
-def recall(found: Any, wanted: Any) -> float:
-    return len({r.id for r in found} & set(wanted)) / len(wanted)
+def recall(hits: Any, wanted: Any) -> float:
+    return len({r.id for r in hits} & set(wanted)) / len(wanted)
 
 
 class TestSlices(TestCase):
@@ -30,20 +30,20 @@ class TestSlices(TestCase):
 
     @classmethod
     def setUpTestData(cls) -> None:
-        cls.made = {}
+        cls.stored = {}
         for slug, count in (("large", LARGE), ("middle", MIDDLE), ("small", SMALL)):
             organization = make_organization(slug)
             users = [make_user(organization) for _ in range(20)]
             vectors = make_vectors(count, seed=count)
             rows = store(organization, vectors, users=users)
             index_all(organization)
-            cls.made[slug] = (organization, users, rows, vectors)
+            cls.stored[slug] = (organization, users, rows, vectors)
         with connection.cursor() as cursor:
             cursor.execute("SELECT agentmem_analyze('memories_memory')")
 
-    def test_by_the_index_recall_is_that_of_an_exact_search(self):
-        for slug in self.made:
-            organization, _, rows, vectors = self.made[slug]
+    def test_the_index_has_the_recall_of_an_exact_search(self):
+        for slug in self.stored:
+            organization, _, rows, vectors = self.stored[slug]
             recalls = [
                 recall(
                     ranked(organization, vector_of(q), exact_rows=0),
@@ -53,18 +53,18 @@ class TestSlices(TestCase):
             ]
             assert np.mean(recalls) >= 0.99, slug
 
-    def test_min_of_limit_and_visible_rows_come_back(self):
-        for slug, exact_rows in [(s, e) for s in self.made for e in (0, BY_INDEX, 10_000)]:
-            organization, _, rows, _ = self.made[slug]
+    def test_as_many_rows_are_returned_as_limit_and_walls_allow(self):
+        for slug, exact_rows in [(s, e) for s in self.stored for e in (0, BY_INDEX, 10_000)]:
+            organization, _, rows, _ = self.stored[slug]
             for limit in (1, 10, 150):
-                found = ranked(
+                hits = ranked(
                     organization, vector_of(QUERIES[0]), limit=limit, exact_rows=exact_rows
                 )
-                assert len(found) == min(limit, len(rows)), (slug, exact_rows, limit)
-                assert len({r.id for r in found}) == len(found)
+                assert len(hits) == min(limit, len(rows)), (slug, exact_rows, limit)
+                assert len({r.id for r in hits}) == len(hits)
 
-    def test_under_a_filter_recall_stays(self):
-        organization, users, rows, vectors = self.made["large"]
+    def test_filters_do_not_lower_recall(self):
+        organization, users, rows, vectors = self.stored["large"]
         path = compile_metadata({"parity": "odd"})
         filters: list[tuple[dict[str, Any], Any]] = [
             ({"user_id": users[3].pk}, lambda n: n % 20 == 3),
@@ -78,25 +78,25 @@ class TestSlices(TestCase):
             for exact_rows in (0, 10_000):
                 recalls = []
                 for q in QUERIES:
-                    found = ranked(organization, vector_of(q), exact_rows=exact_rows, **conditions)
-                    assert len(found) == min(10, len(own))
-                    recalls.append(recall(found, nearest(own_rows, own_vectors, q, 10)))
+                    hits = ranked(organization, vector_of(q), exact_rows=exact_rows, **conditions)
+                    assert len(hits) == min(10, len(own))
+                    recalls.append(recall(hits, nearest(own_rows, own_vectors, q, 10)))
                 assert np.mean(recalls) >= 0.99, (conditions, exact_rows)
 
-    def test_the_twentieth_search_on_a_connection_finds_what_the_first_does(self):
-        # After five runs PostgreSQL would plan a statement once for all values: for the small
-        # organization then as for the large one.
+    def test_the_twentieth_search_on_a_connection_finds_what_the_first_found(self):
+        # After five runs PostgreSQL would choose a generic plan: the same for the small
+        # organization as for the large one.
         for slug in ("large", "small", "middle"):
-            organization, users, rows, vectors = self.made[slug]
+            organization, users, rows, vectors = self.stored[slug]
             q = QUERIES[1]
             for _ in range(20):
-                found = ranked(organization, vector_of(q), exact_rows=BY_INDEX)
-                assert recall(found, nearest(rows, vectors, q, 10)) >= 0.9
+                hits = ranked(organization, vector_of(q), exact_rows=BY_INDEX)
+                assert recall(hits, nearest(rows, vectors, q, 10)) >= 0.9
                 own = ranked(organization, vector_of(q), exact_rows=BY_INDEX, user_id=users[1].pk)
                 assert len(own) == min(10, len(rows[1::20]))
 
-    def test_vectors_that_are_not_indexed_yet_are_found_all_the_same(self):
-        organization, _, rows, vectors = self.made["large"]
+    def test_vectors_that_are_not_indexed_yet_are_found(self):
+        organization, _, rows, vectors = self.stored["large"]
         q = QUERIES[2]
         best = nearest(rows, vectors, q, 10)
         with tenant(organization), connection.cursor() as cursor:
@@ -105,28 +105,28 @@ class TestSlices(TestCase):
                 "AND id = ANY (%s)",
                 [organization.pk, best[:5]],
             )
-        found = ranked(organization, vector_of(q), exact_rows=BY_INDEX)
-        assert recall(found, best) >= 0.9
-        assert {r.id for r in found} >= set(best[:5])
+        hits = ranked(organization, vector_of(q), exact_rows=BY_INDEX)
+        assert recall(hits, best) >= 0.9
+        assert {r.id for r in hits} >= set(best[:5])
 
     def test_a_large_slice_is_searched_by_words_too(self):
-        organization, *_ = self.made["large"]
+        organization, *_ = self.stored["large"]
         weather = [f"The weather was fine on day {n}." for n in range(600)]
         contents = [*weather, "The weather near Quebec was fine, fine, fine."]
         rows = store(organization, make_vectors(601, seed=7), contents=contents, metadata={})
         weights = Weights(dense=0.5, lexical=0.5)
         q = vector_of(QUERIES[3])
         for vectors in ([], [q]):
-            found = ranked(
+            hits = ranked(
                 organization,
                 *vectors,
                 query="What was the weather in Quebec?",
                 exact_rows=BY_INDEX,
                 weights=weights,
             )
-            assert len(found) == 10
-            assert rows[600].pk in {r.id for r in found}
-            best = max(found, key=lambda r: r.lexical)
+            assert len(hits) == 10
+            assert rows[600].pk in {r.id for r in hits}
+            best = max(hits, key=lambda r: r.lexical)
             assert (best.id, best.lexical) == (rows[600].pk, 0.5)
             assert best.matched == ["weather", "Quebec"]
 
@@ -135,17 +135,17 @@ class TestSlices(TestCase):
         old = store(organization, make_vectors(1, seed=8), contents=["Coffee."])
         store(organization, make_vectors(500, seed=9), contents=["☕"] * 500)
         for vectors in ([], [vector_of(QUERIES[4])]):
-            found = ranked(
+            hits = ranked(
                 organization,
                 *vectors,
                 query="coffee",
                 exact_rows=BY_INDEX,
                 weights=Weights(dense=0, lexical=1),
             )
-            assert (found[0].id, found[0].lexical) == (old[0].pk, 1)
+            assert (hits[0].id, hits[0].lexical) == (old[0].pk, 1)
 
     def test_only_the_index_of_a_large_organization_is_filled(self):
-        organization, _, rows, _ = self.made["middle"]
+        organization, _, rows, _ = self.stored["middle"]
         own = Memory.objects.for_organization(organization)
         with tenant(organization):
             own.update(is_indexed=False)
@@ -158,15 +158,15 @@ class TestSlices(TestCase):
             assert index_vectors(organization) == 0
 
 
-def test_no_plan_is_kept_from_one_organization_for_the_next(db):
-    # What is found does not depend on it, how long it takes does: a plan for all values reads a
-    # small organization as if it were a large one.
+def test_no_generic_plan_is_used(db):
+    # The results do not depend on it, but the time does: a generic plan reads a small organization
+    # like a large one.
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT proname, proconfig FROM pg_proc "
             "WHERE proname IN ('agentmem_search', 'agentmem_nearest')"
         )
-        found = dict(cursor.fetchall())
-    assert found.keys() == {"agentmem_search", "agentmem_nearest"}
-    for settings in found.values():
+        settings_of = dict(cursor.fetchall())
+    assert settings_of.keys() == {"agentmem_search", "agentmem_nearest"}
+    for settings in settings_of.values():
         assert "plan_cache_mode=force_custom_plan" in settings

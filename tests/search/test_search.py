@@ -27,10 +27,10 @@ def find(api: Any, query: str, **body: Any) -> list[str]:
     return contents(api.post("memories/search", {"query": query, **body}))
 
 
-# -- what a hit says -----------------------------------------------------------------------------
+# -- hits ---------- -----------------------------------------------------------------------------
 
 
-def test_the_best_memory_comes_first_and_tells_why(api, remember):
+def test_the_best_memory_comes_first_with_its_parts(api, remember):
     remember("Alice takes her coffee black, without sugar.", speaker="Alice", importance=0.25)
     remember("The train to Bern leaves at nine.")
     answer = api.post("memories/search", {"query": "How does Alice take her coffee?"})
@@ -59,7 +59,7 @@ def test_parts_add_up_to_the_score(api, remember):
         assert hit["parts"]["importance"] == pytest.approx(0.1 * hit["memory"]["importance"])
 
 
-def test_recency_halves_with_its_half_life(api, remember):
+def test_recency_halves_after_each_half_life(api, remember):
     now = timezone.now()
     remember("Fresh coffee.", created_at=now)
     remember("Old coffee.", created_at=now - timedelta(days=7))
@@ -72,7 +72,7 @@ def test_recency_halves_with_its_half_life(api, remember):
     assert old["parts"]["recency"] == pytest.approx(fresh["parts"]["recency"] / 2, rel=1e-3)
 
 
-def test_what_is_many_half_lives_old_is_found_all_the_same(api, remember):
+def test_a_memory_many_half_lives_old_is_found(api, remember):
     remember("Ancient coffee.", created_at=datetime(1971, 1, 1, tzinfo=UTC))
     remember("Fresh coffee.")
     for half_life_days in (0.001, 1, 15):
@@ -84,7 +84,7 @@ def test_what_is_many_half_lives_old_is_found_all_the_same(api, remember):
 # -- modes ---------------------------------------------------------------------------------------
 
 
-def test_keyword_finds_words_alone_and_semantic_meaning_alone(api, remember):
+def test_keyword_searches_only_words_and_semantic_only_meaning(api, remember):
     remember("My dog barks at night.")
     remember("A puppy is a young animal.")
     assert find(api, "dog", mode="keyword") == ["My dog barks at night."]
@@ -94,12 +94,12 @@ def test_keyword_finds_words_alone_and_semantic_meaning_alone(api, remember):
     assert all(hit["matched_terms"] == [] for hit in answer.data["results"])
 
 
-def test_what_was_said_just_before_is_found_by_its_words(api, remember):
+def test_a_memory_without_a_vector_is_found_by_its_words(api, remember):
     remember("Yes, at seven.", context="Shall we meet in Zermatt?")
     assert find(api, "Zermatt", mode="keyword") == ["Yes, at seven."]
 
 
-def test_words_are_or_ed_stemmed_and_quoted_safely(api, remember):
+def test_words_are_stemmed_quoted_safely_and_combined_with_or(api, remember):
     remember("She was running late.")
     remember("He's O'Neill \\ the 'quoted' | one & only:*")
     assert find(api, "runs or jumps", mode="keyword") == ["She was running late."]
@@ -117,28 +117,26 @@ def test_words_are_or_ed_stemmed_and_quoted_safely(api, remember):
         ("Beans beaning BEAN", ["BEAN"]),
     ],
 )
-def test_each_word_that_matched_is_told_once_in_the_order_of_the_question(
-    api, remember, query, matched
-):
+def test_each_matched_term_is_listed_once_in_the_order_of_the_query(api, remember, query, matched):
     remember("A state-of-the-art machine for beans.")
     answer = api.post("memories/search", {"query": query, "mode": "keyword"})
     (hit,) = answer.data["results"]
     assert hit["matched_terms"] == matched
 
 
-def test_of_a_long_question_the_first_words_count(api, remember):
+def test_the_first_words_of_a_long_query_count(api, remember):
     remember("A zebra crossed the road.")
     many = " ".join(f"a{n}" for n in range(500))
     assert find(api, f"Zebra? {many}", mode="keyword") == ["A zebra crossed the road."]
 
 
-def test_a_question_of_stop_words_alone_is_answered_by_meaning(api, remember):
+def test_a_query_of_stop_words_is_searched_by_meaning(api, remember):
     remember("To be is to do.")
     assert find(api, "to be or not to be") == ["To be is to do."]
     assert find(api, "to be or not to be", mode="keyword") == []
 
 
-def test_the_organization_s_language_is_that_of_its_words(acme, api):
+def test_keywords_use_the_language_of_the_organization(acme, api):
     make_memory(acme, content="Alte Häuser.")
     assert find(api, "Haus", mode="keyword") == []
     with tenant(acme):
@@ -153,7 +151,7 @@ def test_the_organization_s_language_is_that_of_its_words(acme, api):
     assert "settings.language is one of arabic, armenian" in answer.data["errors"][0]["message"]
 
 
-def test_pending_memories_are_found_by_word_and_fill_up_what_is_asked_for(api, acme, remember):
+def test_pending_memories_are_found_by_words_and_fill_up_the_limit(api, acme, remember):
     remember("Tea is hot.")
     make_memory(acme, content="Coffee is strong.")
     make_memory(acme, content="Nothing at all.")
@@ -166,7 +164,7 @@ def test_pending_memories_are_found_by_word_and_fill_up_what_is_asked_for(api, a
 # -- filters -------------------------------------------------------------------------------------
 
 
-def test_each_filter_narrows(api, acme, remember):
+def test_each_filter(api, acme, remember):
     user, agent = make_user(acme, external_id="ann"), make_agent(acme, external_id="bot")
     then = datetime(2024, 5, 1, tzinfo=UTC)
     remember(
@@ -275,7 +273,7 @@ def test_filters_on_metadata(api, acme, remember, filters, matches):
         assert list(rows.values_list("pk", flat=True)) == ([row.pk] if matches else [])
 
 
-def test_a_filter_is_sent_to_the_database_about_as_long_as_it_is():
+def test_the_sql_of_a_filter_is_about_as_long_as_the_filter():
     conditions: Any = {"n": {"in": ["x" * 1000] * 64}}
     for _ in range(7):
         conditions = {"not": conditions}
@@ -326,26 +324,26 @@ def test_a_filter_nests_eight_levels_deep(api):
 
 
 def test_deleted_and_expired_memories_are_not_found(api, acme, remember):
-    gone = remember("Tea gone.")
+    deleted = remember("Tea gone.")
     remember("Tea expired.", expires_at=timezone.now() - timedelta(seconds=1))
     remember("Tea here.", expires_at=timezone.now() + timedelta(days=1))
     with tenant(acme):
-        rows = Memory.objects.for_organization(acme).filter(pk=gone.pk)
+        rows = Memory.objects.for_organization(acme).filter(pk=deleted.pk)
         memories.delete(rows, organization=acme, actor=TESTER)
     assert find(api, "tea") == ["Tea here."]
 
 
-def test_as_of_finds_what_was_there_then(api, acme, remember):
-    said = timezone.now() - timedelta(days=10)
-    gone = remember("Tea gone.", created_at=said)
-    remember("Tea expired.", created_at=said, expires_at=said + timedelta(days=2))
-    remember("Tea later.", created_at=said + timedelta(days=5))
+def test_as_of_finds_what_existed_then(api, acme, remember):
+    then = timezone.now() - timedelta(days=10)
+    deleted = remember("Tea gone.", created_at=then)
+    remember("Tea expired.", created_at=then, expires_at=then + timedelta(days=2))
+    remember("Tea later.", created_at=then + timedelta(days=5))
     with tenant(acme):
-        rows = Memory.objects.for_organization(acme).filter(pk=gone.pk)
+        rows = Memory.objects.for_organization(acme).filter(pk=deleted.pk)
         memories.delete(rows, organization=acme, actor=TESTER)
 
     def at(days: int) -> set[str]:
-        return set(find(api, "tea", as_of=(said + timedelta(days=days)).isoformat()))
+        return set(find(api, "tea", as_of=(then + timedelta(days=days)).isoformat()))
 
     assert at(1) == {"Tea gone.", "Tea expired."}
     assert at(3) == {"Tea gone."}
@@ -372,7 +370,7 @@ def test_vectors_of_another_encoder_are_compared_by_that_encoder(api, remember, 
             assert first["similarity"] > 0.5 > second["similarity"] + 0.01
 
 
-def test_vectors_that_callers_brought_do_not_hide_those_of_another_encoder(api, remember, settings):
+def test_supplied_vectors_do_not_hide_those_of_another_encoder(api, remember, settings):
     remember("My dog barks at the neighbours.")
     remember("The train to Bern leaves at nine.")
     for name in ("aaa", "nobody's", "zzz"):
@@ -382,13 +380,13 @@ def test_vectors_that_callers_brought_do_not_hide_those_of_another_encoder(api, 
     alone = api.post("memories/search", question).data["results"]
     assert alone[0]["memory"]["content"] == "My dog barks at the neighbours."
     assert [hit["similarity"] is None for hit in alone] == [False, False, True, True, True]
-    # In a batch, too, whatever comes first.
+    # In a batch too, in any order.
     searches = [{"query": "train", "mode": "keyword"}, question]
     batch = api.post("memories/search/batch", {"searches": searches}).data["results"]
     assert [hit["similarity"] for hit in batch[1]["results"]] == [h["similarity"] for h in alone]
 
 
-def test_a_vector_of_an_unknown_name_is_compared_with_its_like_alone(api, acme, remember):
+def test_a_vector_of_an_unknown_model_is_compared_only_with_its_own(api, acme, remember):
     remember("My dog barks.")
     vector = [0.5] * 4 + [0.0] * 380
     own = make_memory(acme, content="Mine.", embedding=vector, embedding_model="mine-1")
@@ -398,13 +396,11 @@ def test_a_vector_of_an_unknown_name_is_compared_with_its_like_alone(api, acme, 
     assert first["memory"]["id"] == str(own.pk)
     assert first["similarity"] == pytest.approx(1, abs=1e-3)
     assert second["similarity"] is None
-    # And a search by the server's encoder does not stumble over the name it does not know.
+    # A search by the server's encoder does not fail on the unknown name.
     assert find(api, "dog")[0] == "My dog barks."
 
 
-def test_without_the_encoder_a_hybrid_search_goes_by_keyword_and_says_so(
-    api, remember, monkeypatch
-):
+def test_without_the_encoder_a_hybrid_search_uses_keywords_and_says_so(api, remember, monkeypatch):
     remember("My dog barks.")
 
     def broken(*args: Any, **kwargs: Any) -> Any:
@@ -421,9 +417,7 @@ def test_without_the_encoder_a_hybrid_search_goes_by_keyword_and_says_so(
     assert answer.data["detail"] == "The encoder cannot be used. The server's log says why."
 
 
-def test_an_encoder_that_did_not_answer_is_not_waited_for_by_every_search(
-    api, remember, monkeypatch
-):
+def test_after_an_encoder_timeout_other_searches_do_not_wait(api, remember, monkeypatch):
     remember("My dog barks.")
     tried = []
 
@@ -446,7 +440,7 @@ def test_an_encoder_that_did_not_answer_is_not_waited_for_by_every_search(
     assert len(tried) == 3
 
 
-def test_no_connection_is_held_while_a_question_is_encoded(api, acme, remember, monkeypatch):
+def test_no_connection_is_held_during_encoding(api, acme, remember, monkeypatch):
     remember("My dog barks.")
     seen = []
     encode = embedding.encode_texts
@@ -462,7 +456,7 @@ def test_no_connection_is_held_while_a_question_is_encoded(api, acme, remember, 
         embedding.embed([(None, "x")], organization=acme)
 
 
-def test_questions_of_many_threads_are_remembered_side_by_side(acme, monkeypatch):
+def test_queries_of_many_threads_are_cached(acme, monkeypatch):
     monkeypatch.setattr(embedding, "_MAX_CACHED_QUERIES", 5)
     embedding.embed_queries(["once"], organization=acme)  # the encoder is loaded
     usual = sys.getswitchinterval()
@@ -470,8 +464,8 @@ def test_questions_of_many_threads_are_remembered_side_by_side(acme, monkeypatch
 
     def ask(seed: int) -> None:
         for n in range(500):
-            asked = [f"question {(seed * 7 + n * k) % 12}" for k in (1, 5)]
-            assert len(embedding.embed_queries(asked, organization=acme)) == 2
+            queries = [f"question {(seed * 7 + n * k) % 12}" for k in (1, 5)]
+            assert len(embedding.embed_queries(queries, organization=acme)) == 2
 
     try:
         with ThreadPoolExecutor(8) as threads:
@@ -483,7 +477,7 @@ def test_questions_of_many_threads_are_remembered_side_by_side(acme, monkeypatch
 # -- several at once -----------------------------------------------------------------------------
 
 
-def test_searches_in_a_batch_stand_in_their_order(api, remember):
+def test_results_of_a_batch_are_in_the_order_of_its_searches(api, remember):
     remember("My dog barks.")
     remember("Our cat purrs.")
     body = {
@@ -495,8 +489,8 @@ def test_searches_in_a_batch_stand_in_their_order(api, remember):
     }
     answer = api.post("memories/search/batch", body)
     assert answer.status_code == 200, answer.data
-    found = [[h["memory"]["content"] for h in one["results"]] for one in answer.data["results"]]
-    assert found == [["Our cat purrs."], ["My dog barks."], ["My dog barks."]]
+    hits = [[h["memory"]["content"] for h in one["results"]] for one in answer.data["results"]]
+    assert hits == [["Our cat purrs."], ["My dog barks."], ["My dog barks."]]
     assert [one["mode"] for one in answer.data["results"]] == ["hybrid", "keyword", "semantic"]
 
 
@@ -510,10 +504,10 @@ def test_a_batch_has_1_to_32_searches_and_a_wrong_one_is_named(api):
     assert wrong.data["errors"][0]["field"] == "searches.1.limit"
 
 
-# -- what is counted, and what is refused --------------------------------------------------------
+# -- counts and refusals ----------------- --------------------------------------------------------
 
 
-def test_hits_are_counted_a_moment_later(api, acme, remember):
+def test_hits_are_counted_in_the_background(api, acme, remember):
     row, before = remember("My dog barks."), timezone.now()
     other = remember("Unrelated.", user=make_user(acme, external_id="x"))
     find(api, "dog", mode="keyword")
@@ -554,20 +548,20 @@ def test_a_wrong_search_is_refused_by_its_field(api, body, field):
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "keyword", "semantic"])
-def test_a_question_that_is_too_long_is_cut_and_the_answer_says_so(api, remember, mode):
+def test_a_query_that_is_too_long_is_cut_and_the_answer_says_so(api, remember, mode):
     remember("My secret dog.")
     body = {"query": "dog " * 2999 + "dogs", "mode": mode}
-    told = "The query has 12,000 characters: its first 8,000 were searched for."
-    found = api.post("memories/search", body).json()
-    assert found["notice"] == told
-    assert [hit["memory"]["content"] for hit in found["results"]] == ["My secret dog."]
+    notice = "The query has 12,000 characters: its first 8,000 were searched for."
+    answer = api.post("memories/search", body).json()
+    assert answer["notice"] == notice
+    assert [hit["memory"]["content"] for hit in answer["results"]] == ["My secret dog."]
     whole = {"query": "dog " * 2000, "mode": mode}
     several = api.post("memories/search/batch", {"searches": [body, whole]}).json()["results"]
-    assert [one.get("notice") for one in several] == [told, None]
+    assert [one.get("notice") for one in several] == [notice, None]
     assert several[0]["results"] == several[1]["results"]
 
 
-def test_a_search_sees_its_organization_alone(api, theirs, acme, globex, remember):
+def test_a_search_sees_only_its_organization(api, theirs, acme, globex, remember):
     remember("My secret dog.")
     remember("Their dog.", organization=globex)
     assert find(api, "dog") == ["My secret dog."]

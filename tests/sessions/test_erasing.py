@@ -1,4 +1,4 @@
-"""A person is erased: nothing of theirs is left in any table, nothing of anybody else's goes."""
+"""Erasing a person: nothing of theirs is left in any table, and nothing of others is deleted."""
 
 import io
 import json
@@ -36,7 +36,7 @@ from tests.makers import (
     make_user,
 )
 
-CANARY = "canary-7f3a"  # stands in each text of theirs
+CANARY = "canary-7f3a"  # in each of their texts
 THEIRS = {
     "message": 5,
     "memoryhistory": 5,
@@ -51,7 +51,7 @@ THEIRS = {
 
 @pytest.fixture
 def person(acme):
-    """Somebody who said things everywhere, some of it in the trash; and others around them."""
+    """A person with rows of every kind, some in the trash, among rows of others."""
     user = make_user(
         acme,
         external_id=CANARY,
@@ -69,8 +69,8 @@ def person(acme):
     make_message(acme, user=user, agent=agent, text=CANARY)
     trashed = make_session(acme, user=user, session_id=f"t {CANARY}")
     make_message(acme, session=trashed, text=CANARY)
-    said = make_memory(acme, user=user, agent=agent, content=f"First {CANARY}")
-    gone = make_memory(acme, user=user, content=f"Then {CANARY}", speaker=CANARY)
+    changed = make_memory(acme, user=user, agent=agent, content=f"First {CANARY}")
+    deleted = make_memory(acme, user=user, content=f"Then {CANARY}", speaker=CANARY)
     make_memory(acme, session_id=session.session_id, content=f"Learnt of {CANARY}")
     make_memory(acme, user=other, content="Likes tea.", session_id=session.session_id)
     make_message(acme, user=other, text="Untouched.")
@@ -78,21 +78,21 @@ def person(acme):
     with tenant(acme):
         attach_block(agent, block, **by)
         users.update(user, values={"name": f"Anna {CANARY}", "status": "inactive"}, **by)
-        memories.update(said, values={"content": f"Second {CANARY}"}, **by)
-        memories.delete(Memory.objects.for_organization(acme).filter(pk=gone.pk), **by)
+        memories.update(changed, values={"content": f"Second {CANARY}"}, **by)
+        memories.delete(Memory.objects.for_organization(acme).filter(pk=deleted.pk), **by)
         Session.objects.for_organization(acme).filter(pk=trashed.pk).update(
             is_deleted=True, deleted_at=trashed.created_at
         )
         kept = Memory.objects.for_organization(acme).get(content="Likes tea.")
-    make_cached_vector(acme, hash=bytes(said.hash))
-    make_cached_vector(acme, hash=bytes(gone.hash))
+    make_cached_vector(acme, hash=bytes(changed.hash))
+    make_cached_vector(acme, hash=bytes(deleted.hash))
     make_cached_vector(acme, hash=bytes(kept.hash))
     return user
 
 
 def tables_with(text):
-    """The tables in which the text stands anywhere, of whatever organization."""
-    found = []
+    """The tables that contain the text, of any organization."""
+    tables = []
     with platform(), connection.cursor() as cursor:
         for model in apps.get_models():
             if model._meta.app_label not in ("accounts", "memories", "agent_sessions"):
@@ -101,8 +101,8 @@ def tables_with(text):
             cursor.execute(
                 f"SELECT count(*) FROM {table} t WHERE to_jsonb(t)::text LIKE %s", [f"%{text}%"]
             )
-            found += [table] if cursor.fetchone()[0] else []
-    return found
+            tables += [table] if cursor.fetchone()[0] else []
+    return tables
 
 
 def erase(*arguments, **options):
@@ -113,7 +113,7 @@ def erase(*arguments, **options):
 
 
 @pytest.mark.unguarded  # (tables_with looks everywhere)
-def test_nothing_of_an_erased_person_is_left_but_the_tombstone(acme, person):
+def test_only_the_audit_event_of_an_erased_person_is_left(acme, person):
     assert len(tables_with(CANARY)) >= 8
     with tenant(acme):
         own = AuditEvent.objects.for_organization(acme)
@@ -126,7 +126,7 @@ def test_nothing_of_an_erased_person_is_left_but_the_tombstone(acme, person):
         event = AuditEvent.objects.for_organization(acme).get(action="erased")
         assert (event.resource_type, event.resource_id) == ("user", person.pk)
         assert event.changes == {"rows": THEIRS}
-        # What is not theirs is there.
+        # The rows of others are still there.
         memory = Memory.objects.for_organization(acme).get()
         assert (memory.content, memory.session_id) == ("Likes tea.", None)
         assert Message.objects.for_organization(acme).get().text == "Untouched."
@@ -138,7 +138,7 @@ def test_nothing_of_an_erased_person_is_left_but_the_tombstone(acme, person):
 
 
 @pytest.mark.unguarded
-def test_deleting_a_user_for_good_in_the_console_is_erasing_them(acme, person, alice, settings):
+def test_purging_a_user_in_the_console_erases_them(acme, person, alice, settings):
     settings.WHITENOISE_AUTOREFRESH = True
     console = signed_in(alice)
     console.post(url(User, "delete", person.pk))
@@ -146,8 +146,8 @@ def test_deleting_a_user_for_good_in_the_console_is_erasing_them(acme, person, a
     assert "Everything of theirs goes" in page
     # (One version more: the memory that lay in the trash with its user.)
     rows = {**THEIRS, "memoryhistory": 6}
-    (told,) = re.findall("This affects (.*?)[.]<", page)
-    assert set(told.split(", ")) == set(show.counted(rows, at_most=10**9).split(", "))
+    (counts,) = re.findall("This affects (.*?)[.]<", page)
+    assert set(counts.split(", ")) == set(show.counted(rows, at_most=10**9).split(", "))
     assert tables_with(CANARY)
     console.post(url(User, "purge", person.pk))
     assert tables_with(CANARY) == []
@@ -159,15 +159,15 @@ def test_deleting_a_user_for_good_in_the_console_is_erasing_them(acme, person, a
 
 def test_a_preview_changes_nothing(acme, person):
     api = client_with(make_key(acme))
-    told = api.delete(f"users/{CANARY}?erase=preview")
-    assert (told.status_code, told.json()) == (200, {"erased": False, "rows": THEIRS})
+    preview = api.delete(f"users/{CANARY}?erase=preview")
+    assert (preview.status_code, preview.json()) == (200, {"erased": False, "rows": THEIRS})
     assert erase(str(person.pk), dry_run=True) == THEIRS
     with tenant(acme):
         assert not AuditEvent.objects.for_organization(acme).filter(action="erased").exists()
     assert api.get(f"users/{CANARY}").status_code == 200
 
 
-def test_a_person_is_erased_over_the_api_from_the_trash_too(acme, person):
+def test_the_api_erases_a_person_from_the_trash_too(acme, person):
     key = make_key(acme, ["user:delete"])
     api = client_with(key)
     assert api.delete(f"users/{CANARY}").status_code == 204
@@ -182,15 +182,15 @@ def test_a_person_is_erased_over_the_api_from_the_trash_too(acme, person):
     assert event.actor_id == authenticate_key(key).actor.id
 
 
-def test_who_may_not_delete_users_may_not_erase_them(acme, person):
+def test_erasing_requires_the_delete_scope(acme, person):
     api = client_with(make_key(acme, ["user:read", "user:write", "memory:delete"]))
-    for asked in ("true", "preview"):
-        refused = api.delete(f"users/{CANARY}?erase={asked}")
+    for value in ("true", "preview"):
+        refused = api.delete(f"users/{CANARY}?erase={value}")
         assert refused.status_code == 403
         assert refused.json()["detail"] == "This key does not hold the scope user:delete."
 
 
-def test_another_organizations_person_is_not_there_to_be_erased(acme, globex, person):
+def test_a_person_of_another_organization_is_not_found(acme, globex, person):
     api = client_with(make_key(globex))
     for name in (CANARY, str(person.pk)):
         assert api.delete(f"users/{name}?erase=true").status_code == 404
@@ -200,7 +200,7 @@ def test_another_organizations_person_is_not_there_to_be_erased(acme, globex, pe
     assert erase(CANARY, dry_run=True) == THEIRS
 
 
-def test_the_same_person_of_another_organization_stays(acme, globex, person):
+def test_a_person_with_the_same_key_in_another_organization_is_kept(acme, globex, person):
     make_memory(globex, user=make_user(globex, external_id=CANARY), content=f"First {CANARY}")
     erase(CANARY, yes=True)
     assert erase(CANARY, organization="globex", dry_run=True) == {
@@ -210,15 +210,15 @@ def test_the_same_person_of_another_organization_stays(acme, globex, person):
     }
 
 
-@pytest.mark.parametrize("asked", ["yes", "", "TRUE"])
-def test_what_erase_may_be_is_told(acme, person, asked):
-    refused = client_with(make_key(acme)).delete(f"users/{CANARY}?erase={asked}")
+@pytest.mark.parametrize("value", ["yes", "", "TRUE"])
+def test_an_invalid_value_of_erase_is_refused(acme, person, value):
+    refused = client_with(make_key(acme)).delete(f"users/{CANARY}?erase={value}")
     assert refused.status_code == 400
     assert refused.json()["errors"][0]["field"] == "erase"
     assert erase(CANARY, dry_run=True) == THEIRS
 
 
-def test_the_command_wants_to_be_told_that_one_is_sure(acme, person):
+def test_the_command_requires_yes_or_dry_run(acme, person):
     with pytest.raises(CommandError, match="--dry-run --yes is required"):
         call_command("erase_user", CANARY, "--organization", "acme")
     out = io.StringIO()
@@ -226,7 +226,7 @@ def test_the_command_wants_to_be_told_that_one_is_sure(acme, person):
     assert out.getvalue().startswith("Would erase: 5 message, 5 memoryhistory, 3 memory")
 
 
-def test_a_person_with_many_memories_costs_a_few_statements(acme, django_assert_max_num_queries):
+def test_erasing_many_memories_runs_few_statements(acme, django_assert_max_num_queries):
     lines = (
         (n, json.dumps({"content": f"Fact {n}", "user_id": "ann"}).encode(), 0)
         for n in range(1, 20_001)

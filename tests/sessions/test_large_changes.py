@@ -1,5 +1,5 @@
-"""Changes of many rows do not rest on what the planner expects: it looked before they were there,
-or before they lay in the trash. Asked for are statements, plans and rows visited, never times."""
+"""Changes of many rows do not depend on the planner's statistics, which may be older than the rows
+or their deletion. The tests check statements, plans and rows visited, never times."""
 
 import json
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def load(organization, resource, rows):
 
 
 def fill(organization, agent, number):
-    """An agent with so many sessions of a run each, and a tenth of memories; all are ann's, too."""
+    """An agent with that many sessions of one run, and a tenth as many memories, all of ann."""
     theirs = {"agent_id": agent, "user_id": "ann"}
     run = {"run_id": "r", "status": "completed"}
     load(
@@ -65,7 +65,7 @@ def fill(organization, agent, number):
 
 
 def as_owner(*statements):
-    """Each of them for each table."""
+    """Each of the statements for each table."""
     settings = connection.settings_dict
     with connect(
         dbname=settings["NAME"],
@@ -81,13 +81,13 @@ def as_owner(*statements):
 
 
 def analyze():
-    """As autovacuum would; then it never comes by again."""
+    """As autovacuum would, which is off from here on."""
     as_owner("ALTER TABLE {} SET (autovacuum_enabled = false)", "ANALYZE {}")
 
 
 @contextmanager
 def watched():
-    """What is sent meanwhile, and what it comes to: statements, their plans, rows visited."""
+    """Records statements, their plans and rows visited."""
     seen = SimpleNamespace(statements=0, plans=[], visited=0)
 
     def explain(execute, statement, parameters, many, context):
@@ -131,13 +131,13 @@ def rows_of(organization, agent):
 
 @pytest.fixture(params=["nothing in the trash", "without the organization"])
 def known(request):
-    """What the planner knows: the organization's rows before they lay in the trash, or none."""
+    """What the planner knows: the organization's rows before their deletion, or none."""
     yield request.param
     as_owner("ALTER TABLE {} RESET (autovacuum_enabled)")
 
 
 def filled(known, number):
-    """Whose rows: the agent `large` with so many sessions, `small` with 10, and others' there."""
+    """The agents `large`, with that many sessions, and `small`, with 10, among rows of others."""
     others, acme = make_organization("others"), make_organization("acme")
     fill(others, "theirs", number // 10)
     if known == "nothing in the trash":
@@ -155,10 +155,10 @@ def by(known):
     return filled(known, SOME)
 
 
-def test_an_agent_goes_and_comes_back_with_as_many_statements_whatever_hangs_on_it(known):
+def test_deleting_and_restoring_an_agent_runs_a_fixed_number_of_statements(known):
     by = filled(known, MANY)
     acme = by["organization"]
-    said = {}
+    statements = {}
     for agent, number in (("small", 10), ("large", MANY)):
         whole = {"agent": 1, "session": number, "run": number, "memory": number // 10}
         rows = rows_of(acme, agent)
@@ -167,9 +167,9 @@ def test_an_agent_goes_and_comes_back_with_as_many_statements_whatever_hangs_on_
                 counts = verb(rows, **by)
             assert {name: counts[name] for name in whole} == whole
             assert joins(seen) == []
-            said.setdefault(verb.__name__, []).append(seen.statements)
-            assert seen.visited <= 6 * MANY  # for 2.1 rows that change, of each session
-    assert {name: set(numbers) for name, numbers in said.items()} == {
+            statements.setdefault(verb.__name__, []).append(seen.statements)
+            assert seen.visited <= 6 * MANY  # 2.1 rows change per session
+    assert {name: set(numbers) for name, numbers in statements.items()} == {
         "delete": {16},
         "restore": {18},
         "purge": {18},
@@ -185,7 +185,7 @@ def limited_to(seconds):
     yield
 
 
-def test_what_a_purge_would_take_is_told_without_a_join(by):
+def test_counting_what_a_purge_would_delete_needs_no_join(by):
     acme = by["organization"]
     with tenant(acme):
         agents.delete(rows_of(acme, "large"), **by)
@@ -198,7 +198,7 @@ def test_what_a_purge_would_take_is_told_without_a_join(by):
     assert seen.visited <= 10 * SOME
 
 
-def test_memories_are_changed_deleted_and_brought_back_without_a_join(by):
+def test_changing_deleting_and_restoring_memories_needs_no_join(by):
     acme = by["organization"]
     with tenant(acme):
         agent = rows_of(acme, "large").get()
@@ -213,23 +213,23 @@ def test_memories_are_changed_deleted_and_brought_back_without_a_join(by):
     assert seen.visited <= 20 * SOME
 
 
-def test_a_person_is_erased_without_a_join(by):
+def test_erasing_a_person_needs_no_join(by):
     acme = by["organization"]
     with tenant(acme):
         ann = User.objects.for_organization(acme).get(external_id="ann")
     number = SOME + 10
     whole = {"user": 1, "session": number, "run": number, "memory": number // 10}
     with tenant(acme), limited_to(20), watched() as seen:
-        told = count_person(ann, organization=acme)
+        preview = count_person(ann, organization=acme)
         counts = erase_person(ann, **by)
-    assert told == counts == {**counts, **whole}
+    assert preview == counts == {**counts, **whole}
     joined = joins(seen)
     assert len(joined) == 1 and "memories_cachedvector" in joined[0]
     assert not any("Nested Loop" in nodes for _, nodes in seen.plans)
     assert seen.visited <= 60 * SOME
 
 
-def test_the_trash_is_swept_without_a_join(by):
+def test_sweeping_the_trash_needs_no_join(by):
     acme = by["organization"]
     with tenant(acme):
         Organization.objects.filter(pk=acme.pk).update(settings={"retention": {"trash_days": 1}})
@@ -239,8 +239,8 @@ def test_the_trash_is_swept_without_a_join(by):
             lying = model.objects.for_organization(acme).deleted()
             lying.update(deleted_at="2026-01-01T00:00:00Z")
     with watched() as seen:
-        told = sweep(organization=acme, actor=TESTER)
-    assert told.purged == {"run": 10, "session": 10, "memory": 1, "agent": 1}
+        swept = sweep(organization=acme, actor=TESTER)
+    assert swept.purged == {"run": 10, "session": 10, "memory": 1, "agent": 1}
     assert joins(seen) == []
 
 
@@ -254,7 +254,7 @@ def acme():
 
 @pytest.fixture
 def whole(acme, monkeypatch):
-    """An agent and what hangs on it, in chunks of 3."""
+    """An agent and its dependent rows, in chunks of 3."""
     monkeypatch.setattr(dependents, "CHUNK_ROWS", 3)
     monkeypatch.setattr(erasing, "CHUNK_ROWS", 3)
     fill(acme, "large", 20)
@@ -269,7 +269,7 @@ def whole(acme, monkeypatch):
     return {"agent": 1, "session": 20, "run": 20, "memory": 2, "message": 40}
 
 
-def test_in_chunks_it_is_the_same_set(acme, whole):
+def test_several_chunks_are_restored_as_the_same_set(acme, whole):
     by = {"organization": acme, "actor": TESTER}
     rows = rows_of(acme, "large")
     with tenant(acme):
@@ -285,10 +285,10 @@ def test_in_chunks_it_is_the_same_set(acme, whole):
         assert list(some.values_list("is_deleted", flat=True)) == [True]
         assert sessions.restore(some, **by) == {"session": 1, "run": 1, "message": 2}
         ann = User.objects.for_organization(acme)
-        told = people.count_affected(ann, organization=acme, at_most=100, for_good=True)
+        preview = people.count_affected(ann, organization=acme, at_most=100, for_good=True)
         theirs = {**whole, "user": 1, "memoryhistory": 6}
         del theirs["agent"]
-        assert told == theirs
+        assert preview == theirs
         agents.delete(rows, **by)
         assert agents.purge(rows, **by) == {**whole, "memoryhistory": 8}
         assert agents.restore(rows.filter(pk__in=[]), **by) == {}
@@ -296,7 +296,7 @@ def test_in_chunks_it_is_the_same_set(acme, whole):
             assert not model.objects.for_organization(acme).exists()
 
 
-def test_what_went_at_many_moments_comes_back_at_once(acme, whole):
+def test_rows_deleted_at_many_times_are_restored_at_once(acme, whole):
     by = {"organization": acme, "actor": TESTER}
     with tenant(acme):
         every = Session.objects.for_organization(acme)
@@ -308,9 +308,7 @@ def test_what_went_at_many_moments_comes_back_at_once(acme, whole):
         assert AuditEvent.objects.for_organization(acme).filter(action="restored").count() == 1
 
 
-def test_a_change_that_takes_too_long_for_a_request_is_503_and_nothing_of_it_is_done(
-    acme, whole, settings
-):
+def test_a_change_that_takes_too_long_for_a_request_is_503_and_rolled_back(acme, whole, settings):
     api = client_with(make_key(acme))
     with tenant(acme):
         agent = rows_of(acme, "large").get()
@@ -326,7 +324,7 @@ def test_a_change_that_takes_too_long_for_a_request_is_503_and_nothing_of_it_is_
     assert api.delete(f"agents/{agent.pk}").status_code == 204
 
 
-def test_a_statement_that_takes_too_long_says_the_same(acme, settings):
+def test_a_statement_that_takes_too_long_is_503_too(acme, settings):
     fill(acme, "large", 3000)
     settings.STATEMENT_TIMEOUT_MS = 5
     by = {"organization": acme, "actor": TESTER}
@@ -336,11 +334,13 @@ def test_a_statement_that_takes_too_long_says_the_same(acme, settings):
         assert Session.objects.for_organization(acme).live().count() == 3000
 
 
-def test_a_long_change_tells_how_far_it_is(acme, whole, monkeypatch, caplog):
+def test_a_long_change_reports_its_progress(acme, whole, monkeypatch, caplog):
     monkeypatch.setattr(dependents, "LOG_EVERY_S", 0)
     with tenant(acme):
         agents.delete(rows_of(acme, "large"), organization=acme, actor=TESTER)
-    said = [record.getMessage() for record in caplog.records if record.name == "agentmem.changes"]
-    assert said[-1] == f"delete agent is done: {sum(whole.values())} rows in 0 s"
-    assert said[0].startswith("delete agent goes on: ")
-    assert len(said) > 10
+    messages = [
+        record.getMessage() for record in caplog.records if record.name == "agentmem.changes"
+    ]
+    assert messages[-1] == f"delete agent is done: {sum(whole.values())} rows in 0 s"
+    assert messages[0].startswith("delete agent goes on: ")
+    assert len(messages) > 10

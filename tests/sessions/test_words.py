@@ -1,4 +1,4 @@
-"""What messages say, in words: the shapes that callers send."""
+"""Messages as text, for the shapes that callers send."""
 
 import base64
 import json
@@ -100,7 +100,7 @@ LINK = "https://x.example/a.png"
     ],
     ids=lambda value: json.dumps(value)[:60],
 )
-def test_content_is_told_in_words(content, words):
+def test_content_as_text(content, words):
     assert in_words(content) == words
     assert words_of(content=content) == words
 
@@ -129,11 +129,11 @@ def test_content_is_told_in_words(content, words):
     ],
     ids=str,
 )
-def test_a_message_is_told_in_words(message, words):
+def test_a_message_as_text(message, words):
     assert words_of(**message) == words
 
 
-def test_a_call_is_told_briefly():
+def test_a_tool_call_as_text():
     words = words_of(tool_calls=[{"name": "save", "args": {"text": "x " * 5000}}])
     assert len(words) < 250
     assert words.endswith("…)]")
@@ -141,22 +141,22 @@ def test_a_call_is_told_briefly():
 
 def test_json_is_shown_with_placeholders():
     value = {"seen": [{"data": PNG, "n": 1}], "ok": True, "none": None}
-    told = {"seen": [{"data": "[image, 60 KB]", "n": 1}], "ok": True, "none": None}
-    assert with_placeholders(value) == told
+    expected = {"seen": [{"data": "[image, 60 KB]", "n": 1}], "ok": True, "none": None}
+    assert with_placeholders(value) == expected
 
 
-def test_long_words_and_links_are_no_files():
+def test_long_words_and_links_are_not_files():
     for text in ("x" * 5000, "https://x.example/" + "a" * 500, "A1b2" * 63, "word " * 500):
         assert without_blobs(text) == text
 
 
-@pytest.mark.parametrize(("size", "told"), [(300, "300 bytes"), (1_200_000, "1.2 MB")])
-def test_the_size_is_that_of_the_file(size, told):
+@pytest.mark.parametrize(("size", "expected"), [(300, "300 bytes"), (1_200_000, "1.2 MB")])
+def test_the_size_is_that_of_the_file(size, expected):
     data = base64.b64encode(b"\0" * size).decode()
-    assert in_words([{"type": "image", "source": {"data": data}}]) == f"[image, {told}]"
+    assert in_words([{"type": "image", "source": {"data": data}}]) == f"[image, {expected}]"
 
 
-def test_however_deep_it_ends():
+def test_deeply_nested_content_is_cut():
     content: list[object] = []
     for _ in range(500):
         content = [content]

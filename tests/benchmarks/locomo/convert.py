@@ -143,7 +143,7 @@ def memory_rows(conversation: Conversation, name: str) -> Iterator[Row]:
 
 
 def convert(conversations: Sequence[Conversation], directory: Path) -> dict[str, int]:
-    """Write the three files into `directory` (made if need be); the rows written to each.
+    """Writes the three files into `directory` (created if missing); returns the rows of each.
 
     Raises: DialogueError, before anything is written, when two conversations share an id.
     """
