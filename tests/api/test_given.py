@@ -127,8 +127,8 @@ def test_a_run_may_say_the_session_of_its_path(api):
 
 def test_a_batch_refuses_what_the_server_sets(api):
     items = [{"content": "x", field: THEN} for field in ("updated_at", "deleted_at", "id")]
-    told = api.post("memories/batch", {"memories": [*items, {"content": "y", "created_at": THEN}]})
-    results = told.json()["results"]
+    answer = api.post("memories/batch", {"memories": [*items, {"content": "y", "created_at": THEN}]})
+    results = answer.json()["results"]
     assert [r["status"] for r in results] == ["rejected"] * 3 + ["created"]
     assert (results[0]["error"]["field"], results[0]["error"]["code"]) == (
         "updated_at",
@@ -195,8 +195,8 @@ def test_a_null_in_a_patch_is_the_default_again(api):
 
 def test_a_null_in_a_question(api):
     api.post("memories", {"content": "Likes tea.", "user_id": "ann"})
-    asked = {"query": "tea", "limit": None, "mode": None, "since": None, "weights": None}
-    assert len(api.post("memories/search", asked).json()["results"]) == 1
+    body = {"query": "tea", "limit": None, "mode": None, "since": None, "weights": None}
+    assert len(api.post("memories/search", body).json()["results"]) == 1
     for name in ("user_id", "agent_id", "session_id"):  # nobody's name is not everybody
         assert api.post("memories/search", {"query": "tea", name: None}).status_code == 400
     refused = api.post("memories/batch/update", {"all": True, "set": {"importance": None}})
