@@ -127,8 +127,8 @@ def test_a_run_may_say_the_session_of_its_path(api):
 
 def test_a_batch_refuses_what_the_server_sets(api):
     items = [{"content": "x", field: THEN} for field in ("updated_at", "deleted_at", "id")]
-    answer = api.post("memories/batch", {"memories": [*items, {"content": "y", "created_at": THEN}]})
-    results = answer.json()["results"]
+    added = api.post("memories/batch", {"memories": [*items, {"content": "y", "created_at": THEN}]})
+    results = added.json()["results"]
     assert [r["status"] for r in results] == ["rejected"] * 3 + ["created"]
     assert (results[0]["error"]["field"], results[0]["error"]["code"]) == (
         "updated_at",

@@ -308,9 +308,8 @@ def test_selected_rows_are_deleted_restored_and_purged(console, acme):
     page = console.post(url(User, "changelist"), picked | {"action": "move_to_trash"})
     assert "2 users, 1 session" in page.content.decode()
     with tenant(acme):
-        assert (
-            User.objects.for_organization(acme).live().count() == 3
-        )  # it only asked for confirmation
+        # It only asks for confirmation.
+        assert User.objects.for_organization(acme).live().count() == 3
 
     del picked["index"]
     confirmed = picked | {"confirmed": "yes"}
