@@ -1,4 +1,4 @@
-"""What the columns of a table are: the field of each, and what its cells say."""
+"""The columns of a table: the field of each, and the values of its cells."""
 
 import difflib
 import math
@@ -16,18 +16,18 @@ from agentmem_site.bulk.spec import LineError
 
 # Kinds of cells.
 TEXT = "text"
-NAME = "name"  # of a row: text, which no word for "nothing" may be
+NAME = "name"  # of a row: text, but no word for "nothing"
 JSON = "json"
 EITHER = "either"  # a vector: JSON where it is a number or an array, text otherwise
 MOMENT = "moment"  # a number, or text
 BOOL = "bool"
 INT = "int"
 NUMBER = "number"
-LIST = "list"  # of texts: JSON, PostgreSQL's array, or with commas between them
-ROW_NUMBER = "row number"  # of no field
-NOTHING = "nothing"  # of no field, and empty
+LIST = "list"  # of texts: JSON, a PostgreSQL array, or separated by commas
+ROW_NUMBER = "row number"  # belongs to no field
+NOTHING = "nothing"  # belongs to no field, and is empty
 
-USUAL = "usual"  # of --null: all words that programs print for nothing
+USUAL = "usual"  # --null usual: all words that programs print for nothing
 DEFAULT_NULLS = frozenset({"", "\\N"})
 # Words that programs print for nothing.
 _NULL_WORDS = frozenset(
@@ -81,10 +81,10 @@ ABSENT = object()
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    header: str  # as it stands there
+    header: str  # as in the file
     place: int  # from 1
     kind: str
-    path: tuple[str, ...] = ()  # the field, and what is below it; of no field: empty
+    path: tuple[str, ...] = ()  # the field, and a path below it; empty: no field
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ class Column:
 
 
 def kinds_of(line: type[msgspec.Struct]) -> dict[str, str]:
-    """Field -> what a cell of it is."""
+    """Field -> kind of its cells."""
     return {
         field.encode_name: _kind(field.encode_name, field.type)
         for field in msgspec.inspect.type_info(line).fields  # type: ignore[attr-defined]
@@ -188,7 +188,7 @@ def _say_what_is_left_out(columns: Iterable[Column], options: ReadOptions) -> No
 
 
 def unknown_columns(unknown: Sequence[str], fields: Mapping[str, str]) -> str:
-    """What is wrong with names of no field, and what to do."""
+    """The message about unknown columns, with what to do."""
     named = ", ".join(repr(title[:_SHOWN]) for title in unknown[:20])
     meant = [(title, nearest(title, fields)) for title in unknown[:20]]
     renames = " ".join(f"--map {title[:_SHOWN]}={field}" for title, field in meant if field)
@@ -203,7 +203,7 @@ def unknown_columns(unknown: Sequence[str], fields: Mapping[str, str]) -> str:
 def _other_delimiter(unknown: Sequence[str]) -> str:
     if len(unknown) == 1 and (found := re.search(r"[,;\t|]", unknown[0])):
         spelled = {"\t": "tab"}.get(found[0], repr(found[0]))
-        return f" Is --delimiter {spelled} the one between its columns?"
+        return f" Are the columns separated by --delimiter {spelled}?"
     return ""
 
 
@@ -240,7 +240,7 @@ class Cells:
         self._notices = options.notices
 
     def value(self, cell: str, column: Column) -> Any:
-        """Of a cell that is text; ABSENT where it says nothing."""
+        """The value of a text cell; ABSENT if it is empty."""
         if cell in self._nulls:
             return ABSENT
         kind = column.kind
@@ -261,7 +261,7 @@ class Cells:
             raise
 
     def fitted(self, value: Any, column: Column) -> Any:
-        """Of a value that has a type (Parquet): what its field takes, where that is the same."""
+        """A typed value (Parquet), converted to the type of its field where that loses nothing."""
         kind = column.kind
         if isinstance(value, str):
             if kind == TEXT:
@@ -294,7 +294,7 @@ class Cells:
         return LineError(
             "null_word",
             column.name,
-            f"The word {cell.strip()} likely stands for nothing; --null {cell.strip()} reads it "
+            f"The word {cell.strip()} likely means an empty value; --null {cell.strip()} reads it "
             f"so, --null {USUAL} all such words; --null '' keeps them as they are",
         )
 
@@ -303,9 +303,11 @@ class Cells:
         if column.kind == ROW_NUMBER and re.fullmatch(r"\d+", cell.strip()):
             return ABSENT
         if cell.strip():
-            said = f"Column {column.place} has no name in the header, and says {cell[:_SHOWN]!r}"
+            fault = (
+                f"Column {column.place} has no name in the header, but contains {cell[:_SHOWN]!r}"
+            )
             advice = f"--map {column.header}=FIELD names it, --map {column.header}= leaves it out"
-            raise LineError("malformed_csv", "", f"{said}; {advice}")
+            raise LineError("malformed_csv", "", f"{fault}; {advice}")
         return ABSENT
 
 
@@ -340,9 +342,7 @@ def _moment(cell: str, name: str) -> Any:
 def _bool(cell: str, name: str) -> bool:
     truth = _TRUTHS.get(cell.strip().casefold())
     if truth is None:
-        raise LineError(
-            "invalid_value", name, f"true or false is needed, and {cell[:_SHOWN]!r} is there"
-        )
+        raise LineError("invalid_value", name, f"True or false is needed, got {cell[:_SHOWN]!r}")
     return truth
 
 
@@ -354,16 +354,13 @@ def _number(cell: str, name: str) -> Any:
     if found and (found[2] or found[3]):
         sign, whole, part, power = (group or "" for group in found.groups())
         whole = whole.lstrip("0") or "0"
-        made = f"{sign.strip('+')}{whole}.{part or 0}{power}"
-        return msgspec.Raw(made.encode())
+        return msgspec.Raw(f"{sign.strip('+')}{whole}.{part or 0}{power}".encode())
     advice = ""
     if _COMMA.fullmatch(text):
         advice = "; decimals are written with a point, like " + re.sub(r"[.\s]", "", text).replace(
             ",", "."
         )
-    raise LineError(
-        "invalid_value", name, f"A number is needed, and {cell[:_SHOWN]!r} is there{advice}"
-    )
+    raise LineError("invalid_value", name, f"A number is needed, got {cell[:_SHOWN]!r}{advice}")
 
 
 def _int(cell: str, name: str) -> Any:

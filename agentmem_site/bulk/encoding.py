@@ -15,10 +15,10 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _WITHOUT_MARK = re.compile(rb"([^\0]\0[^\0]\0)|\0[^\0]\0[^\0]")
-_KEPT_BYTES = 8 * 1024 * 1024  # of text whose places may still be asked for
+_KEPT_BYTES = 8 * 1024 * 1024  # of text whose places may still be requested
 _WESTERN = "cp1252"
 _IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3000, 0x303F), (0xFF00, 0xFFEF))
-# Of text in these encodings a quarter is of the first range, and most is of one of them.
+# Of text in these encodings, a quarter is in the first range, and most is in one of them.
 _SCRIPTS = (
     ("shift_jis", ((0x3040, 0x30FF), *_IDEOGRAPHS)),
     ("euc_jp", ((0x3040, 0x30FF), *_IDEOGRAPHS)),
@@ -29,7 +29,7 @@ _SCRIPTS = (
 
 
 class Ahead:
-    """Blocks, of which the first can be looked at before they are read."""
+    """Blocks; the first ones can be inspected before they are read."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks = iter(blocks)
@@ -37,7 +37,7 @@ class Ahead:
         self.seen = b""
 
     def more(self) -> bool:
-        """One more block is in `seen`, if there is one."""
+        """Reads one more block into `seen`; False at the end."""
         try:
             block = next(self._blocks, b"")
         except UnreadableFile as error:
@@ -56,14 +56,14 @@ class Ahead:
 
 
 class Utf8:
-    """The text of `blocks` as UTF-8, in blocks; `place` tells where a byte of it was."""
+    """The text of `blocks` as UTF-8, in blocks; `place` returns where a byte was in the file."""
 
     def __init__(self, blocks: Iterable[bytes], *, name: str, encoding: str) -> None:
         self._name = name
         self._ahead = Ahead(blocks)
         self._encoding = encoding
         self.is_transcoded = False
-        # What was given and not yet asked for, from the place `_from` on, which was at `_was`.
+        # Text that was yielded and not yet requested. It starts at `_from`, in the file at `_was`.
         self._kept: deque[bytes] = deque()
         self._kept_bytes = self._from = self._was = 0
 
@@ -78,7 +78,7 @@ class Utf8:
         yield from self._decoded(decoder, b"", final=True)
 
     def place(self, at: int) -> int:
-        """Places are asked for in their order."""
+        """The place in the file of byte `at` of the text. Call it in ascending order."""
         if not self.is_transcoded:
             return at
         while self._kept and at >= self._from + len(self._kept[0]):
@@ -94,7 +94,7 @@ class Utf8:
     # -- inside ------------------------------------------------------------------------------------
 
     def _found(self) -> str:
-        """The encoding to read, "" where the bytes are what is wanted."""
+        """The encoding to read; "" if the bytes are UTF-8 already."""
         while len(self._ahead.seen) < 4 and self._might_be_wide(self._ahead.seen):
             if not self._ahead.more():
                 break
@@ -145,13 +145,13 @@ class Utf8:
 
 
 def hint(text: bytes) -> str:
-    """What to do about text that is not UTF-8."""
+    """Advice about text that is not UTF-8."""
     encoding = likely(text)
     return f"; is the file in another encoding? --encoding {encoding} is likely"
 
 
 def likely(text: bytes) -> str:
-    """The encoding that text is likely in, which is not UTF-8."""
+    """The likely encoding of text that is not UTF-8."""
     if text.count(b"\0") * 4 > len(text):
         return "utf-16"
     runs = re.findall(rb"[\x80-\xff]+", text)

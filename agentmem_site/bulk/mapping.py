@@ -1,4 +1,4 @@
-"""`--map old=new` and `--set field=value`, on lines of JSON. A path has points: user.id."""
+"""`--map old=new` and `--set field=value`, on lines of JSON. Paths have dots: user.id."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _NULL = b"null"
 
 
 def check_options(options: ReadOptions) -> None:
-    """Raises: BadOption, of a field that there is not, or of a value that it cannot have."""
+    """Raises: BadOption, for an unknown field, or a value that it does not accept."""
     for option, targets in (("map", options.renames.values()), ("set", options.constants)):
         for target in targets:
             name = target.partition(".")[0]
@@ -40,8 +40,8 @@ def check_options(options: ReadOptions) -> None:
 def mapped(
     lines: Iterable[Numbered], options: ReadOptions, done: Callable[[], set[str]]
 ) -> Iterator[Numbered]:
-    """The lines under the names that they are to have. `done` gives the renames that a table's
-    header has taken, once a line is there."""
+    """The lines with renamed fields and constants. `done` returns the renames that a table's
+    header has applied; it is called at the first line."""
     constants = _constants(options)
     renames: list[tuple[str, Path, Path]] | None = None
     found: set[str] = set()
@@ -59,7 +59,7 @@ def mapped(
 
 
 def put(row: Row, path: Path, value: Any) -> None:
-    """Raises: LineError, where something is there."""
+    """Raises: LineError, if the row has another value there."""
     for depth, name in enumerate(path[:-1], start=1):
         below = row.get(name)
         if isinstance(below, msgspec.Raw):
@@ -89,7 +89,7 @@ def _changed(
     constants: Iterable[tuple[Path, msgspec.Raw]],
     found: set[str],
 ) -> bytes:
-    check_line(line)  # (a key that comes twice would be one from here on)
+    check_line(line)  # (decoding would hide a duplicate key)
     try:
         row: Row = dict(_decode(line))
     except msgspec.DecodeError:
@@ -146,7 +146,7 @@ def _constants(options: ReadOptions) -> list[tuple[Path, msgspec.Raw]]:
 
 def _constant(text: str, path: Path, fields: Mapping[str, str] | None) -> Any:
     kind = (fields or {}).get(path[0], TEXT) if len(path) == 1 else TEXT
-    # (Nothing is doubted of what somebody has written by hand.)
+    # (What somebody typed is not suspected to mean nothing.)
     cells = Cells(ReadOptions(nulls=frozenset({""})))
     value = cells.value(text, Column(path[0], 0, kind, path))
     return None if value is ABSENT else value

@@ -1,4 +1,4 @@
-"""What the caller of a load should know, though nothing is wrong."""
+"""What the caller of a load should know, although nothing failed."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ MAX_NOTICES = 50
 
 
 class Notices:
-    """Sentences, each kept once, in the order in which they came up. Threads may share them."""
+    """Sentences, each kept once, in order. Thread-safe."""
 
     def __init__(self) -> None:
         self._sentences: dict[str, None] = {}

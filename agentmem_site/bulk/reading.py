@@ -1,4 +1,4 @@
-"""What a caller says of a file."""
+"""The options for reading a file."""
 
 import codecs
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from agentmem_site.bulk.notices import Notices
 MAX_LINE_BYTES = 1024 * 1024
 FORMATS = ("auto", "jsonl", "json", "csv", "parquet")
 DELIMITERS = (",", ";", "\t", "|")
-_NOT_OF_FILES = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape")
+_NOT_FOR_FILES = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape")
 _SPELLED = {"tab": "\t", "\\t": "\t", "auto": "", "comma": ",", "semicolon": ";", "pipe": "|"}
 
 
@@ -21,9 +21,9 @@ class ReadOptions:
     format: str = "auto"
     fields: Mapping[str, str] | None = None
     resource: str = ""  # an object may hold the lines under this name
-    encoding: str = ""  # "": UTF-8, or UTF-16 where the file begins so
-    delimiter: str = ""  # of CSV; "": the one that gives columns that are known
-    nulls: frozenset[str] | None = None  # cells that say nothing, beside "" and \N
+    encoding: str = ""  # "": UTF-8, or UTF-16 if the file starts like it
+    delimiter: str = ""  # of CSV; "": the one that yields known columns
+    nulls: frozenset[str] | None = None  # cells that are empty, besides "" and \N
     renames: Mapping[str, str] = field(default_factory=dict)  # old -> new; to "": left out
     constants: Mapping[str, str] = field(default_factory=dict)  # field -> text
     ignore_unknown: bool = False
@@ -33,7 +33,7 @@ class ReadOptions:
 
 
 class BadOption(ValueError):
-    """An option cannot be had."""
+    """An option is invalid."""
 
     def __init__(self, option: str, message: str) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ def delimiter_named(name: str) -> str:
     """Raises: BadOption."""
     delimiter = _SPELLED.get(name.lower(), name)
     if len(delimiter) > 1 or delimiter in ('"', "\n", "\r", "\0"):
-        message = f"A delimiter is one character, or tab, or auto; not {name[:80]!r}"
+        message = f"A delimiter must be one character, tab or auto, not {name[:80]!r}"
         raise BadOption("delimiter", message)
     return delimiter
 
@@ -56,7 +56,7 @@ def encoding_named(name: str) -> str:
     except (LookupError, ValueError):
         found = None
     if name and not (
-        found and found._is_text_encoding and found.name.replace("-", "_") not in _NOT_OF_FILES
+        found and found._is_text_encoding and found.name.replace("-", "_") not in _NOT_FOR_FILES
     ):
         message = f"There is no encoding {name[:80]!r}; some are utf-8, cp1252, utf-16"
         raise BadOption("encoding", message)
@@ -64,12 +64,12 @@ def encoding_named(name: str) -> str:
 
 
 def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
-    """`a=b`, as often as it is given. Raises: BadOption."""
+    """Repeated options `a=b` as a dict. Raises: BadOption."""
     found: dict[str, str] = {}
     for text in given:
         key, sign, value = text.partition("=")
         if not sign:
-            message = f"--{option} takes a name, = and another, not {text[:80]!r}"
+            message = f"--{option} must be NAME=VALUE, not {text[:80]!r}"
             raise BadOption(option, message)
         if key in found:
             raise BadOption(option, f"--{option} names {key[:80]!r} twice")

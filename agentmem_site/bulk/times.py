@@ -1,7 +1,6 @@
-"""Points in time, as databases, programs and spreadsheets print them.
+"""Times as databases, programs and spreadsheets print them.
 
-msgspec reads RFC 3339 while it decodes a line, at the speed of C. What it does not read comes here
-as text or as a number.
+msgspec parses RFC 3339 while it decodes a line, in C. Other times come here as text or numbers.
 """
 
 import math
@@ -21,7 +20,7 @@ _LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 _ECHOED = 80  # characters
 
 # Numbers since 1970, by their magnitude: (from, below, units per second, name). Each range holds
-# the years 1973 to 2286. What lies between two ranges could be either, and is refused.
+# the years 1973 to 2286. A number between two ranges is ambiguous and refused.
 _UNITS = (
     (0, 1e10, 1, "seconds"),
     (1e11, 1e13, 1_000, "milliseconds"),
@@ -37,7 +36,7 @@ _DOTNET = re.compile(r"/Date\((-?\d+)(?:[+-]\d{4})?\)/")
 _TIME = r"""
     (?P<hour>\d{1,2}) : (?P<minute>\d{2}) (?: : (?P<second>\d{2}) (?: [.,] (?P<part>\d+) )? )?
     (?: \s* (?P<half>[ap])\.?m\.? )?"""
-# An offset, and what programs print behind one: an abbreviation, a comment, a name in brackets.
+# An offset, and what programs print after it: an abbreviation, a comment, a name in brackets.
 _ZONE = r"""
     (?: \s* (?P<zone> z | (?:utc|gmt)? \s* [+-] \d{1,2} (?: :? \d{2} ){0,2} | utc | gmt
               | [a-z]+ (?: / [a-z0-9_+-]+ )+ | [a-z]{2,5} )
@@ -84,8 +83,8 @@ def zone_of(name: str) -> ZoneInfo:
 
 
 class Times:
-    """How the times of one load are read: `zone` is that of times that name none, `date_order` that
-    of 01/02/2026. Messages name these options, where the caller has them."""
+    """How one load reads times: `zone` is for times without one, `date_order` for 01/02/2026.
+    Messages name these options if the caller has them."""
 
     def __init__(
         self,
@@ -101,7 +100,7 @@ class Times:
         self.notices = Notices() if notices is None else notices
 
     def encoder(self, field: str) -> binary.Encode:
-        """Makes a timestamptz of a value of this field. It raises ValueError."""
+        """A function that encodes values of this field as timestamptz. It raises ValueError."""
 
         def encode(value: Any) -> bytes:
             if not isinstance(value, datetime):
@@ -159,7 +158,7 @@ class Times:
         second = int(parts["second"] or 0)
         if half := parts.get("half"):
             if not 1 <= hour <= 12:
-                raise ValueError(f"{_echo(text)}: there is no hour {hour} of twelve")
+                raise ValueError(f"{_echo(text)}: with AM or PM, an hour is 1 to 12")
             hour = hour % 12 + 12 * (half in "pP")
         # PostgreSQL writes 24:00:00 for the end of a day, and a leap second is second 60.
         later = timedelta(days=hour == 24, seconds=second == 60)
@@ -189,23 +188,23 @@ class Times:
         order = "dmy" if parts["sign"] == "." else self._date_order
         if not order and first != second:
             if first <= 12 and second <= 12:
-                advice = "--date-order dmy or mdy tells which is right"
-                raise ValueError(self._told(f"{_echo(text)} has two readings", advice))
+                advice = "--date-order dmy or mdy decides"
+                raise ValueError(self._message(f"{_echo(text)} is ambiguous", advice))
             order = "mdy" if first <= 12 else "dmy"
         return (first, second) if order == "mdy" else (second, first)
 
     def _naive(self, moment: datetime, text: str) -> datetime:
         if self._zone is None:
             advice = "or --timezone names the one that it is in, like Europe/Berlin"
-            wrong = f"{_echo(text)} has no time zone; add Z or an offset like +01:00"
-            raise ValueError(self._told(wrong, advice, ", "))
+            fault = f"{_echo(text)} has no time zone; add Z or an offset like +01:00"
+            raise ValueError(self._message(fault, advice, ", "))
         return moment.replace(tzinfo=self._zone)
 
-    def _told(self, wrong: str, advice: str, between: str = "; ") -> str:
-        return f"{wrong}{between}{advice}" if self._has_options else wrong
+    def _message(self, fault: str, advice: str, separator: str = "; ") -> str:
+        return f"{fault}{separator}{advice}" if self._has_options else fault
 
     def _local(self, day: datetime, field: str) -> datetime:
-        """The beginning of a day."""
+        """The start of a day."""
         if self._zone is None:
             self.notices.add(
                 f"{field}: dates are read as their midnight in UTC; --timezone names another zone."
@@ -214,9 +213,9 @@ class Times:
 
 
 def _as_postgresql(text: str) -> datetime | None:
-    """2026-01-31 10:00:00+00, with six decimals or none: a tenth of what the forms take."""
-    behind = text[26:27] if text[19:20] == "." else text[19:20]
-    if not behind or behind not in "+-" or text[10:11] not in (" ", "T"):
+    """2026-01-31 10:00:00+00, with six decimals or none, at a tenth of the cost of the forms."""
+    sign = text[26:27] if text[19:20] == "." else text[19:20]
+    if not sign or sign not in "+-" or text[10:11] not in (" ", "T"):
         return None
     try:
         return datetime.fromisoformat(text)

@@ -1,4 +1,4 @@
-"""Messages that name options of the command, for callers who have others."""
+"""Replaces the names of the command's options in messages, for the other doors."""
 
 import re
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ _OPTION = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
 
 
 def reworded(text: str, names: Mapping[str, str]) -> str:
-    """`--an-option` by its name in `names`. Behind the first, a clause that names an option which
-    the caller does not have is left out."""
+    """`text` with each `--an-option` replaced by its name in `names`. Clauses after the first are
+    left out if they name an option that the caller does not have."""
     first, *others = text.split("; ")
     kept = [c for c in others if all(option in names for option in _OPTION.findall(c))]
     return _OPTION.sub(lambda found: names.get(found[1], found[0]), "; ".join([first, *kept]))

@@ -321,8 +321,11 @@ def test_columns_without_a_name_are_left_out_with_a_notice(tmp_path, text, notic
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (",content\nann,Hello\n", "Column 1 has no name in the header, and says 'ann'; --map ="),
-        ("content,\nHello,x\n", "Column 2 has no name in the header, and says 'x'"),
+        (
+            ",content\nann,Hello\n",
+            "Column 1 has no name in the header, but contains 'ann'; --map =",
+        ),
+        ("content,\nHello,x\n", "Column 2 has no name in the header, but contains 'x'"),
         ("content\nHello,x\n", "2 cells; the header has 1"),
     ],
 )
@@ -349,7 +352,7 @@ def test_unknown_columns_are_all_named_with_what_may_be_meant(tmp_path, header, 
 
 
 def test_a_wrong_delimiter_is_suspected(tmp_path):
-    with pytest.raises(UnreadableFile, match="Is --delimiter ';' the one"):
+    with pytest.raises(UnreadableFile, match="Are the columns separated by --delimiter ';'"):
         read(tmp_path, "external_id;content\n", name="rows.csv", delimiter=",")
 
 
@@ -380,7 +383,7 @@ def test_a_whole_number_with_a_point_is_whole(tmp_path):
     [
         ("content;importance\nx;0,5\n", "invalid_value", "written with a point, like 0.5"),
         ("content;importance\nx;1.234,5\n", "invalid_value", "like 1234.5"),
-        ("content,importance\nx,high\n", "invalid_value", "A number is needed, and 'high' is"),
+        ("content,importance\nx,high\n", "invalid_value", "A number is needed, got 'high'"),
         ("content,metadata\nx,\"{'a': 1}\"\n", "malformed_json", "write it as JSON (json.dumps"),
         ("content,user_id\nx,NULL\n", "null_word", "--null NULL reads it so"),
         ("content,user_id\nx,4711.0\n", "invalid_value", "pandas writes 4711 in a column with"),
@@ -556,17 +559,17 @@ def test_a_line_that_is_no_object_is_left_to_the_loader(tmp_path):
     ("options", "message"),
     [
         ({"maps": ["a=conten"]}, "there is no field 'conten' (do you mean content?). Known are"),
-        ({"maps": ["a"]}, "--map takes a name, = and another, not 'a'"),
+        ({"maps": ["a"]}, "--map must be NAME=VALUE, not 'a'"),
         ({"maps": ["a=content", "a=context"]}, "names 'a' twice"),
         ({"sets": ["usr=1"]}, "there is no field 'usr'"),
         ({"sets": ["importance=high"]}, "importance: A number is needed"),
-        ({"delimiter": "ab"}, "A delimiter is one character"),
+        ({"delimiter": "ab"}, "A delimiter must be one character"),
         ({"encoding": "klingon"}, "There is no encoding 'klingon'"),
         ({"encoding": "base64"}, "There is no encoding 'base64'"),
         ({"encoding": "unicode-escape"}, "There is no encoding 'unicode-escape'"),
         ({"encoding": "idna"}, "There is no encoding 'idna'"),
         ({"encoding": "a\0b"}, "There is no encoding"),
-        ({"delimiter": "\0"}, "A delimiter is one character"),
+        ({"delimiter": "\0"}, "A delimiter must be one character"),
     ],
 )
 def test_an_option_that_cannot_be_had_is_refused(options, message):

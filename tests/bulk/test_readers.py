@@ -401,7 +401,7 @@ def test_a_record_has_the_number_of_the_line_it_starts_on(tmp_path):
         (b'a,"' + b"x\n" * 70 + b'"', "line_too_long", "Over 100 bytes"),
         (b"a,{", "malformed_json", "Expected JSON: "),
         (b'a,"{} {}"', "malformed_json", "Expected JSON: "),
-        (b"a,NaN", "null_word", "The word NaN likely stands for nothing; --null NaN reads"),
+        (b"a,NaN", "null_word", "The word NaN likely means an empty value; --null NaN reads"),
     ],
 )
 def test_a_bad_record_is_told_and_the_next_one_read(tmp_path, record, code, message):
