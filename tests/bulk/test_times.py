@@ -112,12 +112,12 @@ def test_a_date_is_its_midnight_and_a_notice_says_where(written):
 @pytest.mark.parametrize(
     ("order", "day", "month"), [("dmy", 1, 2), ("mdy", 2, 1), ("", None, None)]
 )
-def test_a_date_with_two_readings_is_not_guessed(order, day, month):
+def test_an_ambiguous_date_is_not_guessed(order, day, month):
     times = Times(date_order=order, has_options=True)
     if order:
         assert (times.read("01/02/2026").day, times.read("01-02-2026").month) == (day, month)
     else:
-        with pytest.raises(ValueError, match="two readings; --date-order dmy or mdy"):
+        with pytest.raises(ValueError, match="is ambiguous; --date-order dmy or mdy"):
             times.read("01/02/2026")
     assert times.read("13/02/2026" if order == "dmy" else "02/13/2026").day == 13
 
@@ -163,7 +163,7 @@ def test_a_load_reads_them_in_lines_and_in_runs_and_says_what_it_took_for_what(a
     assert load(tmp_path, "sessions", [{"session_id": "s", "runs": runs}])["runs"]["inserted"] == 1
 
 
-def test_timestamps_that_are_not_kept_are_told(acme, tmp_path):
+def test_ignored_timestamps_are_reported(acme, tmp_path):
     rows = [{"external_id": "a", "content": "one", "created_at": "2026-01-31T10:00:00Z"}]
     (notice,) = load(tmp_path, "memories", rows)["notices"]
     assert notice.startswith("created_at of the lines is not kept")
