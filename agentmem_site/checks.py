@@ -153,7 +153,7 @@ def check_log(databases: Sequence[str] | None = None, **kwargs: Any) -> list[Che
 
 @register(Tags.database)
 def check_routines(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Routines that differ from their files: changed by hand, or by another version."""
+    """Routines that are not as in their files: missing, or changed by hand or another version."""
     routines = installed_routines()
     stale = [
         name for alias in databases or () for name in stale_routines(connections[alias], routines)
@@ -162,7 +162,7 @@ def check_routines(databases: Sequence[str] | None = None, **kwargs: Any) -> lis
         return []
     return [
         Error(
-            f"{_named(stale)} in the database differs from its file.",
+            f"Not in the database as in its file: {_named(stale)}.",
             hint="Run `manage.py migrate`.",
             id="agentmem.E002",
         )

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
@@ -102,6 +103,12 @@ class RecordSerializer(Strict, serializers.ModelSerializer[Any]):
         if field_name == "external_id":
             options.setdefault("help_text", "The caller's own key, unique in the organization.")
         return field_class, options
+
+    def build_property_field(self, field_name: str, model_class: Any) -> Any:
+        """A reference that is not declared would be read-only."""
+        raise ImproperlyConfigured(
+            f"{type(self).__name__} must declare {field_name}, for example as a ReferenceField."
+        )
 
     def to_internal_value(self, data: Any) -> Any:
         if not isinstance(data, dict):

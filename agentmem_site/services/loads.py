@@ -66,16 +66,10 @@ LINKS = {spec.resource: spec for spec in (AGENT_BLOCKS, AGENT_TOOLS)}
 # Referenced resources first.
 EXPORTED = ["users", "agents", "blocks", "tools", *LINKS, "sessions", "messages", "memories"]
 
-_RECORDS: tuple[Records[Any], ...] = (
-    users,
-    agents,
-    blocks,
-    tools,
-    sessions,
-    runs,
-    messages,
-    memories,
-)
+RECORDS: dict[type[Model], Records[Any]] = {
+    records.model: records
+    for records in (users, agents, blocks, tools, sessions, runs, messages, memories)
+}
 
 
 def run_load(
@@ -244,10 +238,9 @@ def _restore(
     organization: Organization, actor: Actor, model: type[Model], ids: Sequence[UUID]
 ) -> None:
     """Restores rows from the trash, each with the rows that were deleted with it."""
-    records = next(records for records in _RECORDS if records.model is model)
     rows = model._default_manager.filter(pk__among=ids)
     try:
-        records.restore(rows, organization=organization, actor=actor)
+        RECORDS[model].restore(rows, organization=organization, actor=actor)
     except Conflict as error:
         raise CannotRestore(str(error)) from error
 

@@ -8,6 +8,7 @@ import pytest
 from django.utils import timezone
 
 from accounts.api.fields import ReferenceField, ReferenceFilter
+from accounts.api.views import RecordViewSet
 from accounts.models import Organization
 from accounts.roles import ALL_PERMISSIONS
 from accounts.services.keys import issue_key
@@ -15,6 +16,7 @@ from accounts.tenancy import tenant
 from sessions.api.serializers import RunReference
 from tests.api.conftest import client_with
 from tests.api.routes import BODIES, ROUTES
+from tests.api.test_life import RESOURCES
 from tests.makers import TESTER, make_key, make_member
 
 # What each part of a path names: the cast's row and its natural key.
@@ -99,7 +101,9 @@ def scopes_of(route):
 
 
 def named_by(route, kwarg):
-    return DETAIL[route.basename] if kwarg == "id" else NAMED[kwarg]
+    names, key = (DETAIL, route.basename) if kwarg == "id" else (NAMED, kwarg)
+    assert key in names, f"{route.id}: {key!r} is missing in DETAIL or NAMED of this file"
+    return names[key]
 
 
 def random_ids(route):
@@ -119,9 +123,17 @@ def answer(client, route, ids, body=None):
 
 
 def test_every_route_is_described_here():
-    assert {r.basename for r in ROUTES} == SCOPE.keys()
+    differing = {r.basename for r in ROUTES} ^ SCOPE.keys()
+    assert not differing, f"{differing}: SCOPE of this file and the router's basenames differ"
     assert len(ROUTES) > 80
     assert all(named_by(r, kwarg) for r in ROUTES for kwarg in r.kwargs)
+
+
+def test_every_record_has_a_life():
+    names = {r.basename for r in ROUTES if issubclass(r.view, RecordViewSet)}
+    assert not names - BODIES.keys(), f"{names - BODIES.keys()}: no body in tests/api/routes.py"
+    lives = names - RESOURCES.keys()
+    assert not lives, f"{lives}: no change in RESOURCES of tests/api/test_life.py"
 
 
 def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, cast):
@@ -131,6 +143,7 @@ def test_a_foreign_id_answers_as_a_random_one_on_every_route(acme, api, theirs, 
     for route in ROUTES:
         for kwarg in route.kwargs:
             kind, natural_key = named_by(route, kwarg)
+            assert kind in cast, f"{kind!r} is missing in `cast` of tests/api/conftest.py"
             row = cast[kind]
             foreign = [row["id"] if kind == "audit" else str(row.pk)]
             if natural_key:
@@ -226,13 +239,19 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
         **{f"{kind}s": own[kind] for kind in ("agent", "session", "block", "tool")},
         "memories": own["memory"],
     }
+
+    def row_to_change(name):
+        if name not in own_rows:
+            own_rows[name] = theirs.post(name, BODIES[name]).json()["id"]
+        return own_rows[name]
+
     tried = set()
     # (Queries first: writes create rows with those names.)
     fields = sorted(reference_fields(), key=lambda f: isinstance(f[2], ReferenceField))
     for route, name, field in fields:
         row = cast[field.model._meta.model_name]
         ids = {
-            k: own_rows[route.basename] if k == "id" else own[named_by(route, k)[0]]
+            k: row_to_change(route.basename) if k == "id" else own[named_by(route, k)[0]]
             for k in route.kwargs
         }
         is_asked = isinstance(field, ReferenceFilter)

@@ -128,7 +128,7 @@ def test_a_change_by_hand_is_reported_and_undone(owner, by_hand):
 def test_check_names_what_differs(owner):
     with owner.cursor() as cursor:
         cursor.execute("GRANT EXECUTE ON FUNCTION agentmem_analyze(regclass) TO PUBLIC")
-    with pytest.raises(CommandError, match="agentmem_analyze in the database differs from"):
+    with pytest.raises(CommandError, match="as in its file: agentmem_analyze"):
         call_command("check", databases=["default"])
 
 
