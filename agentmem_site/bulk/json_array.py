@@ -1,8 +1,8 @@
 """JSON that is not one line for each row, as it arrives: arrays, pretty-printed objects one after
 the other, and objects that hold the rows in an array, as lists of the API do.
 
-An element is told apart by its brackets and quotes alone, in one match of a regular expression;
-whether it is good JSON is for whoever reads the line.
+The end of an element is found by its brackets and quotes alone, in one match of a regular
+expression. Whether it is valid JSON is up to the reader of the line.
 """
 
 import re

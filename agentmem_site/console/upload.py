@@ -206,10 +206,10 @@ def load_upload(request: HttpRequest, form: UploadForm) -> dict[str, Any]:
 
 
 def _shown(report: LoadReport) -> dict[str, Any]:
-    told = report.as_dict()
+    summary = report.as_dict()
     rejects = [{**as_json(error), "message": _worded(error.message)} for error in report.rejects]
     lines = b"".join(json.dumps(reject).encode() + b"\n" for reject in rejects)
-    rows = [(report.resource, told), *((name, told[name]) for name in report.children)]
+    rows = [(report.resource, summary), *((name, summary[name]) for name in report.children)]
     return {
         "report": report,
         "headings": _COUNTS.values(),

@@ -71,7 +71,7 @@ EACH = {
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_each_resource_comes_as_lines_and_as_an_array(api, name):
+def test_each_resource_is_loaded_from_lines_and_from_an_array(api, name):
     report = send(api, f"{name}/bulk", lines(EACH[name])).json()
     assert (report["resource"], report["inserted"]) == (name, 1)
     report = send(api, f"{name}/bulk", json.dumps([EACH[name]]), ARRAY).json()
@@ -199,7 +199,7 @@ def test_another_content_type_is_refused_with_the_accepted_ones(api, kind):
 
 
 @pytest.mark.parametrize("kind", [NDJSON, ARRAY])
-def test_json_comes_in_any_shape(api, acme, kind):
+def test_json_may_have_any_shape(api, acme, kind):
     body = json.dumps({"results": [ANN, BOB], "next": None}, indent=2).encode()
     assert send(api, "users/bulk", body, kind).json()["inserted"] == 2
     assert stored(acme) == ["u1", "u2"]

@@ -135,7 +135,7 @@ def test_a_row_with_any_printable_key_can_be_created_and_read(api, keyed, odd):
         assert by_path.json()["id"] == created.json()["id"]
 
 
-def test_the_notice_comes_where_the_path_means_something_else(api, keyed):
+def test_the_notice_is_sent_if_the_path_means_something_else(api, keyed):
     """Each word of a route is known to the view that shares its place."""
     basename, path, key, body = keyed
     view = next(r.view for r in ROUTES if r.name == f"{basename}-detail")

@@ -61,7 +61,7 @@ def test_put_creates_then_replaces(api, keyed):
     )
 
 
-def test_a_uuid_of_nobody_is_the_callers_key(api, theirs, keyed):
+def test_an_unknown_uuid_is_the_callers_key(api, theirs, keyed):
     path, key, body, _ = keyed
     foreign = theirs.put(f"{path}/mine", body).json()["id"]
     for own in (str(uuid4()), foreign):
@@ -74,7 +74,7 @@ def test_a_uuid_of_nobody_is_the_callers_key(api, theirs, keyed):
     assert theirs.get(f"{path}/mine").json()["id"] == foreign
 
 
-def test_put_takes_the_place_of_what_is_in_the_trash(acme, api, keyed):
+def test_put_replaces_a_row_in_the_trash(acme, api, keyed):
     path, key, body, other = keyed
     old = api.put(f"{path}/k", {**body, "metadata": {"old": True}}).json()
     api.delete(f"{path}/k")
@@ -102,7 +102,7 @@ def test_put_takes_the_place_of_what_is_in_the_trash(acme, api, keyed):
         assert purges.filter(organization=acme).exists()
 
 
-def test_versions_of_the_memory_before_do_not_show(acme, api):
+def test_versions_of_the_previous_memory_are_not_shown(acme, api):
     api.put("memories/k", {"content": "Likes tea."})
     api.put("memories/k", {"content": "Likes cake."})
     api.delete("memories/k")
@@ -114,7 +114,7 @@ def test_versions_of_the_memory_before_do_not_show(acme, api):
         assert MemoryHistory.objects.for_organization(acme).count() == 1
 
 
-def test_what_hangs_on_the_user_before_is_gone_with_it(acme, api):
+def test_dependent_rows_of_the_previous_user_are_purged(acme, api):
     user = make_user(acme, external_id="ann")
     make_memory(acme, user=user, content="Likes tea.")
     api.delete("users/ann")
@@ -140,7 +140,7 @@ def test_a_refused_put_purges_nothing(api, keyed):
     ]
 
 
-def test_the_key_of_the_body_is_that_of_the_path(api, keyed):
+def test_the_key_in_the_body_must_be_that_of_the_path(api, keyed):
     path, key, body, _ = keyed
     for status in (201, 200):
         refused = api.put(f"{path}/k", {**body, key: "other"})
@@ -152,7 +152,7 @@ def test_the_key_of_the_body_is_that_of_the_path(api, keyed):
     assert api.put(f"{path}/{row['id']}", {**body, key: "other"}).json()[key] == "other"
 
 
-def test_what_is_no_key_is_refused(api, keyed):
+def test_an_invalid_key_is_refused(api, keyed):
     path, key, body, _ = keyed
     for bad in ("a\nb", "x" * 256, " "):
         refused = api.put(f"{path}/{quote(bad)}", body)
@@ -160,7 +160,7 @@ def test_what_is_no_key_is_refused(api, keyed):
     assert api.put(f"{path}/by-key", body).status_code == 405
 
 
-def test_taking_a_place_in_the_trash_takes_the_delete_scope(acme, api, keyed):
+def test_replacing_a_row_in_the_trash_requires_the_delete_scope(acme, api, keyed):
     path, _, body, other = keyed
     resource = {"blocks": "agent", "tools": "agent", "messages": "session", "memories": "memory"}
     name = resource.get(path, path.partition("/")[0].removesuffix("s"))
@@ -177,21 +177,21 @@ def test_taking_a_place_in_the_trash_takes_the_delete_scope(acme, api, keyed):
     assert reader.put(f"{path}/k", body).status_code == 403
 
 
-def test_who_may_not_read_is_answered_the_id(acme, keyed):
+def test_without_the_read_scope_only_the_id_is_returned(acme, keyed):
     path, _, body, _ = keyed
     writer = client_with(make_key(acme, [s for s in ALL_PERMISSIONS if ":read" not in s]))
     created = writer.put(f"{path}/k", body)
     assert (created.status_code, list(created.json())) == (201, ["id"])
 
 
-def test_members_and_organizations_are_not_made_by_put(api):
+def test_put_creates_no_members_and_organizations(api):
     assert api.put("members/bob@acme.example", {"email": "bob@acme.example"}).status_code == 404
     assert api.put("organizations/new", {"name": "New"}).status_code == 404
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("path", ["users", "memories", "sessions/s/runs"])
-def test_many_puts_at_once_make_one_row(acme, acme_key, path):
+def test_concurrent_puts_create_one_row(acme, acme_key, path):
     _, body, _ = KEYED.get(path, KEYED["sessions/new/runs"])
 
     def put(_):

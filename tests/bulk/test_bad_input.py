@@ -245,7 +245,7 @@ def test_moments_at_the_ends_of_what_is_allowed_are_kept(acme, tmp_path):
         (rb'{"a": "\\u003a", "b": 1}', True),
     ],
 )
-def test_escapes_are_told_apart(line, is_fine):
+def test_escapes_are_distinguished(line, is_fine):
     if is_fine:
         check_line(line)
     else:

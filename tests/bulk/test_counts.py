@@ -147,7 +147,7 @@ def test_a_reference_may_be_an_id(acme, tmp_path):
         assert Agent.objects.for_organization(acme).count() == 1
 
 
-def test_an_id_may_be_spelled_as_uuids_are_and_ours_comes_first(acme, tmp_path):
+def test_an_id_may_have_any_spelling_of_a_uuid_and_ours_takes_precedence(acme, tmp_path):
     agent = make_agent(acme)
     make_agent(acme, external_id=str(agent.pk))
     rows = [

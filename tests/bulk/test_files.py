@@ -118,7 +118,7 @@ def test_where_blocks_end_does_not_matter_to_json(size):
     assert [data[at : at + len(line)] for _, line, at in given] == [line for _, line, _ in given]
 
 
-def test_what_stands_beside_the_rows_is_told(tmp_path):
+def test_keys_beside_the_rows_are_reported(tmp_path):
     data = json.dumps({"version": 3, "results": ONE_TWO, "relations": [1], "next": "http://x/?c=1"})
     given, notices = read(tmp_path, data)
     assert len(given) == 2
@@ -159,7 +159,7 @@ def test_an_array_larger_than_memory_streams():
         (b'[{"content": "a"} {"content": "b"}]', "a comma or ] is expected, '{' is there"),
     ],
 )
-def test_json_that_breaks_off_is_told_where(tmp_path, data, message):
+def test_the_position_of_truncated_json_is_reported(tmp_path, data, message):
     with pytest.raises(UnreadableFile, match="at byte") as refusal:
         read(tmp_path, data)
     assert message in str(refusal.value)
@@ -329,7 +329,7 @@ def test_columns_without_a_name_are_left_out_with_a_notice(tmp_path, text, notic
         ("content\nHello,x\n", "2 cells; the header has 1"),
     ],
 )
-def test_what_stands_in_a_column_without_a_name_is_not_lost(tmp_path, text, message):
+def test_values_in_a_column_without_a_name_are_refused(tmp_path, text, message):
     assert message in first_error(tmp_path, text).message
     renamed = rows(tmp_path, ",content\nann,Hello\n", name="x.csv", maps=["=user_id"])
     assert renamed == [{"user_id": "ann", "content": "Hello"}]
@@ -506,7 +506,7 @@ def test_a_key_with_a_point_is_a_key(tmp_path):
     assert flat == [{"content": "a", "user_id": "ann"}]
 
 
-def test_a_rename_that_nothing_has_is_told(tmp_path):
+def test_an_unused_rename_is_reported(tmp_path):
     _, notices = read(tmp_path, '{"content": "x"}', maps=["memroy=content"])
     assert notices == ["--map memroy: no line has it."]
 
@@ -538,7 +538,7 @@ def test_numbers_in_quotes_are_numbers(acme, tmp_path):
         load_file(file, "memories")
 
 
-def test_an_unknown_key_is_told_with_what_may_be_meant(acme, tmp_path):
+def test_an_unknown_key_is_refused_with_a_suggestion(acme, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"memory": "a"}')
     with pytest.raises(CommandError, match=r"Unknown field \(do you mean content\?\); allowed"):

@@ -113,7 +113,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_packed_files_are_unpacked_by_what_stands_in_them(tmp_path, name):
+def test_compressed_files_are_recognized_by_their_content(tmp_path, name):
     data = b"".join(b'{"external_id": "user-%d"}\n' % n for n in range(50_000))
     file = tmp_path / name
     file.write_bytes(PACKED[name](data))
@@ -125,7 +125,7 @@ def test_packed_files_are_unpacked_by_what_stands_in_them(tmp_path, name):
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
-def test_a_file_that_is_cut_off_is_told_with_its_last_whole_line(tmp_path, pack):
+def test_a_truncated_file_is_reported_with_its_last_whole_line(tmp_path, pack):
     data = b"".join(b'{"id": "%s"}\n' % os.urandom(20).hex().encode() for _ in range(50_000))
     file = tmp_path / "users.jsonl.x"
     for kept in (0.5, 0.99):
@@ -145,7 +145,7 @@ def test_a_file_that_is_cut_off_is_told_with_its_last_whole_line(tmp_path, pack)
 @pytest.mark.parametrize(
     "pack", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress]
 )
-def test_a_damaged_file_is_told(tmp_path, pack):
+def test_a_damaged_file_is_refused(tmp_path, pack):
     packed = bytearray(pack(os.urandom(300_000).hex().encode()))
     packed[len(packed) // 2] ^= 0xFF
     packed[100] ^= 0xFF
@@ -203,7 +203,7 @@ def test_more_bytes_than_are_allowed_are_refused(tmp_path, pack):
         (b"SQLite format 3\0", "is a SQLite database: write a table of it as CSV"),
     ],
 )
-def test_what_is_known_not_to_be_lines_is_told_by_name(tmp_path, data, message):
+def test_known_formats_without_lines_are_named(tmp_path, data, message):
     file = tmp_path / "users.jsonl"
     file.write_bytes(data)
     with pytest.raises(UnreadableFile, match=message):
@@ -249,7 +249,7 @@ def test_the_first_bytes_are_looked_at_and_not_lost(tmp_path, pack):
             assert source.bytes_read() == len(packed)
 
 
-def test_a_stream_that_breaks_is_told_with_its_last_whole_line():
+def test_a_broken_stream_is_reported_with_its_last_whole_line():
     class Broken(io.RawIOBase):
         sent = 0
 
@@ -404,7 +404,7 @@ def test_a_record_has_the_number_of_the_line_it_starts_on(tmp_path):
         (b"a,NaN", "null_word", "The word NaN likely means an empty value; --null NaN reads"),
     ],
 )
-def test_a_bad_record_is_told_and_the_next_one_read(tmp_path, record, code, message):
+def test_a_bad_record_is_reported_and_the_next_one_read(tmp_path, record, code, message):
     text = b"external_id,metadata\n" + record + b"\nb,{}\n"
     file = tmp_path / "rows.csv"
     file.write_bytes(text)
@@ -521,7 +521,7 @@ def test_rows_of_parquet_are_numbered_through_all_groups(tmp_path, pack):
     ]
 
 
-def test_bad_cells_of_parquet_are_told_by_row(tmp_path):
+def test_bad_cells_of_parquet_are_reported_by_row(tmp_path):
     table = {
         "external_id": [f"u{n}" for n in range(1, 5)],
         "metadata": ['{"a": 1}', "{", "{}", '{"b": "' + "x" * 200 + '"}'],
@@ -567,7 +567,7 @@ def test_parquet_is_loaded(acme, tmp_path):
 # -- rows from Python ----------------------------------------------------------------------------
 
 
-def test_rows_are_lines_of_json_and_bad_ones_are_told():
+def test_rows_are_lines_of_json_and_bad_ones_are_reported():
     moment = datetime.datetime(2024, 2, 1, tzinfo=datetime.UTC)
     given = [
         {"a": np.float32(0.5), "b": np.array([1.0, 2.0]), "c": moment, "d": decimal.Decimal("1.5")},

@@ -22,10 +22,10 @@ embedded = pytest.mark.skipif(
 def logged():
     """What the server has logged since the test started."""
     log = settings.EMBEDDED_SERVER.root / "server.log"
-    begun = log.stat().st_size
+    start = log.stat().st_size
 
     def read() -> str:
-        return log.read_bytes()[begun:].decode()
+        return log.read_bytes()[start:].decode()
 
     return read
 
@@ -119,11 +119,11 @@ def test_a_log_with_data_is_a_warning_only(client, db, monkeypatch, settings):
     monkeypatch.setattr(quiet, "CURRENT_SETTINGS", shown)
     response = client.get("/health/ready")
     assert (response.status_code, response.json()["reasons"]) == (200, [])
-    (told,) = response.json()["warnings"]
-    assert "(log_min_messages = warning)" in told
+    (warning_text,) = response.json()["warnings"]
+    assert "(log_min_messages = warning)" in warning_text
     (warning,) = check_log(databases=["default"])
-    assert (warning.id, warning.msg) == ("agentmem.W001", told)
-    assert "manage.py database stop" in told
+    assert (warning.id, warning.msg) == ("agentmem.W001", warning_text)
+    assert "manage.py database stop" in warning_text
     settings.EMBEDDED_SERVER = None
     (warning,) = check_log(databases=["default"])
     assert "manage.py setup_database" in warning.msg

@@ -51,7 +51,7 @@ def test_a_variable_is_read(read, value, wanted):
 
 
 @pytest.mark.parametrize(
-    ("read", "value", "told"),
+    ("read", "value", "message"),
     [
         (lambda v: v.integer("X", 7), "many", "X must be a whole number, 0 or more."),
         (lambda v: v.integer("X", 7, minimum=1), "0", "X must be a whole number, 1 or more."),
@@ -84,10 +84,10 @@ def test_a_variable_is_read(read, value, wanted):
         ),
     ],
 )
-def test_a_variable_is_refused_by_its_name(read, value, told):
+def test_a_variable_is_refused_by_its_name(read, value, message):
     with pytest.raises(ImproperlyConfigured) as refusal:
         read(of(value))
-    assert str(refusal.value) == told
+    assert str(refusal.value) == message
 
 
 MANAGE, RSGI = ("manage.py",), ("-c", "import agentmem_site.rsgi")

@@ -84,7 +84,7 @@ def test_every_option_reaches_every_connection():
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("postgres://u:secret@h/d?sslmod=require", "knows no option sslmod: remove it"),
         ("postgres://u:secret@h/d?sslmode=require&sslmode=disable", "sslmode is given twice"),
@@ -110,10 +110,10 @@ def test_every_option_reaches_every_connection():
         ("postgres://u:secret@[h/d", "are %-encoded"),
     ],
 )
-def test_a_url_is_refused_without_its_password(url, told):
+def test_a_url_is_refused_without_its_password(url, message):
     with pytest.raises(ImproperlyConfigured) as refusal:
         settings_of_url(url, "X")
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "cret" not in str(refusal.value)
 
 
@@ -215,13 +215,13 @@ def test_the_owner_s_url_checks_the_server(tls):
 
 
 def test_another_database_of_the_owner_is_refused():
-    told = run(
+    result = run(
         ["manage.py", "check"],
         DATABASE_URL="postgres://a:secret@h/one",
         DATABASE_OWNER_URL="postgres://o:secret@h/two",
     )
-    assert told.returncode == 2
-    assert told.stderr == (
+    assert result.returncode == 2
+    assert result.stderr == (
         "Error: DATABASE_OWNER_URL names the database two and DATABASE_URL one. Both must "
         "name the same database.\n"
     )

@@ -146,10 +146,10 @@ def unwanted(superuser: dict[str, Any]) -> None:
 
 def test_starting_a_running_server_is_cheap(server: Server) -> None:
     server.start(prepare=lambda superuser: None)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(10):
         server.start(prepare=unwanted)
-    assert (time.perf_counter() - begun) / 10 < 0.02
+    assert (time.perf_counter() - started) / 10 < 0.02
 
 
 def test_cluster_has_the_expected_settings(server: Server) -> None:
