@@ -55,7 +55,7 @@ class Source:
     name: str
     _lines: Iterable[NumberedLine]
     size: int | None = None  # bytes on disk, where they are known
-    head: bytes = b""  # the first few bytes as they lie there, by which packings are told apart
+    head: bytes = b""  # the first bytes of the file, which identify its compression
     # How far into the file on disk: through compression, the compressed bytes.
     bytes_read: Callable[[], int] = lambda: 0
     notices: Notices = field(default_factory=Notices)
@@ -202,8 +202,8 @@ def _of_text(
         text = Utf8(found.blocks(), name=found.name, encoding=options.encoding)
         blocks = Ahead(text)
         blocks.more()  # (from here on it is known whether it is transcoded)
-        is_told = options.format != "auto" or format_ == "csv"
-        shape = format_ if is_told else _shape(blocks, format_, options)
+        is_known = options.format != "auto" or format_ == "csv"
+        shape = format_ if is_known else _shape(blocks, format_, options)
         limit = options.max_line_bytes
         given: Iterator[NumberedLine]
         if shape == "json":

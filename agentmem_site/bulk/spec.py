@@ -251,11 +251,13 @@ def tolerant(spec: LoadSpec) -> LoadSpec:
 
 
 def lenient(spec: LoadSpec) -> type[msgspec.Struct]:
-    """The spec's line with times of any text, which `times` reads, and keys of any kind, of which
-    `key_of` says what may be one."""
-    told = msgspec.inspect.type_info(spec.line).fields  # type: ignore[attr-defined]
-    fields: list[Any] = [(f.name, str | int | float | None, None) for f in told if _is_moment(f)]
-    for f in told:
+    """The spec's line whose times and keys have any type: `times` parses the times, and
+    `key_of` validates the keys."""
+    declared = msgspec.inspect.type_info(spec.line).fields  # type: ignore[attr-defined]
+    fields: list[Any] = [
+        (f.name, str | int | float | None, None) for f in declared if _is_moment(f)
+    ]
+    for f in declared:
         if _is_key(f):
             fields.append((f.name, _AnyKey) if f.required else (f.name, _AnyKey | None, None))
     if spec.children:

@@ -223,7 +223,9 @@ def test_a_name_in_the_trash_and_an_invalid_one_are_refused(
 
 @pytest.mark.parametrize(
     ("method", "path", "body", "field"),
-    [each for each in EACH if each[3] != "session_id"],  # whoever writes messages makes sessions
+    [
+        each for each in EACH if each[3] != "session_id"
+    ],  # the scope for messages creates sessions, too
 )
 def test_a_caller_who_may_not_create_the_row_gets_the_scope(acme, rows, method, path, body, field):
     scope = f"{field[:-3]}:write"
