@@ -242,7 +242,9 @@ def test_a_foreign_id_in_a_body_or_filter_answers_as_a_random_one(theirs, cast):
 
     def row_to_change(name):
         if name not in own_rows:
-            own_rows[name] = theirs.post(name, BODIES[name]).json()["id"]
+            *_, natural_key = RESOURCES[name]
+            body = {**BODIES[name], natural_key: "own"}
+            own_rows[name] = theirs.post(name, body).json()["id"]
         return own_rows[name]
 
     tried = set()
