@@ -8,6 +8,7 @@ The ids of what lines refer to are not known here. Reference columns hold names,
 import math
 import os
 import re
+import struct
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from copy import copy
@@ -60,6 +61,9 @@ from agentmem_site.db.keys import KeyFault, key_of
 
 _OPENINGS: dict[binary.Encode, bytes] = {json_object: b"{", json_array: b"["}
 _PATH = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
+_NOT_KEPT = (
+    "{} of the lines is not kept: rows get the time of the load. --preserve-timestamps keeps it."
+)
 _QUOTED = re.compile(r"`(.*)`")
 _ID_BYTES = slice(4, 20)  # of an encoded uuid, behind its length
 # The first columns among a row's parts: `id` and `line_at`.
@@ -104,6 +108,11 @@ class Batch:
             if (name := row.parts[place]) is not None:
                 names.setdefault(name, row.number)
         return names
+
+    def has_names(self, column: str) -> bool:
+        """Whether a line refers to a row by this column."""
+        place = self.encoder.place_of[column]
+        return any(row.parts[place] is not None for row in self.rows)
 
     def named(self) -> Iterator[tuple[int, str, Name]]:
         """(line, column, name) of everything that the lines refer to."""
@@ -210,7 +219,7 @@ class Encoder:
         self._encoders += [(self._times.encoder(name), binary.NULL) for name in stamps]
         # Times that are checked and not kept.
         self._ignored_times = [
-            (name, self._times.encoder(name))
+            (name, self._times.encoder(name), _NOT_KEPT.format(name))
             for name in ("created_at", "updated_at")
             if name in spec.line.__struct_fields__ and not keeps_time
         ]
@@ -261,21 +270,23 @@ class Encoder:
         """The batch of these lines. Bad ones go to `reject`."""
         source = self.spec.children.source if self.spec.children else ""
         started_us = binary.microseconds(self.started)
-        random = os.urandom(8 * len(decoded))
+        chances = _random_numbers(4 * len(decoded) if source else len(decoded))
         rows = []
-        for index, (number, line, offset, digest) in enumerate(decoded):
+        for number, line, offset, digest in decoded:
             at_us = started_us + number
-            chance = int.from_bytes(random[8 * index : 8 * index + 8])
             if self.spec.keeps_ids:
                 row_id = binary.uuid(line.id)
             else:
+                chance = next(chances)
                 row_id = binary.data(
                     uuid7_among(at_us, 0, chance) if source else uuid7_at(at_us, chance)
                 )
             try:
                 parts = self._parts(line, row_id, binary.moment_of(at_us))
                 children, repeated = (
-                    self._children(getattr(line, source), row_id, at_us) if source else ({}, 0)
+                    self._children(getattr(line, source), row_id, at_us, chances)
+                    if source
+                    else ({}, 0)
                 )
             except LineError as error:
                 error.line, error.offset = number, offset
@@ -385,9 +396,13 @@ class Encoder:
             ]
         except Exception as error:
             raise self._fault(values) from error
-        for name, encode in self._ignored_times:
+        for name, encode, notice in self._ignored_times:
             if (given := getattr(line, name)) is not None:
-                self._check_ignored_time(name, given, encode)
+                try:
+                    encode(given)
+                except ValueError as error:
+                    raise LineError("invalid_value", name, str(error)) from error
+                self._times.notices.add(notice)
         parts[:0] = (self._header, row_id, created_at, *parent)
         for column, place, outer, outer_place in self._within:
             if parts[place] is not None:
@@ -396,30 +411,20 @@ class Encoder:
                 parts[place] = (parts[outer_place], parts[place])
         return parts
 
-    def _check_ignored_time(self, name: str, given: Any, encode: Callable[[Any], bytes]) -> None:
-        """Checks a time that is not kept. Raises: LineError."""
-        try:
-            encode(given)
-        except ValueError as error:
-            raise LineError("invalid_value", name, str(error)) from error
-        self._times.notices.add(
-            f"{name} of the lines is not kept: rows get the time of the load. "
-            "--preserve-timestamps keeps it."
-        )
-
-    def _children(self, lines: Sequence[Any], parent: bytes, at_us: int) -> tuple[Children, int]:
+    def _children(
+        self, lines: Sequence[Any], parent: bytes, at_us: int, chances: Iterator[int]
+    ) -> tuple[Children, int]:
         """The rows of a line's children, the last of each key; the number of repeated keys."""
         encoder = self.children
         rows: Children = {}
         if encoder is None:
             return rows, 0
-        created_at, random = binary.moment_of(at_us), os.urandom(8 * len(lines))
+        created_at = binary.moment_of(at_us)
         for position, line in enumerate(lines):
             if encoder.spec.keeps_ids:
                 row_id = binary.uuid(line.id)
             else:
-                chance = int.from_bytes(random[8 * position : 8 * position + 8])
-                row_id = binary.data(uuid7_among(at_us, position + 1, chance))
+                row_id = binary.data(uuid7_among(at_us, position + 1, next(chances)))
             try:
                 parts = encoder._parts(line, row_id, created_at, parent)
             except LineError as error:
@@ -457,6 +462,13 @@ class Encoder:
                 code = error.code if isinstance(error, KeyFault) else "invalid_value"
                 return LineError(code, source, str(error))
         return LineError("invalid_value", "", "The line cannot be encoded")
+
+
+def _random_numbers(at_once: int) -> Iterator[int]:
+    """Of 64 bits. (A call of urandom lets other threads go first: a call per row costs a tenth.)"""
+    draw = struct.Struct(f"<{max(at_once, 1)}Q")
+    while True:
+        yield from draw.unpack(os.urandom(draw.size))
 
 
 def _key_of(keys: list[list[int]]) -> Callable[[Sequence[Any]], Any]:

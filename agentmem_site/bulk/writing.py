@@ -178,7 +178,7 @@ class Writer:
         Raises: LineErrors, for lines that refer to deleted rows; ConcurrentChange, if these were
         deleted just now and are to be restored.
         """
-        references = [r for r in self.spec.references if batch.wanted(r.column)]
+        references = [r for r in self.spec.references if batch.has_names(r.column)]
         if self.spec.keeps_ids or not references:  # (an export says itself what is in the trash)
             return
         stage = self._stage
