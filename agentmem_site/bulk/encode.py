@@ -465,7 +465,7 @@ class Encoder:
 
 
 def _random_numbers(at_once: int) -> Iterator[int]:
-    """Of 64 bits. (A call of urandom lets other threads go first: a call per row costs a tenth.)"""
+    """Of 64 bits. (urandom releases the interpreter lock, so it is not called for each row.)"""
     draw = struct.Struct(f"<{max(at_once, 1)}Q")
     while True:
         yield from draw.unpack(os.urandom(draw.size))
