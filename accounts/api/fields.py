@@ -2,7 +2,7 @@
 
 import math
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,10 +12,10 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from accounts.services.naming import refusal
+from agentmem_site.bulk.times import EARLIEST, LATEST
 from agentmem_site.db.ids import NOBODY
 from agentmem_site.db.keys import MAX_KEY_LENGTH, KeyFault, as_id, key_of, kind_of
 
-_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _MAX_REAL, _MIN_REAL = 3.4e38, 1.2e-38
 # "+02:00" in a query string that was not escaped arrives as " 02:00".
 _UNESCAPED_OFFSET = re.compile(r" (?=\d\d:?\d\d$)")
@@ -53,7 +53,7 @@ def checked_in(field: str, value: Any) -> str:
         raise serializers.ValidationError({field: refused.detail}) from refused
 
 
-def asked_key(value: Any) -> str:
+def key_in_query(value: Any) -> str:
     """The key in a query. One that is too long matches nothing. Raises: ValidationError."""
     try:
         return key_of(value)
@@ -84,7 +84,7 @@ class KeyFilter(KeyField):
         super().__init__(**{"required": False, "max_length": None, **kwargs})
 
     def to_internal_value(self, data: Any) -> str:
-        return asked_key(data)
+        return key_in_query(data)
 
 
 @extend_schema_field(OpenApiTypes.STR)
@@ -149,7 +149,7 @@ class ReferenceFilter(serializers.Field[Any, Any, Any, Any]):
         super().__init__(required=False, **kwargs)
 
     def to_internal_value(self, data: Any) -> UUID:
-        key = asked_key(data)
+        key = key_in_query(data)
         rows = self.model.objects.for_organization(self.context["organization"])
         row = find(rows.only("pk", *filter(None, [self.key])), key, self.key)
         return NOBODY if row is None else row.pk
@@ -167,7 +167,7 @@ class Moment(serializers.DateTimeField):
         if value.tzinfo is None or value.utcoffset() is None:
             self.fail("naive")
         moment = super().enforce_timezone(value)
-        if not _EARLIEST <= moment < _LATEST:
+        if not EARLIEST <= moment < LATEST:
             self.fail("range")
         return moment
 

@@ -348,7 +348,8 @@ class Putting(Changing):
         try:
             with transaction.atomic():
                 if deleted is not None:
-                    self.records.purge(self.as_rows(deleted), **self.by)
+                    # (Not if somebody has restored it meanwhile.)
+                    self.records.purge(self.as_rows(deleted).deleted(), **self.by)
                 row, _ = self.perform_create(values)
         except Conflict:
             if (row := self.row_to_replace()) is None:  # another request has created it
@@ -408,7 +409,7 @@ class Trashing(mixins.DestroyModelMixin):
         return self.answered(self.get_object())
 
 
-class Finding(mixins.RetrieveModelMixin):
+class Retrieving(mixins.RetrieveModelMixin):
     @action(detail=False, url_path="by-key")
     def by_key(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
         """For keys that a path cannot hold: with a slash, or equal to the name of a route."""
@@ -419,11 +420,11 @@ class Finding(mixins.RetrieveModelMixin):
         return Response(self.get_serializer(row).data)
 
 
-class RecordViewSet(Listing, Finding, Adding, Putting, Trashing, TenantViewSet):
+class RecordViewSet(Listing, Retrieving, Adding, Putting, Trashing, TenantViewSet):
     """List, read, create, update, delete and restore."""
 
 
-class IdentityViewSet(Listing, Finding, Adding, Changing, Trashing, TenantViewSet):
+class IdentityViewSet(Listing, Retrieving, Adding, Changing, Trashing, TenantViewSet):
     """The same for the identity plane, where a key alone creates nothing."""
 
 

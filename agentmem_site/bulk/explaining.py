@@ -51,8 +51,7 @@ def _of_length(value: Any, sign: str, length: int) -> str:
     if sign == ">=" and length == 1:
         return "It must not be empty."
     unit = "characters" if isinstance(value, str) else "elements"
-    given = len(value) if isinstance(value, str | list) else "Other"
-    return f"{given} {unit} are given; {_BOUNDS[sign]} {length} are allowed."
+    return f"{len(value)} {unit} are given; {_BOUNDS[sign]} {length} are allowed."
 
 
 def _words(types: str) -> list[str]:

@@ -15,8 +15,8 @@ from agentmem_site.bulk.notices import Notices
 
 DATE_ORDERS = ("dmy", "mdy")
 NO_MOMENT = "Expected a moment between 1970 and 2200"
-_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(2200, 1, 1, tzinfo=UTC)
 _ECHOED = 80  # characters
 
 # Numbers since 1970, by their magnitude: (from, below, units per second, name). Each range holds
@@ -105,7 +105,7 @@ class Times:
         def encode(value: Any) -> bytes:
             if not isinstance(value, datetime):
                 value = self.read(value, field)
-            if not _EARLIEST <= value < _LATEST:
+            if not EARLIEST <= value < LATEST:
                 raise ValueError(NO_MOMENT)
             return binary.timestamptz(value)
 
@@ -226,7 +226,7 @@ def _as_postgresql(text: str) -> datetime | None:
 def _since_1970(value: float, per_second: int) -> datetime:
     whole, rest = divmod(value, per_second)
     try:
-        return _EARLIEST + timedelta(seconds=whole, microseconds=rest * 1_000_000 / per_second)
+        return EARLIEST + timedelta(seconds=whole, microseconds=rest * 1_000_000 / per_second)
     except OverflowError as error:
         raise ValueError(NO_MOMENT) from error
 

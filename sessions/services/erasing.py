@@ -45,7 +45,7 @@ class PeopleRecords(Records[User]):
     def purge(self, rows: Any, *, organization: Organization, actor: Actor) -> Counts:
         total: Counts = {}
         with transaction.atomic(), track_progress("erase users") as progress:
-            for user in rows.for_organization(organization).order_by("pk"):
+            for user in rows.for_organization(organization).order_by("pk").select_for_update():
                 counts = _erase(user, organization, actor, progress)
                 total = {k: total.get(k, 0) + counts.get(k, 0) for k in {**total, **counts}}
             _forget_vectors(organization)

@@ -1,15 +1,17 @@
 """PUT by key: creates, replaces, or takes the place of the row in the trash."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
 from django.db import connections
 
+from accounts.api.views import Putting
 from accounts.models import AuditEvent
 from accounts.roles import ALL_PERMISSIONS
-from accounts.tenancy import tenant
+from accounts.tenancy import is_inside, tenant
 from memories.models import Memory, MemoryHistory
 from tests.api.conftest import client_with
 from tests.makers import make_key, make_memory, make_user
@@ -122,6 +124,23 @@ def test_dependent_rows_of_the_previous_user_are_purged(acme, api):
     assert api.get("memories?user_id=ann&deleted=include").json()["results"] == []
     with tenant(acme):
         assert not Memory.objects.for_organization(acme).exists()
+
+
+def test_a_row_that_is_restored_meanwhile_is_replaced_and_not_purged(api, keyed, monkeypatch):
+    path, _, body, other = keyed
+    old = api.put(f"{path}/k", body).json()
+    api.delete(f"{path}/k")
+    place_for_new = Putting.place_for_new
+
+    def then_restored(view):
+        name, deleted = place_for_new(view)
+        with nullcontext() if is_inside() else tenant(view.organization):
+            view.records.restore(view.as_rows(deleted), **view.by)
+        return name, deleted
+
+    monkeypatch.setattr(Putting, "place_for_new", then_restored)
+    replaced = api.put(f"{path}/k", other)
+    assert (replaced.status_code, replaced.json()["id"]) == (200, old["id"])
 
 
 def test_a_refused_put_purges_nothing(api, keyed):
